@@ -1,0 +1,140 @@
+# `make` lists the targets. Any POSIX sh and GNU make will do; every Python package lives in .venv.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint mqar figures sweep clean check-scale
+# The prerequisites of a target are steps in an order; parallel runs are the launcher's business (JOBS).
+.NOTPARALLEL:
+
+VENV = .venv
+# make TARGET PY=python uses an environment of your own (conda, say) and skips set-up.
+PY = $(VENV)/bin/python
+STAMP = $(VENV)/.setup-done
+PYTHON ?=
+PYTHONS = $(or $(PYTHON),python3.11 python3.12 python3)
+
+# Asked at most once, and only by the targets that want to know.
+GPU = $(eval GPU := $(shell nvidia-smi -L 2>/dev/null | grep '^GPU ' | head -n 1))$(GPU)
+CORES = $(eval CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1))$(CORES)
+
+SCALES = laptop h200 paper
+ifeq ($(origin SCALE),undefined)
+SCALE = $(if $(GPU),h200,laptop)
+SCALE_ARG =
+SCALE_WHY = $(if $(GPU),nvidia-smi lists a GPU,nvidia-smi lists no GPU); override with SCALE=
+else
+SCALE_ARG = --scale $(SCALE)
+SCALE_WHY = as you asked
+endif
+# One run at a time on a GPU, one a core without.
+JOBS ?= $(if $(filter laptop,$(SCALE)),$(CORES),1)
+SWEEP ?= learning_rate
+ARGS ?=
+TEST_JOBS ?= 2
+TRAINER = $(if $(filter laptop,$(SCALE)),cpu,gpu)
+LAUNCHER = $(if $(filter-out 1,$(JOBS)),hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS))
+
+# Nothing leaves the machine unless you say so: WANDB_MODE=online make mqar
+WANDB_MODE ?= offline
+export WANDB_MODE
+
+help: ## List the targets
+	@echo "usage: make TARGET [NAME=value ...]"
+	@echo
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  SCALE     $(SCALES): the size of an experiment (default: h200 with a GPU, else laptop)"
+	@echo "  JOBS      runs at a time (default: one a core at laptop scale, else 1)"
+	@echo "  SWEEP     the sweep of make sweep, a file of configs/sweep (default: $(SWEEP))"
+	@echo "  ARGS      more Hydra overrides for mqar and sweep, more pytest arguments for test"
+	@echo "  PYTHON    the interpreter that set-up uses (default: python3.11, else python3.12, else python3)"
+	@echo "  PY        an environment of your own, PY=python, to be used as it is instead of .venv"
+
+setup: ## Create .venv with the pinned packages (skipped when that is done)
+	@set -eu; \
+	if [ "$(PY)" != $(VENV)/bin/python ]; then echo "setup: skipped, using $(PY) as it is"; exit 0; fi; \
+	want="$$(cat requirements.lock pyproject.toml | cksum) $(CURDIR)"; \
+	if [ "$$(cat $(STAMP) 2>/dev/null || true)" = "$$want" ] && $(PY) -c 'import pip' 2>/dev/null; then \
+	  echo "setup: $(VENV) is up to date"; exit 0; \
+	fi; \
+	rm -f $(STAMP); \
+	if ! $(PY) -c 'import pip' >/dev/null 2>&1; then \
+	  if [ -e $(VENV) ] || [ -L $(VENV) ]; then \
+	    if [ ! -f $(VENV)/pyvenv.cfg ]; then \
+	      echo "setup: $(VENV) exists and is not a virtual environment: move it away" >&2; exit 1; \
+	    fi; \
+	    echo "setup: the Python of $(VENV) is gone or incomplete: building it anew"; \
+	    rm -rf $(VENV); \
+	  fi; \
+	  python=; \
+	  for candidate in $(PYTHONS); do \
+	    if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' \
+	        >/dev/null 2>&1; then python="$$candidate"; break; fi; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    echo "setup: no Python 3.11 or 3.12 with its venv module found (tried: $(PYTHONS))." >&2; \
+	    echo "setup: install one (Debian: python3.11 python3.11-venv) or name it: make setup PYTHON=/path/to/python3.11" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "setup: creating $(VENV) with $$python ($$("$$python" --version 2>&1))"; \
+	  "$$python" -m venv $(VENV); \
+	fi; \
+	quiet=--quiet; if [ -t 1 ]; then quiet=; fi; \
+	torch="$$(grep '^torch==' requirements.lock)"; \
+	echo "setup: 1/3 installing $$torch (as downloaded by default this can be several GB)"; \
+	$(if $(GPU),,echo "setup:     no GPU here? CONTRIBUTING.md says how to get the small CPU build (PIP_EXTRA_INDEX_URL)";) \
+	$(PY) -m pip install $$quiet "$$torch"; \
+	echo "setup: 2/3 installing the other pinned packages of requirements.lock (a few minutes)"; \
+	$(PY) -m pip install $$quiet -r requirements.lock; \
+	echo "setup: 3/3 installing palimpsa itself, editable"; \
+	$(PY) -m pip install $$quiet --no-deps --no-build-isolation -e .; \
+	echo "$$want" > $(STAMP).tmp; \
+	mv $(STAMP).tmp $(STAMP); \
+	echo "setup: done"
+
+test: setup ## Lint, then run the tests (ARGS="-k name" for some of them)
+	@echo "test: ruff, then pytest on $(TEST_JOBS) processes, offline"
+	$(PY) -m ruff check .
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS) --dist loadfile $(ARGS)
+
+lint: setup ## Check style, formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+
+# train.py ends with 1 where runs failed: the others are still worth a figure. Anything above 1 is a wrong
+# command line or an interrupt.
+mqar: check-scale setup ## Reproduce Figures 2 and 3 (MQAR): train, collect, plot; finished runs are skipped
+	@echo "mqar: scale $(SCALE) ($(SCALE_WHY)), JOBS=$(JOBS) at a time; runs go to results/runs"
+	@status=0; \
+	(set -x; $(PY) scripts/train.py -m +sweep=mqar_figure2 scale=$(SCALE) trainer=$(TRAINER) $(LAUNCHER) $(ARGS)) || status=$$?; \
+	if [ $$status -gt 1 ]; then exit $$status; fi; \
+	(set -x; $(PY) scripts/collect_results.py --runs results/runs --out results/mqar) || exit $$?; \
+	(set -x; $(PY) scripts/plot_figures.py --results results/mqar --scale $(SCALE)) || exit $$?; \
+	if [ $$status -ne 0 ]; then \
+	  echo "mqar: some runs failed (see above); the figures show the ones that finished. 'make mqar' again retries the rest." >&2; \
+	  exit $$status; \
+	fi; \
+	echo "mqar: done; figures and tables are in results/mqar"
+
+figures: setup ## Draw the figures again from the committed results (no GPU, no network)
+	$(PY) scripts/plot_figures.py --results results/mqar $(SCALE_ARG)
+
+sweep: check-scale setup ## Run another sweep: make sweep SWEEP=learning_rate ARGS="model=gla"
+	@echo "sweep: $(SWEEP) at scale $(SCALE) ($(SCALE_WHY)), JOBS=$(JOBS) at a time"
+	$(PY) scripts/train.py -m +sweep=$(SWEEP) scale=$(SCALE) trainer=$(TRAINER) $(LAUNCHER) $(ARGS)
+
+clean: ## Remove .venv and caches; results stay
+	@if [ -e $(VENV) ] && [ ! -f $(VENV)/pyvenv.cfg ]; then \
+	  echo "clean: $(VENV) is not a virtual environment: left alone" >&2; exit 1; \
+	fi
+	rm -rf $(VENV) build dist src/palimpsa.egg-info .pytest_cache .ruff_cache .hypothesis .coverage
+	find kernels src scripts tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+check-scale:
+	@known=; for scale in $(SCALES); do if [ "$$scale" = "$(SCALE)" ]; then known=yes; fi; done; \
+	if [ -z "$$known" ]; then \
+	  echo "SCALE=$(SCALE) is not a scale; choose one of: $(SCALES)" >&2; exit 2; \
+	fi; \
+	if [ "$(SCALE)" != laptop ] && [ -z "$(GPU)" ]; then \
+	  echo "SCALE=$(SCALE) needs an NVIDIA GPU, and nvidia-smi -L lists none here. SCALE=laptop runs on a CPU." >&2; exit 2; \
+	fi
