@@ -1,0 +1,1 @@
+"""Palimpsa: Bayesian metaplasticity for attention-based models."""

@@ -1,0 +1,1 @@
+"""Data: synthetic recall tasks that are generated where they are used."""
