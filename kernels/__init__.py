@@ -1,0 +1,15 @@
+"""The Palimpsa attention operator. Needs torch only; see README.md in this folder."""
+
+from .chunked import palimpsa_chunked
+from .ops import palimpsa, palimpsa_step
+from .reference import palimpsa_reference
+from .types import PalimpsaOutput, PalimpsaState
+
+__all__ = [
+    "PalimpsaOutput",
+    "PalimpsaState",
+    "palimpsa",
+    "palimpsa_chunked",
+    "palimpsa_reference",
+    "palimpsa_step",
+]

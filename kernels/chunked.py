@@ -1,0 +1,477 @@
+"""The recurrence in plain PyTorch, chunk by chunk, with its own backward: the CPU's training path.
+
+README.md in this folder has the equations of both passes and the reasons for the layout.
+"""
+
+# B batch, T time, H heads, K key dim, V value dim, C chunk size, b = (batch rows of a block) * H
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .sequences import map_sequences
+from .types import PalimpsaOutput, PalimpsaState
+from .validation import check_sequence_inputs, compute_dtype
+
+
+def palimpsa_chunked(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None,
+    g: Tensor,
+    importance_prior: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state: tuple[Tensor, Tensor] | None = None,
+    output_final_state: bool = False,
+    output_variance: bool = False,
+    cu_seqlens: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> PalimpsaOutput:
+    """The operator of `palimpsa` in chunks of tokens; same arguments, results and errors.
+
+    Args:
+        chunk_size: tokens whose states exist at one time, in the forward and in the backward; chosen by the sizes
+            if None. It changes speed and memory, never the result.
+
+    Example:
+        >>> import torch
+        >>> q = k = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
+        >>> v = beta = torch.ones(1, 1, 1, 1)
+        >>> palimpsa_chunked(q, k, v, beta, torch.zeros(1, 1, 1), torch.ones(1), scale=1.0).o.item()
+        0.5
+    """
+    scale, state = check_sequence_inputs(
+        q, k, v, beta, g, importance_prior, scale, initial_state, cu_seqlens
+    )
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(f"chunk_size must be a positive integer or None, got {chunk_size!r}")
+    run = partial(
+        _run,
+        importance_prior=importance_prior,
+        scale=scale,
+        output_final_state=output_final_state,
+        output_variance=output_variance,
+        chunk_size=chunk_size,
+    )
+    # Autocast would round the products to half precision behind the recurrence's back.
+    with torch.autocast(q.device.type, enabled=False):
+        if cu_seqlens is not None:
+            return map_sequences(run, q, k, v, beta, g, state, cu_seqlens)
+        return run(q, k, v, beta, g, state)
+
+
+def _run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None,
+    g: Tensor,
+    initial_state: PalimpsaState | None,
+    *,
+    importance_prior: Tensor,
+    scale: float,
+    output_final_state: bool,
+    output_variance: bool,
+    chunk_size: int | None,
+) -> PalimpsaOutput:
+    B, T, H, _ = q.shape
+    K, V = q.shape[-1], v.shape[-1]
+    if T == 0 or v.numel() == 0:
+        return _no_tokens(v, importance_prior, K, initial_state, output_final_state, output_variance)
+    if beta is None and initial_state is None:
+        return _linear_attention(
+            q, k, v, g, importance_prior, scale, output_final_state, output_variance, chunk_size or 64
+        )
+    if beta is None:
+        beta = torch.zeros_like(v)
+    mean, importance = (None, None) if initial_state is None else initial_state
+    tensors = (q, k, v, beta, g, importance_prior, mean, importance)
+    plan = _make_plan(B, T, H, K, V, q.device, chunk_size)
+    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    o, variance, mean, importance = _Chunked.apply(
+        *tensors, scale, plan, save, output_final_state, output_variance
+    )
+    return PalimpsaOutput(
+        o, variance, PalimpsaState(mean, importance) if output_final_state else None
+    )
+
+
+def _no_tokens(
+    v: Tensor,
+    importance_prior: Tensor,
+    key_dim: int,
+    initial_state: PalimpsaState | None,
+    output_final_state: bool,
+    output_variance: bool,
+) -> PalimpsaOutput:
+    B, _, H, V = v.shape
+    dtype = compute_dtype(v.dtype)
+    state = None
+    if output_final_state and initial_state is not None:
+        # Copies: a decode step writes into the final state.
+        state = PalimpsaState(*(x.to(dtype, copy=True) for x in initial_state))
+    elif output_final_state:
+        prior = importance_prior.to(dtype)[:, None, None].expand(B, H, key_dim, V)
+        state = PalimpsaState(torch.zeros_like(prior), prior.clone())
+    return PalimpsaOutput(v.clone(), v.clone() if output_variance else None, state)
+
+
+def _linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    importance_prior: Tensor,
+    scale: float,
+    output_final_state: bool,
+    output_variance: bool,
+    chunk_size: int,
+) -> PalimpsaOutput:
+    """beta = 0 from the prior: I_t = I_prior for ever, so the operator is simple gated linear attention / I_prior."""
+    B, T, H, K = q.shape
+    V, out_dtype, dtype = v.shape[-1], v.dtype, compute_dtype(q.dtype)
+    C = min(chunk_size, T)
+    pad = -T % C
+    N = (T + pad) // C
+
+    def split(x: Tensor) -> Tensor:
+        # [B, T, H, D] -> [N, B * H, C, D]; a padded token writes nothing (k = 0) and keeps the memory (g = 0).
+        x = torch.nn.functional.pad(x.to(dtype), (0, 0, 0, 0, 0, pad))
+        return x.view(B, N, C, H, -1).permute(1, 0, 3, 2, 4).reshape(N, B * H, C, -1)
+
+    q_n, k_n, v_n = split(q) * scale, split(k), split(v)
+    log_decay = split(g[..., None])
+    # Sum of g over s+1..t as a masked cumulative sum: a difference of two would lose small decays and turn -inf into
+    # NaN. The last column (s = -1) is the decay since the chunk began.
+    lower = torch.ones(C, C + 1, dtype=torch.bool, device=q.device).tril(-1)
+    lower[:, C] = True
+    segments = log_decay.expand(N, B * H, C, C + 1).masked_fill(~lower, 0).cumsum(-2)
+    causal = lower | torch.eye(C, C + 1, dtype=torch.bool, device=q.device)
+    decay = segments.masked_fill(~causal, -torch.inf).exp()
+    within, since_start = decay[..., :C], decay[..., C:]
+
+    writes = (k_n * within[:, :, -1, :, None]).mT @ v_n
+    keep = since_start[:, :, -1:]
+    memory = torch.zeros_like(writes[0])
+    starts = []
+    for n in range(N):
+        starts.append(memory)
+        memory = keep[n] * memory + writes[n]
+
+    o = (q_n @ k_n.mT * within) @ v_n + since_start * (q_n @ torch.stack(starts))
+    o = o.view(N, B, H, C, V).permute(1, 0, 3, 2, 4).reshape(B, T + pad, H, V)[:, :T]
+    prior = importance_prior.to(dtype)[:, None]
+    variance = state = None
+    if output_variance:
+        variance = (scale * q.to(dtype)).square().sum(-1, keepdim=True) / prior
+        variance = variance.expand(B, T, H, V).to(out_dtype, copy=True)
+    if output_final_state:
+        importance = prior[..., None].expand(B, H, K, V).clone()
+        state = PalimpsaState(memory.view(B, H, K, V) / importance, importance)
+    return PalimpsaOutput((o / prior).to(out_dtype), variance, state)
+
+
+class _Plan(NamedTuple):
+    """How the work is cut: into blocks of batch rows, each into chunks of tokens."""
+
+    batch_rows: int
+    chunk_size: int
+
+    def blocks(self, batch: int) -> list[slice]:
+        starts = range(0, batch, self.batch_rows)
+        return [slice(s, min(s + self.batch_rows, batch)) for s in starts]
+
+    def lengths(self, num_tokens: int) -> list[int]:
+        whole, rest = divmod(num_tokens, self.chunk_size)
+        return [self.chunk_size] * whole + [rest] * (rest > 0)
+
+
+def _make_plan(
+    B: int, T: int, H: int, K: int, V: int, device: torch.device, chunk_size: int | None
+) -> _Plan:
+    # T / C states are kept for the backward and C exist at a time, so C grows like the root of T, in powers of two.
+    C = 1 << max(3, min(6, T.bit_length() // 2))
+    # Elements of one state of one chunk, as measured (README.md): fewer are all overhead, more leave the cache.
+    least, most = (2**17, 2**18) if device.type == "cpu" else (2**22, 2**24)
+    while C < 64 and 2 * C * B * H * K * V <= least:
+        C *= 2
+    C = min(T, chunk_size or C)
+    return _Plan(max(1, min(B, most // (C * H * K * V))), C)
+
+
+# PyTorch's CPU bmm runs a scalar loop below this many products; there a product and a sum are faster.
+_MIN_BMM_SIZE = 400
+
+
+def _sum_over_keys(row: Tensor, x: Tensor, out: Tensor, scratch: Tensor) -> None:
+    """out[n, 1, v] = sum_k row[n, 1, k] x[n, k, v]."""
+    if x.shape[1] * x.shape[2] >= _MIN_BMM_SIZE:
+        torch.bmm(row, x, out=out)
+    else:
+        torch.sum(torch.mul(row.mT, x, out=scratch), 1, keepdim=True, out=out)
+
+
+def _sum_over_values(row: Tensor, x: Tensor, out: Tensor, scratch: Tensor) -> None:
+    """out[n, 1, k] = sum_v row[n, 1, v] x[n, k, v]."""
+    if x.shape[1] * x.shape[2] >= _MIN_BMM_SIZE:
+        # A row times a transposed matrix: six times as fast as a matrix times a column.
+        torch.bmm(row, x.mT, out=out)
+    else:
+        torch.sum(torch.mul(row, x, out=scratch), 2, out=out[:, 0])
+
+
+class _Rows:
+    """One vector for each of the c tokens of a chunk, [c * b, 1, D] with time outermost, and two views of it."""
+
+    def __init__(self, like: Tensor, c: int, b: int, H: int, D: int) -> None:
+        self.rows = like.new_empty(c * b, 1, D)
+        self.columns = self.rows.mT
+        # [rows, c, H, D], the layout of the operator's arguments.
+        self.batch_major = self.rows.view(c, b // H, H, D).transpose(0, 1)
+
+    def load(self, x: Tensor) -> Tensor:
+        self.batch_major.copy_(x)
+        return self.rows
+
+
+class _Workspace:
+    """Memory for one chunk of c tokens of b = rows * H heads, reused by every chunk of this size."""
+
+    def __init__(
+        self, like: Tensor, c: int, b: int, H: int, K: int, V: int, num_scratch: int
+    ) -> None:
+        self.q, self.k, self.k_squared, self.dq, self.dk, self.dk_squared = (
+            _Rows(like, c, b, H, K) for _ in range(6)
+        )
+        self.v, self.beta, self.o, self.dv, self.dbeta = (_Rows(like, c, b, H, V) for _ in range(5))
+        # M = I * mu and I, before the first token and after each.
+        states = like.new_empty(2, c + 1, b, K, V)
+        self.slots = states.unbind(1)
+        self.before = states[:, :c]
+        self.M, self.I = (x.view(-1, K, V) for x in states[:, 1:])
+        self.scratch = like.new_empty(num_scratch, c, b, K, V)
+
+
+class _Block:
+    """The part of the arguments that belongs to some batch rows, cut into chunks of tokens."""
+
+    def __init__(
+        self,
+        rows: slice,
+        lengths: list[int],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        beta: Tensor,
+        g: Tensor,
+        importance_prior: Tensor,
+        scale: float,
+        dtype: torch.dtype,
+    ) -> None:
+        self.num_rows, T, H = g[rows].shape
+        self.b = self.num_rows * H
+        self.rows, self.lengths, self.scale = rows, lengths, scale
+        self.qs, self.ks, self.vs, self.betas = (self.split(x) for x in (q, k, v, beta))
+        # [T, b] and [b]
+        self.alpha = g[rows].to(dtype).exp().transpose(0, 1).reshape(T, self.b)
+        self.prior = importance_prior.to(dtype).repeat(self.num_rows)
+        # What forgetting gives back to the importance, for each token.
+        self.given_back = ((1 - self.alpha) * self.prior)[..., None, None].split(lengths)
+        self.alphas = [x.unbind(0) for x in self.alpha[..., None, None].split(lengths)]
+
+    def split(self, x: Tensor) -> Sequence[Tensor]:
+        return x[self.rows].split(self.lengths, dim=1)
+
+    def fill(self, n: int, start: Tensor, w: _Workspace) -> None:
+        """Computes the states of chunk n by Eq. 25-26, token by token, for both states and all heads at once."""
+        w.q.load(self.qs[n]).mul_(self.scale)
+        k, v, beta = w.k.load(self.ks[n]), w.v.load(self.vs[n]), w.beta.load(self.betas[n])
+        torch.mul(k, k, out=w.k_squared.rows)
+        torch.mul(w.k.columns, v, out=w.M)
+        torch.mul(w.k_squared.columns, beta, out=w.I)
+        w.I.add_(self.given_back[n].view(-1, 1, 1))
+        w.slots[0].copy_(start)
+        for before, after, alpha in zip(w.slots, w.slots[1:], self.alphas[n], strict=False):
+            after.addcmul_(before, alpha)
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        beta: Tensor,
+        g: Tensor,
+        importance_prior: Tensor,
+        mean0: Tensor | None,
+        importance0: Tensor | None,
+        scale: float,
+        plan: _Plan,
+        save: bool,
+        output_final_state: bool,
+        output_variance: bool,
+    ) -> tuple[Tensor | None, ...]:
+        (B, T, H, K), V = q.shape, v.shape[-1]
+        like = q.new_empty(0, dtype=compute_dtype(q.dtype))
+        lengths = plan.lengths(T)
+        workspace = cache(partial(_Workspace, like, H=H, K=K, V=V, num_scratch=1))
+        o = v.new_empty(B, T, H, V)
+        variance = v.new_empty(B, T, H, V) if output_variance else None
+        mean = importance = None
+        if output_final_state:
+            mean, importance = like.new_empty(B, H, K, V), like.new_empty(B, H, K, V)
+
+        all_starts = []
+        for rows in plan.blocks(B):
+            block = _Block(rows, lengths, q, k, v, beta, g, importance_prior, scale, like.dtype)
+            state_shape = (block.num_rows, H, K, V)
+            starts = like.new_empty(len(lengths) if save else 1, 2, block.b, K, V)
+            if mean0 is None or importance0 is None:
+                starts[0, 0] = 0
+                starts[0, 1] = block.prior[:, None, None]
+            else:
+                starts[0, 1].view(state_shape).copy_(importance0[rows])
+                starts[0, 0].view(state_shape).copy_(mean0[rows])
+                starts[0, 0].mul_(starts[0, 1])
+            all_starts.append(starts)
+            outputs = block.split(o)
+            variances = None if variance is None else block.split(variance)
+
+            start = starts[0]
+            for n, c in enumerate(lengths):
+                w = workspace(c, block.b)
+                if n and save:
+                    starts[n].copy_(start)
+                block.fill(n, start, w)
+                x = w.scratch[0].view(-1, K, V)
+                torch.div(w.M, w.I, out=x)
+                _sum_over_keys(w.q.rows, x, w.o.rows, x)
+                outputs[n].copy_(w.o.batch_major)
+                if variances is not None:
+                    torch.reciprocal(w.I, out=x)
+                    _sum_over_keys(w.q.rows.square(), x, w.o.rows, x)
+                    variances[n].copy_(w.o.batch_major)
+                start = w.slots[-1]
+
+            if mean is not None and importance is not None:
+                mean[rows] = (start[0] / start[1]).view(state_shape)
+                importance[rows] = start[1].view(state_shape)
+
+        inputs = (q, k, v, beta, g, importance_prior, mean0, importance0)
+        ctx.save_for_backward(*inputs, mean, importance, *(all_starts if save else ()))
+        ctx.scale, ctx.plan = scale, plan
+        ctx.set_materialize_grads(False)
+        return o, variance, mean, importance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+            return _backward(ctx, *grads)
+
+
+def _backward(
+    ctx: Any,
+    d_o: Tensor | None,
+    d_variance: Tensor | None,
+    d_mean: Tensor | None,
+    d_importance: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    q, k, v, beta, g, prior, mean0, importance0, mean, importance, *all_starts = ctx.saved_tensors
+    (B, T, H, K), V = q.shape, v.shape[-1]
+    lengths = ctx.plan.lengths(T)
+    like = all_starts[0]
+    workspace = cache(partial(_Workspace, like, H=H, K=K, V=V, num_scratch=4))
+    needs_beta, needs_alpha = ctx.needs_input_grad[3], any(ctx.needs_input_grad[4:6])
+    dq, dk, dv, dbeta, dg = (x.new_empty(x.shape) for x in (q, k, v, beta, g))
+    dprior = like.new_zeros(H)
+    dmean0 = dimportance0 = None
+    if mean0 is not None:
+        dmean0, dimportance0 = like.new_empty(B, H, K, V), like.new_empty(B, H, K, V)
+
+    for rows, starts in zip(ctx.plan.blocks(B), all_starts, strict=True):
+        block = _Block(rows, lengths, q, k, v, beta, g, prior, ctx.scale, like.dtype)
+        state_shape = (block.num_rows, H, K, V)
+        dqs, dks, dvs, dbetas = (block.split(x) for x in (dq, dk, dv, dbeta))
+        d_os = None if d_o is None else block.split(d_o)
+        d_variances = None if d_variance is None else block.split(d_variance)
+        # dL/dalpha through M and through I, and dL/d(given back), for each token.
+        d_alpha, d_given_back = like.new_empty(2, T, block.b), like.new_empty(T, block.b)
+        d_alphas, d_given_backs = d_alpha.split(lengths, dim=1), d_given_back.split(lengths)
+
+        # dL/dM at the end of the chunk and, here and below, MINUS dL/dI: dI = -dM * mu then needs no negation.
+        carry = like.new_zeros(2, block.b, K, V)
+        carry_M, carry_I = carry.view(2, *state_shape)
+        if d_mean is not None:
+            torch.div(d_mean[rows], importance[rows], out=carry_M)
+            torch.mul(carry_M, mean[rows], out=carry_I)
+        if d_importance is not None:
+            carry_I.sub_(d_importance[rows])
+
+        for n in reversed(range(len(lengths))):
+            w = workspace(lengths[n], block.b)
+            block.fill(n, starts[n], w)
+            both, spare = w.scratch[:2], w.scratch[2:]
+            dM, dI, mu, R = w.scratch.view(4, -1, K, V)
+
+            torch.reciprocal(w.I, out=R)
+            if d_os is not None:
+                do = w.o.load(d_os[n])
+                torch.mul(w.M, R, out=mu)
+                _sum_over_values(do, mu, w.dq.rows, dM)
+                torch.mul(R, w.q.columns, out=dM).mul_(do)
+                torch.mul(dM, mu, out=dI)
+            else:
+                w.dq.rows.zero_()
+                both.zero_()
+            if d_variances is not None:
+                dvar = w.o.load(d_variances[n])
+                _sum_over_values(dvar, R, w.dk.rows, mu)
+                w.dq.rows.addcmul_(w.dk.rows, w.q.rows, value=2)
+                dI.add_(R.mul_(w.q.columns).square_().mul_(dvar))
+
+            slots, alphas = both.unbind(1), block.alphas[n]
+            slots[-1].add_(carry)
+            for t in range(len(alphas) - 1, 0, -1):
+                slots[t - 1].addcmul_(slots[t], alphas[t])
+            torch.mul(slots[0], alphas[0], out=carry)
+
+            _sum_over_values(w.v.rows, dM, w.dk.rows, mu)
+            _sum_over_values(w.beta.rows, dI, w.dk_squared.rows, mu)
+            _sum_over_keys(w.k.rows, dM, w.dv.rows, mu)
+            torch.mul(w.dq.batch_major, ctx.scale, out=dqs[n])
+            # k reaches M as k and I as k^2.
+            w.dk.rows.addcmul_(w.dk_squared.rows, w.k.rows, value=-2)
+            dks[n].copy_(w.dk.batch_major)
+            dvs[n].copy_(w.dv.batch_major)
+            if needs_beta:
+                _sum_over_keys(w.k_squared.rows, dI, w.dbeta.rows, mu)
+                torch.neg(w.dbeta.batch_major, out=dbetas[n])
+            if needs_alpha:
+                torch.sum(torch.mul(both, w.before, out=spare), (3, 4), out=d_alphas[n])
+                torch.sum(both[1], (2, 3), out=d_given_backs[n])
+
+        # alpha multiplies M_{t-1} and I_{t-1} - I_prior.
+        dg_block = (d_alpha[0] - d_alpha[1]).addcmul_(d_given_back, block.prior).mul_(block.alpha)
+        dg[rows] = dg_block.view(T, -1, H).transpose(0, 1).to(dg.dtype)
+        dprior_block = ((block.alpha - 1) * d_given_back).sum(0)
+        if mean0 is None or dmean0 is None or dimportance0 is None:
+            dprior_block -= carry[1].sum((1, 2))
+        else:
+            torch.mul(carry_M, importance0[rows], out=dmean0[rows])
+            torch.mul(carry_M, mean0[rows], out=dimportance0[rows]).sub_(carry_I)
+        dprior += dprior_block.view(-1, H).sum(0)
+
+    grads: list[Tensor | None] = [dq, dk, dv, dbeta, dg, dprior, dmean0, dimportance0]
+    inputs = (q, k, v, beta, g, prior, mean0, importance0)
+    for i, (x, source, needed) in enumerate(zip(grads, inputs, ctx.needs_input_grad, strict=False)):
+        # What nobody needs may not have been computed at all.
+        grads[i] = x.to(source.dtype) if needed and x is not None else None
+    return (*grads, None, None, None, None, None)

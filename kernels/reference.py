@@ -1,0 +1,103 @@
+"""The recurrence token by token, as plainly as the equations: the contract of every other path."""
+
+# B batch, T time, H heads, K key dim, V value dim
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .sequences import map_sequences
+from .types import PalimpsaOutput, PalimpsaState
+from .validation import check_sequence_inputs, compute_dtype
+
+
+def palimpsa_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None,
+    g: Tensor,
+    importance_prior: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state: tuple[Tensor, Tensor] | None = None,
+    output_final_state: bool = False,
+    output_variance: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> PalimpsaOutput:
+    """The operator of `palimpsa`, one token at a time; same arguments, results and errors.
+
+    Slow, differentiable by autograd, and exact in any dtype: float64 inputs are computed in float64, all others in
+    float32. Every other path is tested against this one.
+
+    Example:
+        >>> import torch
+        >>> q = k = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
+        >>> v = beta = torch.ones(1, 1, 1, 1)
+        >>> palimpsa_reference(q, k, v, beta, torch.zeros(1, 1, 1), torch.ones(1), scale=1.0).o.item()
+        0.5
+    """
+    scale, state = check_sequence_inputs(
+        q, k, v, beta, g, importance_prior, scale, initial_state, cu_seqlens
+    )
+    run = partial(
+        _recurrence,
+        importance_prior=importance_prior,
+        scale=scale,
+        output_final_state=output_final_state,
+        output_variance=output_variance,
+    )
+    # Autocast would round the products to half precision behind the recurrence's back.
+    with torch.autocast(q.device.type, enabled=False):
+        if cu_seqlens is not None:
+            return map_sequences(run, q, k, v, beta, g, state, cu_seqlens)
+        return run(q, k, v, beta, g, state)
+
+
+def _recurrence(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None,
+    g: Tensor,
+    initial_state: PalimpsaState | None,
+    *,
+    importance_prior: Tensor,
+    scale: float,
+    output_final_state: bool,
+    output_variance: bool,
+) -> PalimpsaOutput:
+    out_dtype, dtype = v.dtype, compute_dtype(q.dtype)
+    (B, T, H, K), V = q.shape, v.shape[-1]
+    # [B, T, H, K, V] by broadcasting: keys and queries stand along K, values and precisions along V.
+    q, k = q.to(dtype)[..., :, None], k.to(dtype)[..., :, None]
+    v = v.to(dtype)[..., None, :]
+    beta = None if beta is None else beta.to(dtype)[..., None, :]
+    alpha = g.to(dtype).exp()[..., None, None]
+    prior = importance_prior.to(dtype)[:, None, None].expand(B, H, K, V)
+
+    if initial_state is None:
+        mean, importance = torch.zeros_like(prior), prior.clone()
+    else:
+        # Clones, so that a final state never shares memory with the initial one: a decode step writes into it.
+        mean = initial_state.mean.to(dtype, copy=True)
+        importance = initial_state.importance.to(dtype, copy=True)
+
+    # Empty slices, so that T = 0 gives an empty result that is still part of the graph.
+    outputs, variances = [v[:, :0, :, 0]], [v[:, :0, :, 0]]
+    weighted_mean = importance * mean
+    for t in range(T):
+        weighted_mean = alpha[:, t] * weighted_mean + k[:, t] * v[:, t]
+        importance = alpha[:, t] * importance + (1 - alpha[:, t]) * prior
+        if beta is not None:
+            importance = importance + k[:, t].square() * beta[:, t]
+        mean = weighted_mean / importance
+        outputs.append(scale * (q[:, t] * mean).sum(-2)[:, None])
+        if output_variance:
+            variances.append(scale**2 * (q[:, t].square() / importance).sum(-2)[:, None])
+
+    return PalimpsaOutput(
+        torch.cat(outputs, dim=1).to(out_dtype),
+        torch.cat(variances, dim=1).to(out_dtype) if output_variance else None,
+        PalimpsaState(mean, importance) if output_final_state else None,
+    )

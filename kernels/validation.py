@@ -1,0 +1,250 @@
+"""Checks of the operator's arguments: every message names the argument, what came and what was expected.
+
+Shapes, dtypes and devices are always checked. Values are checked in debug mode only, because reading them
+costs a pass over the data and, on a GPU, a host synchronisation: PALIMPSA_DEBUG=1 turns it on, 0 off; unset, it is
+on for CPU tensors and off elsewhere. It never runs under torch.compile, where values cannot be read.
+"""
+
+# B batch, T time, H heads, K key dim, V value dim, N sequences packed along T
+import math
+import numbers
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .types import PalimpsaState
+
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the recurrence and of the state: float64 for float64 inputs, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _names(dtypes: Sequence[torch.dtype]) -> str:
+    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def _check_tensor(name: str, x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+
+
+def _check_shape(name: str, x: Tensor, expected: tuple[int, ...], layout: str) -> None:
+    if tuple(x.shape) != expected:
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}, expected {layout} = {expected} to agree with the other arguments"
+        )
+
+
+def _check_dtype(name: str, x: Tensor, allowed: Sequence[torch.dtype], why: str = "") -> None:
+    if x.dtype not in allowed:
+        raise TypeError(f"{name} has dtype {_names([x.dtype])}, expected {_names(allowed)}{why}")
+
+
+def _check_scale(scale: float | None, key_dim: int) -> float:
+    if scale is None:
+        return key_dim**-0.5 if key_dim else 1.0
+    if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
+        raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+    return float(scale)
+
+
+def _as_state(name: str, state: object) -> PalimpsaState:
+    if not isinstance(state, tuple | list) or len(state) != 2:
+        raise TypeError(
+            f"{name} must be a PalimpsaState or a pair (mean, importance), got {type(state).__name__}"
+        )
+    return PalimpsaState(*state)
+
+
+def debug_enabled(device: torch.device) -> bool:
+    """Whether the values of the arguments are checked; see the module's docstring."""
+    if torch.compiler.is_compiling():
+        return False
+    setting = os.environ.get("PALIMPSA_DEBUG", "")
+    if setting not in ("", "0", "1"):
+        raise ValueError(f"the environment variable PALIMPSA_DEBUG is {setting!r}, expected 0 or 1")
+    return setting == "1" or (setting == "" and device.type == "cpu")
+
+
+@torch.no_grad()
+def _check_values(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None,
+    g: Tensor,
+    importance_prior: Tensor,
+    state_name: str,
+    state: PalimpsaState | None,
+) -> None:
+    # One reduction each: amax and amin return NaN when there is one, and a NaN fails every comparison.
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.numel() and math.isnan(x.amax().item()):
+            raise ValueError(f"{name} contains NaN")
+    if g.numel() and not (top := g.amax().item()) <= 0:
+        raise ValueError(f"g must be <= 0 everywhere (a log decay, alpha = exp(g)), its maximum is {top}")
+    if beta is not None and beta.numel() and not (low := beta.amin().item()) >= 0:
+        raise ValueError(f"beta must be >= 0 everywhere (a precision), its minimum is {low}")
+    if importance_prior.numel() and not (low := importance_prior.amin().item()) > 0:
+        raise ValueError(f"importance_prior must be > 0 everywhere, its minimum is {low}")
+    if state is not None and state.importance.numel():
+        if not (low := state.importance.amin().item()) > 0:
+            raise ValueError(f"{state_name}.importance must be > 0 everywhere, its minimum is {low}")
+        if math.isnan(state.mean.amax().item()):
+            raise ValueError(f"{state_name}.mean contains NaN")
+
+
+def _check_common(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None,
+    g: Tensor,
+    importance_prior: Tensor,
+    state_name: str,
+    state: PalimpsaState | None,
+    num_states: int | None,
+    state_dtypes: Sequence[torch.dtype],
+    time: str,
+) -> None:
+    """`time` is "T, " for whole sequences and "" for a single token."""
+    tensors: dict[str, Tensor] = {"q": q, "k": k, "v": v, "g": g, "importance_prior": importance_prior}
+    if beta is not None:
+        tensors["beta"] = beta
+    if state is not None:
+        tensors[f"{state_name}.mean"] = state.mean
+        tensors[f"{state_name}.importance"] = state.importance
+    for name, x in tensors.items():
+        _check_tensor(name, x)
+
+    rank = 4 if time else 3
+    for name, x, last in (("q", q, "K"), ("v", v, "V")):
+        if x.ndim != rank:
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}, expected {rank} dimensions [B, {time}H, {last}]"
+            )
+    *lead, key_dim = q.shape
+    value_dim = v.shape[-1]
+    if key_dim < 1:
+        raise ValueError(f"q has shape {tuple(q.shape)}, expected a key dim K >= 1")
+    _check_shape("k", k, (*lead, key_dim), f"[B, {time}H, K]")
+    _check_shape("v", v, (*lead, value_dim), f"[B, {time}H, V]")
+    if beta is not None:
+        _check_shape("beta", beta, (*lead, value_dim), f"[B, {time}H, V]")
+    _check_shape("g", g, (*lead,), f"[B, {time}H]")
+    _check_shape("importance_prior", importance_prior, (lead[-1],), "[H]")
+    if state is not None:
+        batch = lead[0] if num_states is None else num_states
+        layout = "[B, H, K, V]" if num_states is None else "[N, H, K, V], one row a sequence,"
+        for name in (f"{state_name}.mean", f"{state_name}.importance"):
+            _check_shape(name, tensors[name], (batch, lead[-1], key_dim, value_dim), layout)
+
+    _check_dtype("q", q, FLOAT_DTYPES)
+    for name, x in (("k", k), ("v", v)):
+        _check_dtype(name, x, (q.dtype,), f", the dtype of q")
+    if beta is not None:
+        _check_dtype("beta", beta, (q.dtype, torch.float32), " (q's dtype or float32)")
+    # A log decay near 0 sets windows of thousands of tokens: bf16 would round it by up to 0.4%, and rounding alpha
+    # itself would lose it altogether.
+    g_dtypes = (torch.float32, torch.float64) if q.dtype == torch.float64 else (torch.float32,)
+    _check_dtype("g", g, g_dtypes, ": half precision loses small decays, pass g.float()")
+    _check_dtype("importance_prior", importance_prior, FLOAT_DTYPES)
+    if state is not None:
+        for name in (f"{state_name}.mean", f"{state_name}.importance"):
+            _check_dtype(name, tensors[name], state_dtypes)
+
+    for name, x in tensors.items():
+        if x.device != q.device:
+            raise ValueError(f"{name} is on device {x.device}, expected {q.device}, the device of q")
+    if debug_enabled(q.device):
+        _check_values(q, k, v, beta, g, importance_prior, state_name, state)
+
+
+def check_sequence_inputs(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None,
+    g: Tensor,
+    importance_prior: Tensor,
+    scale: float | None,
+    initial_state: tuple[Tensor, Tensor] | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[float, PalimpsaState | None]:
+    """Checks the arguments of `palimpsa`; returns the scale and the state with their defaults filled in."""
+    state = None if initial_state is None else _as_state("initial_state", initial_state)
+    num_states = None
+    if cu_seqlens is not None:
+        _check_tensor("cu_seqlens", cu_seqlens)
+        if cu_seqlens.ndim != 1 or cu_seqlens.numel() < 2:
+            raise ValueError(
+                f"cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected [N + 1] with N >= 1 sequences"
+            )
+        _check_dtype("cu_seqlens", cu_seqlens, _INTEGER_DTYPES)
+        num_states = cu_seqlens.numel() - 1
+    _check_common(
+        q, k, v, beta, g, importance_prior, "initial_state", state, num_states,
+        (torch.float32, torch.float64), "T, ",
+    )  # fmt: skip
+    if cu_seqlens is not None:
+        if q.shape[0] != 1:
+            raise ValueError(f"cu_seqlens needs sequences packed along T in a batch of B = 1, got B = {q.shape[0]}")
+        if cu_seqlens.device != q.device:
+            raise ValueError(f"cu_seqlens is on device {cu_seqlens.device}, expected {q.device}, the device of q")
+    return _check_scale(scale, q.shape[-1]), state
+
+
+def check_step_inputs(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None,
+    g: Tensor,
+    importance_prior: Tensor,
+    scale: float | None,
+    state: tuple[Tensor, Tensor],
+) -> tuple[float, PalimpsaState]:
+    """Checks the arguments of `palimpsa_step`; returns the scale with its default filled in, and the state."""
+    state = _as_state("state", state)
+    # The update writes into the state: a cast copy would silently leave the caller's tensors as they were.
+    state_dtypes = (compute_dtype(q.dtype),) if isinstance(q, Tensor) else FLOAT_DTYPES
+    _check_common(q, k, v, beta, g, importance_prior, "state", state, None, state_dtypes, "")
+    tensors = {
+        "q": q, "k": k, "v": v, "beta": beta, "g": g, "importance_prior": importance_prior,
+        "state.mean": state.mean, "state.importance": state.importance,
+    }  # fmt: skip
+    for name, x in tensors.items():
+        if torch.is_grad_enabled() and x is not None and x.requires_grad:
+            raise ValueError(
+                f"{name} requires grad, but palimpsa_step updates the state in place and has no backward: "
+                "call it under torch.no_grad() or torch.inference_mode(), or use palimpsa to train"
+            )
+    for name in ("state.mean", "state.importance"):
+        x = tensors[name]
+        if any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)):
+            raise ValueError(
+                f"{name} is an expanded view (strides {x.stride()}), which cannot be updated in place: "
+                "pass a contiguous copy"
+            )
+    return _check_scale(scale, q.shape[-1]), state
+
+
+def sequence_bounds(cu_seqlens: Tensor, num_tokens: int) -> list[int]:
+    """The values of `cu_seqlens`, checked. Reads them to the host."""
+    bounds = [int(b) for b in cu_seqlens.tolist()]
+    if bounds[0] != 0:
+        raise ValueError(f"cu_seqlens must start at 0, got {bounds[0]}")
+    if bounds[-1] != num_tokens:
+        raise ValueError(f"cu_seqlens must end at T = {num_tokens}, got {bounds[-1]}")
+    for n, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        if end < start:
+            raise ValueError(f"cu_seqlens must not decrease, got {start} then {end} at position {n + 1}")
+    return bounds
