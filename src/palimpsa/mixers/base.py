@@ -1,0 +1,85 @@
+"""The interface of a mixer: x [B, T, D] -> y [B, T, D], in parallel over a context or token by token."""
+
+# B batch, T time, D model width, H heads, K key dim, V value dim
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from palimpsa.mixers.layers import MemoryTrace, MixerCache, ShortConvolution
+
+
+class Mixer(nn.Module):
+    """Base of all mixers.
+
+    Subclasses define `forward`, `memory` and `state_shapes`. A cache makes `forward` continue where the cache stands,
+    so that prefill and decoding mix freely: `forward(x[:, :5], cache)` then `step(x[:, 5], cache)`.
+
+    Attributes:
+        num_heads, head_k_dim, head_v_dim: H, K, V.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, head_k_dim: int, head_v_dim: int, conv_width: int) -> None:
+        super().__init__()
+        sizes = {
+            "d_model": d_model,
+            "num_heads": num_heads,
+            "head_k_dim": head_k_dim,
+            "head_v_dim": head_v_dim,
+            "conv_width": conv_width,
+        }
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name}: got {value}, expected >= 1")
+        self.d_model = d_model
+        self.num_heads = num_heads
+        self.head_k_dim = head_k_dim
+        self.head_v_dim = head_v_dim
+
+    def state_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """Shape (H, K, V) of each recurrent state of one sequence."""
+        raise NotImplementedError
+
+    @property
+    def state_size(self) -> int:
+        """Recurrent memory of one sequence in this layer, in numbers; short convolutions' inputs not counted."""
+        return sum(heads * keys * values for heads, keys, values in self.state_shapes())
+
+    def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
+        """The state before the first token: zeros, [B, H, K, V] fp32 each, unless a mixer says otherwise."""
+        device = next(self.parameters()).device
+        return tuple(torch.zeros(batch_size, *shape, device=device) for shape in self.state_shapes())
+
+    def new_cache(self, batch_size: int) -> MixerCache:
+        """The cache before the first token of `batch_size` sequences."""
+        convolutions = [module for module in self.modules() if isinstance(module, ShortConvolution)]
+        return MixerCache([conv.new_cache(batch_size) for conv in convolutions], self.initial_state(batch_size))
+
+    def forward(self, x: Tensor, cache: MixerCache | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
+        """Mixes a context.
+
+        Args:
+            x: [B, T, D].
+            cache: continue from this cache and bring it up to date; None starts afresh.
+            cu_seqlens: [N+1] integer boundaries of N sequences packed into one row (B = 1); not with a cache.
+
+        Returns:
+            [B, T, D].
+        """
+        raise NotImplementedError
+
+    def memory(self, x: Tensor) -> MemoryTrace:
+        """Windows and final importance that the context x [B, T, D] leads to."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, x: Tensor, cache: MixerCache) -> Tensor:
+        """Decodes one token: x [B, D] -> [B, D]; updates `cache` in place."""
+        return self.forward(x[:, None], cache)[:, 0]
+
+
+def check_packing(cache: MixerCache | None, cu_seqlens: Tensor | None) -> None:
+    """Raises ValueError where a cache and packed sequences come together."""
+    if cache is not None and cu_seqlens is not None:
+        raise ValueError("cu_seqlens: packed sequences cannot continue a cache; pass one or the other")

@@ -1,0 +1,170 @@
+"""The parts that every mixer shares: short convolution, decay, plasticity, norms, their caches."""
+
+# B batch, T time, D model width, C channels, H heads, V value dim, W convolution width
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Initial decay of head h is A_h d_h: A on a linear ramp over the heads, d log-spaced (palimpsa.md's "small" forgetting
+# gives windows of 614..6250 tokens over 8 heads, "normal" 6..63).
+DECAY_RATE_RANGE = {"small": (0.01, 0.16), "normal": (1.0, 16.0)}
+STEP_SIZE_RANGE = (0.1, 0.001)
+
+
+class MemoryTrace(NamedTuple):
+    """What a memory did with a context.
+
+    window: [B, H], N_t = 1 / (1 - alpha_t) in tokens, averaged over the context (and over key channels where the decay
+    has them). importance: [B, H, K, V], the importance left at the end, or None for a mixer that carries none.
+    """
+
+    window: Tensor
+    importance: Tensor | None
+
+
+@dataclass
+class MixerCache:
+    """Everything a mixer carries from token to token.
+
+    conv: one [B, C, W-1] tensor of past inputs per short convolution. state: tuple of recurrent state tensors
+    [B, H, K, V], fp32.
+    """
+
+    conv: list[Tensor]
+    state: tuple[Tensor, ...]
+
+
+def mean_window(log_decay: Tensor) -> Tensor:
+    """[B, H]: N_t = 1 / (1 - exp(g_t)) of log_decay [B, T, H], averaged over the context, in tokens."""
+    # expm1: 1 - exp(g) loses every digit for the windows of thousands of tokens that matter here.
+    return (-1.0 / torch.expm1(log_decay.float())).mean(dim=1)
+
+
+def log_decay_init(num_heads: int, forgetting: str) -> tuple[Tensor, Tensor]:
+    """Initial A [H] and d [H]: the same decay, exp(-A d), for every model of a comparison.
+
+    Args:
+        num_heads: H >= 1.
+        forgetting: "small" or "normal".
+
+    Raises:
+        ValueError: for another `forgetting`.
+    """
+    if forgetting not in DECAY_RATE_RANGE:
+        raise ValueError(f"forgetting: got {forgetting!r}, expected one of {', '.join(DECAY_RATE_RANGE)}")
+    first, last = STEP_SIZE_RANGE
+    rate = torch.linspace(*DECAY_RATE_RANGE[forgetting], num_heads)
+    step_size = torch.logspace(math.log10(first), math.log10(last), num_heads)
+    return rate, step_size
+
+
+def inverse_softplus(x: Tensor) -> Tensor:
+    """y with softplus(y) = x, for x > 0."""
+    return x + torch.log(-torch.expm1(-x))
+
+
+class Decay(nn.Module):
+    """d_t = softplus(W_d x + b_d) and log decay g_t = -A d_t, one per head; takes W_d x [B, T, H]."""
+
+    def __init__(self, num_heads: int, forgetting: str) -> None:
+        super().__init__()
+        rate, step_size = log_decay_init(num_heads, forgetting)
+        self.log_rate = nn.Parameter(rate.log())
+        self.bias = nn.Parameter(inverse_softplus(step_size))
+
+    def forward(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        # fp32: bf16 holds three digits of a decay that is 0.9998 a token.
+        step_size = F.softplus(logits.float() + self.bias.float())
+        return step_size, -self.log_rate.float().exp() * step_size
+
+
+class Plasticity(nn.Module):
+    """softplus(s) sigmoid(W_up W_down x): the observation precision before its input gate, [B, T, H, V], fp32, >= 0."""
+
+    def __init__(self, d_model: int, num_heads: int, head_v_dim: int) -> None:
+        super().__init__()
+        rank = max(1, d_model // 16)
+        self.num_heads = num_heads
+        self.down = nn.Linear(d_model, rank, bias=False)
+        self.up = nn.Linear(rank, num_heads * head_v_dim, bias=False)
+        self.scale = nn.Parameter(torch.ones(num_heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.up(self.down(x)).float()).unflatten(-1, (self.num_heads, -1))
+        return F.softplus(self.scale.float())[:, None] * gate
+
+
+class ShortConvolution(nn.Module):
+    """Causal depthwise convolution over time, then SiLU: [B, T, C] -> [B, T, C].
+
+    y_t = silu(sum_j w_j x_{t-W+1+j} + bias), inputs before the first token being zero.
+    """
+
+    def __init__(self, num_channels: int, width: int, bias: bool = False) -> None:
+        super().__init__()
+        self.width = width
+        self.weight = nn.Parameter(torch.empty(num_channels, width))
+        self.bias = nn.Parameter(torch.zeros(num_channels)) if bias else None
+
+    def new_cache(self, batch_size: int) -> Tensor:
+        """[B, C, W-1] zeros: the inputs before the first token."""
+        return self.weight.new_zeros(batch_size, self.weight.shape[0], self.width - 1)
+
+    def forward(self, x: Tensor, cache: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
+        if cache is None:
+            past = x.new_zeros(x.shape[0], self.width - 1, x.shape[2])
+        else:
+            past = cache.transpose(1, 2).to(x.dtype)
+        padded = torch.cat([past, x], dim=1)
+        if cache is not None:
+            cache.copy_(padded[:, padded.shape[1] - (self.width - 1) :].transpose(1, 2))
+        weight = self.weight.to(x.dtype)
+        num_tokens = x.shape[1]
+        if cu_seqlens is None:
+            taps = [padded[:, j : j + num_tokens] for j in range(self.width)]
+        else:
+            age = token_positions(cu_seqlens, num_tokens)
+            taps = [
+                # A tap that would reach into the previous sequence reads zero.
+                padded[:, j : j + num_tokens] * (age >= self.width - 1 - j)[:, None].to(x.dtype)
+                for j in range(self.width)
+            ]
+        y = taps[0] * weight[:, 0]
+        for j in range(1, self.width):
+            y = torch.addcmul(y, taps[j], weight[:, j])
+        if self.bias is not None:
+            y = y + self.bias.to(x.dtype)
+        return F.silu(y)
+
+
+def token_positions(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
+    """[T] int64: each token's position in its own sequence, for sequence boundaries cu_seqlens [N+1]."""
+    token = torch.arange(num_tokens, device=cu_seqlens.device)
+    sequence = torch.searchsorted(cu_seqlens.long(), token, right=True) - 1
+    return token - cu_seqlens.long()[sequence]
+
+
+class GatedRMSNorm(nn.Module):
+    """RMSNorm with a SiLU gate over the last axis.
+
+    gate_first: normalise(x silu(z)) w, as Mamba-2 does; otherwise normalise(x) w silu(z), as Gated DeltaNet does.
+    """
+
+    def __init__(self, width: int, eps: float, gate_first: bool) -> None:
+        super().__init__()
+        self.gate_first = gate_first
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        dtype, x, gate = x.dtype, x.float(), F.silu(gate.float())
+        if self.gate_first:
+            return F.rms_norm(x * gate, self.weight.shape, self.weight, self.eps).to(dtype)
+        return (F.rms_norm(x, self.weight.shape, self.weight, self.eps) * gate).to(dtype)

@@ -1,0 +1,261 @@
+"""Palimpsa-D and Palimpsa-M: the layers around the operator, with and without metaplasticity."""
+
+# B batch, T time, D model width, H heads, K key dim, V value dim, G key groups
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from palimpsa.kernels import PalimpsaOutput, PalimpsaState, palimpsa, palimpsa_step
+from palimpsa.mixers.base import Mixer, check_packing
+from palimpsa.mixers.layers import (
+    Decay,
+    GatedRMSNorm,
+    MemoryTrace,
+    MixerCache,
+    Plasticity,
+    ShortConvolution,
+    mean_window,
+)
+
+
+class _Operands(NamedTuple):
+    """q, k [B,T,H,K]; v, beta [B,T,H,V]; log_decay [B,T,H]; value [B,T,H,V] for the skip; gate [B,T,H*V]."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    beta: Tensor | None
+    log_decay: Tensor
+    value: Tensor
+    gate: Tensor
+
+
+class PalimpsaMixer(Mixer):
+    """What Palimpsa-D and Palimpsa-M share: the memory, its skip and the order of things.
+
+    Args:
+        d_model: D.
+        num_heads, head_k_dim, head_v_dim: H, K, V.
+        conv_width: width of the short convolutions, tokens.
+        metaplastic: False leaves out the importance (beta = 0): simple gated linear attention in Palimpsa-D's block,
+            Mamba-2 in Palimpsa-M's.
+        importance_prior: I_prior > 0, the same for all heads, not trained.
+        forgetting: "small" or "normal", the initial decay.
+        norm_eps: of the output norm.
+
+    Raises:
+        ValueError: for sizes below 1 or an importance_prior <= 0.
+    """
+
+    scale: float | None = None
+    importance_prior: Tensor
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        head_k_dim: int,
+        head_v_dim: int,
+        conv_width: int,
+        metaplastic: bool,
+        importance_prior: float,
+        forgetting: str,
+    ) -> None:
+        super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
+        if not importance_prior > 0:
+            raise ValueError(f"importance_prior: got {importance_prior}, expected > 0")
+        self.decay = Decay(num_heads, forgetting)
+        self.plasticity = Plasticity(d_model, num_heads, head_v_dim) if metaplastic else None
+        self.skip = nn.Parameter(torch.ones(num_heads))
+        self.register_buffer("importance_prior", torch.full((num_heads,), float(importance_prior)))
+
+    def state_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        shape = (self.num_heads, self.head_k_dim, self.head_v_dim)
+        return (shape,) if self.plasticity is None else (shape, shape)
+
+    def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
+        mean = torch.zeros(batch_size, *self.state_shapes()[0], device=self.importance_prior.device)
+        if self.plasticity is None:
+            return (mean,)
+        return mean, self._prior_importance(mean).clone()
+
+    def _prior_importance(self, mean: Tensor) -> Tensor:
+        return self.importance_prior[:, None, None].float().expand_as(mean)
+
+    def _operands(self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None) -> _Operands:
+        raise NotImplementedError
+
+    def _project(self, o: Tensor, gate: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _beta(self, x: Tensor, input_gate: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """beta_t = input gate * softplus(s) * u_t, [B, T, H, V], for input_gate [B, T, H]."""
+        if self.plasticity is None:
+            return None
+        return (input_gate[..., None] * self.plasticity(x)).to(dtype)
+
+    def forward(self, x: Tensor, cache: MixerCache | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
+        check_packing(cache, cu_seqlens)
+        operands = self._operands(x, cache, cu_seqlens)
+        if cache is None:
+            o = self._attend(operands, cu_seqlens=cu_seqlens).o
+        elif x.shape[1] == 1 and not torch.is_grad_enabled():
+            o = self._attend_one(operands, self._state(cache))
+        else:
+            result = self._attend(operands, initial_state=self._state(cache), output_final_state=True)
+            assert result.final_state is not None
+            o = result.o
+            for stored, new in zip(cache.state, result.final_state, strict=False):
+                stored.copy_(new)
+        return self._project(o + (self.skip[:, None] * operands.value).to(o.dtype), operands.gate)
+
+    def _state(self, cache: MixerCache) -> PalimpsaState:
+        mean = cache.state[0]
+        return PalimpsaState(mean, cache.state[1] if len(cache.state) > 1 else self._prior_importance(mean))
+
+    def _attend(self, operands: _Operands, **options) -> PalimpsaOutput:
+        q, k, v, beta, log_decay = operands[:5]
+        return palimpsa(q, k, v, beta, log_decay, self.importance_prior, scale=self.scale, **options)
+
+    def _attend_one(self, operands: _Operands, state: PalimpsaState) -> Tensor:
+        q, k, v, log_decay = (x[:, 0] for x in (operands.q, operands.k, operands.v, operands.log_decay))
+        beta = None if operands.beta is None else operands.beta[:, 0]
+        if self.plasticity is None:
+            # Without metaplasticity the importance is the prior for ever, and the step must not write to its view.
+            state = PalimpsaState(state.mean, state.importance.clone())
+        o = palimpsa_step(q, k, v, beta, log_decay, self.importance_prior, state, scale=self.scale).o
+        return o[:, None]
+
+    @torch.no_grad()
+    def memory(self, x: Tensor) -> MemoryTrace:
+        operands = self._operands(x, None, None)
+        state = self._attend(operands, output_final_state=True).final_state
+        assert state is not None
+        return MemoryTrace(mean_window(operands.log_decay), state.importance)
+
+
+class PalimpsaD(PalimpsaMixer):
+    """Palimpsa in Gated DeltaNet's block: its own input gate, normalised keys, a gated norm per head.
+
+    b_t = sigmoid(W_b x); v_t = b_t value_t; beta_t = b_t softplus(s) u_t; q and k L2-normalised; scale K^-1/2;
+    y = W_o (RMSNorm(o + D value) silu(gate)). Shapes and errors: see `PalimpsaMixer`.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        head_k_dim: int,
+        head_v_dim: int,
+        conv_width: int = 4,
+        metaplastic: bool = True,
+        importance_prior: float = 1.0,
+        forgetting: str = "small",
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__(
+            d_model, num_heads, head_k_dim, head_v_dim, conv_width, metaplastic, importance_prior, forgetting
+        )
+        k_width, v_width = num_heads * head_k_dim, num_heads * head_v_dim
+        self.q_proj = nn.Linear(d_model, k_width, bias=False)
+        self.k_proj = nn.Linear(d_model, k_width, bias=False)
+        self.v_proj = nn.Linear(d_model, v_width, bias=False)
+        self.q_conv = ShortConvolution(k_width, conv_width)
+        self.k_conv = ShortConvolution(k_width, conv_width)
+        self.v_conv = ShortConvolution(v_width, conv_width)
+        self.decay_proj = nn.Linear(d_model, num_heads, bias=False)
+        self.input_gate_proj = nn.Linear(d_model, num_heads, bias=False)
+        self.gate_proj = nn.Linear(d_model, v_width, bias=False)
+        self.o_norm = GatedRMSNorm(head_v_dim, norm_eps, gate_first=False)
+        self.o_proj = nn.Linear(v_width, d_model, bias=False)
+
+    def _operands(self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None) -> _Operands:
+        caches = [None] * 3 if cache is None else cache.conv
+        q = self.q_conv(self.q_proj(x), caches[0], cu_seqlens).unflatten(-1, (self.num_heads, -1))
+        k = self.k_conv(self.k_proj(x), caches[1], cu_seqlens).unflatten(-1, (self.num_heads, -1))
+        value = self.v_conv(self.v_proj(x), caches[2], cu_seqlens).unflatten(-1, (self.num_heads, -1))
+        input_gate = torch.sigmoid(self.input_gate_proj(x).float())
+        _, log_decay = self.decay(self.decay_proj(x))
+        return _Operands(
+            q=F.normalize(q.float(), dim=-1).to(value.dtype),
+            k=F.normalize(k.float(), dim=-1).to(value.dtype),
+            v=(input_gate[..., None] * value).to(value.dtype),
+            beta=self._beta(x, input_gate, value.dtype),
+            log_decay=log_decay,
+            value=value,
+            gate=self.gate_proj(x),
+        )
+
+    def _project(self, o: Tensor, gate: Tensor) -> Tensor:
+        return self.o_proj(self.o_norm(o, gate.unflatten(-1, (self.num_heads, -1))).flatten(-2))
+
+
+class PalimpsaM(PalimpsaMixer):
+    """Palimpsa in Mamba-2's block: the step size d_t gates the input; without metaplasticity it is Mamba-2.
+
+    One projection gives the gate z, the value x, the key B, the query C and d's logits; x, B and C pass the
+    convolution together. v_t = d_t value_t; beta_t = d_t softplus(s) u_t; scale 1;
+    y = W_o RMSNorm((o + D value) silu(z)). Shapes and errors: see `PalimpsaMixer`.
+
+    Args:
+        num_groups: G key groups, a divisor of num_heads; heads of a group share B and C. None: one per head.
+        conv_bias: whether the convolution has a bias.
+    """
+
+    scale = 1.0
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        head_k_dim: int,
+        head_v_dim: int,
+        conv_width: int = 4,
+        metaplastic: bool = True,
+        importance_prior: float = 1.0,
+        forgetting: str = "small",
+        norm_eps: float = 1e-6,
+        num_groups: int | None = None,
+        conv_bias: bool = True,
+    ) -> None:
+        super().__init__(
+            d_model, num_heads, head_k_dim, head_v_dim, conv_width, metaplastic, importance_prior, forgetting
+        )
+        self.num_groups = num_heads if num_groups is None else num_groups
+        if self.num_groups < 1 or num_heads % self.num_groups:
+            raise ValueError(f"num_groups: got {num_groups}, expected a divisor of num_heads = {num_heads}")
+        v_width, k_width = num_heads * head_v_dim, self.num_groups * head_k_dim
+        self.conv_widths = (v_width, k_width, k_width)
+        self.in_proj = nn.Linear(d_model, 2 * v_width + 2 * k_width + num_heads, bias=False)
+        self.conv = ShortConvolution(sum(self.conv_widths), conv_width, bias=conv_bias)
+        self.o_norm = GatedRMSNorm(v_width, norm_eps, gate_first=True)
+        self.out_proj = nn.Linear(v_width, d_model, bias=False)
+
+    def _operands(self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None) -> _Operands:
+        widths = (self.conv_widths[0], sum(self.conv_widths), self.num_heads)
+        gate, mixed, logits = self.in_proj(x).split(widths, dim=-1)
+        mixed = self.conv(mixed, None if cache is None else cache.conv[0], cu_seqlens)
+        value, k, q = mixed.split(self.conv_widths, dim=-1)
+        value = value.unflatten(-1, (self.num_heads, -1))
+        step_size, log_decay = self.decay(logits)
+        return _Operands(
+            q=self._per_head(q),
+            k=self._per_head(k),
+            v=(step_size[..., None] * value).to(value.dtype),
+            beta=self._beta(x, step_size, value.dtype),
+            log_decay=log_decay,
+            value=value,
+            gate=gate,
+        )
+
+    def _per_head(self, x: Tensor) -> Tensor:
+        grouped = x.unflatten(-1, (self.num_groups, -1))
+        return grouped.repeat_interleave(self.num_heads // self.num_groups, dim=2)
+
+    def _project(self, o: Tensor, gate: Tensor) -> Tensor:
+        return self.out_proj(self.o_norm(o.flatten(-2), gate))

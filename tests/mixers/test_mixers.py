@@ -1,0 +1,250 @@
+"""Every mixer: parallel equals step by step, packed equals separate, causal, sized as told, and what each one is."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from palimpsa.kernels import palimpsa_reference
+from palimpsa.mixers import GLA, PalimpsaD, PalimpsaM
+from palimpsa.mixers.layers import ShortConvolution, log_decay_init, mean_window, token_positions
+from palimpsa.model import initialise
+
+D_MODEL, HEADS, K, V = 16, 2, 4, 6
+MIXERS = {
+    "palimpsa_d": (PalimpsaD, {}),
+    "palimpsa_d_nometa": (PalimpsaD, {"metaplastic": False}),
+    "palimpsa_d_prior3": (PalimpsaD, {"importance_prior": 3.0}),
+    "palimpsa_m": (PalimpsaM, {}),
+    "palimpsa_m_one_group": (PalimpsaM, {"num_groups": 1}),
+    "mamba2": (PalimpsaM, {"metaplastic": False}),
+    "gla": (GLA, {}),
+}
+each_mixer = pytest.mark.parametrize("name", MIXERS)
+
+
+def make(name: str, **changes):
+    mixer_class, arguments = MIXERS[name]
+    mixer = mixer_class(D_MODEL, HEADS, K, V, **{"forgetting": "normal", **arguments, **changes})
+    initialise(mixer, 0.3, torch.Generator().manual_seed(0))
+    return mixer
+
+
+def inputs(*shape: int, seed: int = 1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@each_mixer
+def test_parallel_forward_equals_decoding_step_by_step(name):
+    mixer, x = make(name), inputs(3, 19, D_MODEL)
+    cache = mixer.new_cache(3)
+    steps = torch.stack([mixer.step(x[:, t], cache) for t in range(19)], dim=1)
+    torch.testing.assert_close(steps, mixer(x), atol=2e-6, rtol=1e-4)
+
+
+@each_mixer
+@pytest.mark.parametrize("split", [1, 2, 7])
+def test_prefill_then_decode_equals_the_whole(name, split):
+    mixer, x = make(name), inputs(2, 12, D_MODEL)
+    cache = mixer.new_cache(2)
+    pieces = [mixer(x[:, :split], cache), mixer(x[:, split:9], cache)]
+    pieces += [mixer.step(x[:, t], cache)[:, None] for t in range(9, 12)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), mixer(x), atol=2e-6, rtol=1e-4)
+
+
+@each_mixer
+def test_packed_sequences_equal_separate_ones(name):
+    mixer, x = make(name), inputs(1, 14, D_MODEL)
+    bounds = [0, 1, 6, 6, 14]
+    packed = mixer(x, cu_seqlens=torch.tensor(bounds))
+    pieces = [mixer(x[:, a:b]) for a, b in itertools.pairwise(bounds) if b > a]
+    torch.testing.assert_close(packed, torch.cat(pieces, dim=1), atol=2e-6, rtol=1e-4)
+
+
+@each_mixer
+def test_packing_and_a_cache_exclude_each_other(name):
+    mixer = make(name)
+    with pytest.raises(ValueError, match="cu_seqlens"):
+        mixer(inputs(1, 4, D_MODEL), cache=mixer.new_cache(1), cu_seqlens=torch.tensor([0, 4]))
+
+
+@each_mixer
+def test_output_depends_on_no_later_token(name):
+    mixer, x = make(name), inputs(2, 10, D_MODEL)
+    changed = x.clone()
+    changed[:, 6:] += 1.0
+    before, after = mixer(x), mixer(changed)
+    torch.testing.assert_close(before[:, :6], after[:, :6])
+    assert not torch.allclose(before[:, 6], after[:, 6])
+
+
+@each_mixer
+def test_every_parameter_gets_a_gradient(name):
+    mixer = make(name)
+    mixer(inputs(2, 10, D_MODEL)).square().sum().backward()
+    for parameter_name, parameter in mixer.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.abs().sum() > 0, parameter_name
+
+
+@each_mixer
+def test_state_size_is_what_the_cache_holds(name):
+    mixer = make(name)
+    assert mixer.state_size == sum(state[0].numel() for state in mixer.new_cache(1).state)
+    num_states = 2 if name in ("palimpsa_d", "palimpsa_d_prior3", "palimpsa_m", "palimpsa_m_one_group") else 1
+    assert mixer.state_size == num_states * HEADS * K * V
+
+
+@each_mixer
+def test_all_mixers_start_with_the_same_windows(name):
+    """At the bias (x = 0) a head's window is 1 / (1 - exp(-A d)), whatever the parametrisation."""
+    mixer = make(name, forgetting="small")
+    rate, step_size = log_decay_init(HEADS, "small")
+    expected = 1 / -torch.expm1(-rate * step_size)
+    window = mixer.memory(torch.zeros(1, 5, D_MODEL)).window[0]
+    torch.testing.assert_close(window, expected, rtol=1e-3, atol=0)
+
+
+def test_initial_windows_are_those_of_the_protocol():
+    for forgetting, low, high in (("small", 614.3, 6250.0), ("normal", 6.143, 62.5)):
+        rate, step_size = log_decay_init(8, forgetting)
+        windows = 1 / (rate * step_size)
+        assert windows.min().item() == pytest.approx(low, rel=1e-4)
+        assert windows.max().item() == pytest.approx(high, rel=1e-4)
+    with pytest.raises(ValueError, match="forgetting: got 'tiny'"):
+        log_decay_init(8, "tiny")
+
+
+@each_mixer
+def test_memory_trace(name):
+    mixer, x = make(name), inputs(3, 10, D_MODEL)
+    trace = mixer.memory(x)
+    assert trace.window.shape == (3, HEADS)
+    assert (trace.window >= 1).all()
+    if name == "gla":
+        assert trace.importance is None
+        return
+    assert trace.importance.shape == (3, HEADS, K, V)
+    prior = 3.0 if name == "palimpsa_d_prior3" else 1.0
+    if "nometa" in name or name == "mamba2":
+        assert (trace.importance == prior).all()
+    else:
+        assert (trace.importance >= prior).all()
+        assert trace.importance.max() > prior
+
+
+def test_mean_window_keeps_digits_that_one_minus_exp_loses():
+    log_decay = torch.full((1, 3, 1), -1e-6)
+    torch.testing.assert_close(mean_window(log_decay), torch.tensor([[1e6]]), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("metaplastic", [True, False])
+def test_palimpsa_d_is_its_equations(metaplastic):
+    mixer, x = make("palimpsa_d", metaplastic=metaplastic).double(), inputs(2, 9, D_MODEL).double()
+
+    def heads(y):
+        return y.unflatten(-1, (HEADS, -1))
+
+    q = F.normalize(heads(conv(mixer.q_conv, x @ mixer.q_proj.weight.T)), dim=-1)
+    k = F.normalize(heads(conv(mixer.k_conv, x @ mixer.k_proj.weight.T)), dim=-1)
+    value = heads(conv(mixer.v_conv, x @ mixer.v_proj.weight.T))
+    b = torch.sigmoid(x @ mixer.input_gate_proj.weight.T)
+    d = F.softplus(x @ mixer.decay_proj.weight.T + mixer.decay.bias)
+    beta = None
+    if metaplastic:
+        u = torch.sigmoid(heads(x @ mixer.plasticity.down.weight.T @ mixer.plasticity.up.weight.T))
+        beta = b[..., None] * F.softplus(mixer.plasticity.scale)[:, None] * u
+    g = -mixer.decay.log_rate.exp() * d
+    o = palimpsa_reference(q, k, b[..., None] * value, beta, g, torch.ones(HEADS).double(), scale=K**-0.5).o
+    y = o + mixer.skip[:, None] * value
+    y = y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * mixer.o_norm.weight
+    y = y * F.silu(heads(x @ mixer.gate_proj.weight.T))
+    torch.testing.assert_close(mixer(x), y.flatten(-2) @ mixer.o_proj.weight.T, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("metaplastic", "num_groups"), [(True, 2), (True, 1), (False, 2)])
+def test_palimpsa_m_is_its_equations(metaplastic, num_groups):
+    mixer = make("palimpsa_m", metaplastic=metaplastic, num_groups=num_groups).double()
+    x = inputs(2, 9, D_MODEL).double()
+    width, keys = HEADS * V, num_groups * K
+    z, mixed, logits = (x @ mixer.in_proj.weight.T).split([width, width + 2 * keys, HEADS], dim=-1)
+    value, k, q = conv(mixer.conv, mixed).split([width, keys, keys], dim=-1)
+    value = value.unflatten(-1, (HEADS, V))
+    # Head h reads group h * num_groups // HEADS.
+    group = torch.arange(HEADS) * num_groups // HEADS
+    q, k = (y.unflatten(-1, (num_groups, K))[:, :, group] for y in (q, k))
+    d = F.softplus(logits + mixer.decay.bias)
+    beta = None
+    if metaplastic:
+        u = torch.sigmoid(x @ mixer.plasticity.down.weight.T @ mixer.plasticity.up.weight.T)
+        beta = d[..., None] * F.softplus(mixer.plasticity.scale)[:, None] * u.unflatten(-1, (HEADS, V))
+    g = -mixer.decay.log_rate.exp() * d
+    o = palimpsa_reference(q, k, d[..., None] * value, beta, g, torch.ones(HEADS).double(), scale=1.0).o
+    y = (o + mixer.skip[:, None] * value).flatten(-2) * F.silu(z)
+    y = y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * mixer.o_norm.weight
+    torch.testing.assert_close(mixer(x), y @ mixer.out_proj.weight.T, atol=1e-5, rtol=1e-4)
+
+
+def test_gla_is_the_librarys_recurrence():
+    """Against the recurrence written out, in float64, so that the library's reference is checked as well."""
+    mixer, x = make("gla"), inputs(2, 9, D_MODEL)
+
+    def heads(y):
+        return y.unflatten(-1, (HEADS, -1)).double()
+
+    q = heads(conv(mixer.q_conv, x @ mixer.q_proj.weight.T)) * K**-0.5
+    k = heads(conv(mixer.k_conv, x @ mixer.k_proj.weight.T))
+    v = heads(conv(mixer.v_conv, x @ mixer.v_proj.weight.T))
+    logits = x @ mixer.decay_down.weight.T @ mixer.decay_up.weight.T + mixer.decay_bias
+    alpha = torch.sigmoid(heads(logits)) ** (1 / 16)
+    state, o = torch.zeros(2, HEADS, K, V).double(), []
+    for t in range(9):
+        state = alpha[:, t, :, :, None] * state + k[:, t, :, :, None] * v[:, t, :, None]
+        o.append(torch.einsum("bhk,bhkv->bhv", q[:, t], state))
+    y = torch.stack(o, dim=1)
+    y = y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * mixer.o_norm.weight.double()
+    y = y * F.silu(heads(x @ mixer.gate_proj.weight.T))
+    torch.testing.assert_close(mixer(x), y.flatten(-2).float() @ mixer.o_proj.weight.T, atol=1e-5, rtol=1e-4)
+
+
+def conv(layer: ShortConvolution, x):
+    """The short convolution by torch's own conv1d."""
+    y = F.conv1d(F.pad(x.transpose(1, 2), (layer.width - 1, 0)), layer.weight[:, None], layer.bias, groups=x.shape[-1])
+    return F.silu(y.transpose(1, 2))
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("bias", [True, False])
+def test_short_convolution_is_torchs(width, bias):
+    layer, x = ShortConvolution(5, width, bias), inputs(2, 7, 5)
+    initialise(layer, 1.0, torch.Generator().manual_seed(0))
+    if bias:
+        layer.bias.data.copy_(inputs(5))
+    torch.testing.assert_close(layer(x), conv(layer, x))
+
+
+def test_token_positions_restart_at_every_boundary():
+    assert token_positions(torch.tensor([0, 2, 2, 5]), 5).tolist() == [0, 1, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("mixer_class", "changes", "named"),
+    [
+        (PalimpsaD, {"num_heads": 0}, "num_heads"),
+        (PalimpsaD, {"head_k_dim": -1}, "head_k_dim"),
+        (PalimpsaM, {"importance_prior": 0.0}, "importance_prior"),
+        (PalimpsaM, {"num_groups": 3}, "num_groups"),
+        (GLA, {"gate_rank": 0}, "gate_rank"),
+        (GLA, {"conv_width": 0}, "conv_width"),
+    ],
+)
+def test_impossible_sizes_are_refused_by_name(mixer_class, changes, named):
+    sizes = {"d_model": D_MODEL, "num_heads": HEADS, "head_k_dim": K, "head_v_dim": V, **changes}
+    with pytest.raises(ValueError, match=f"^{named}: got"):
+        mixer_class(**sizes)
+
+
+def test_unknown_arguments_are_refused():
+    with pytest.raises(TypeError, match="head_dim"):
+        PalimpsaD(D_MODEL, HEADS, K, V, head_dim=3)

@@ -1,0 +1,129 @@
+"""The language model: one stack for every mixer, counted, decoded, initialised from a generator alone."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from palimpsa.cli import CONFIG_DIR
+from palimpsa.mixers import PalimpsaD
+from palimpsa.model import LanguageModel, weight_decay_groups
+from palimpsa.training import build_model
+
+MODELS = ("palimpsa_d", "palimpsa_d_nometa", "palimpsa_m", "mamba2", "gla")
+each_model = pytest.mark.parametrize("name", MODELS)
+
+
+def build(name: str, *overrides: str, seed: int = 1) -> LanguageModel:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return build_model(compose("train", [f"model={name}", *overrides]).model, seed)
+
+
+def small(**changes) -> LanguageModel:
+    arguments = {"norm": "rmsnorm", "generator": torch.Generator().manual_seed(0), **changes}
+    return LanguageModel(11, 8, 2, lambda d_model: PalimpsaD(d_model, 2, 4, 4), **arguments)
+
+
+@each_model
+def test_parallel_logits_equal_decoding(name):
+    model = build(name)
+    tokens = torch.randint(0, 128, (2, 12), generator=torch.Generator().manual_seed(0))
+    caches = model.new_caches(2)
+    steps = torch.stack([model.step(tokens[:, t], caches) for t in range(12)], dim=1)
+    torch.testing.assert_close(steps, model(tokens), atol=1e-4, rtol=1e-4)
+
+
+@each_model
+def test_logits_at_positions_are_those_of_the_whole(name):
+    model = build(name)
+    tokens = torch.randint(0, 128, (2, 12), generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([[3, 11], [0, 5]])
+    expected = torch.stack([model(tokens)[row, positions[row]] for row in range(2)])
+    torch.testing.assert_close(model(tokens, positions), expected)
+
+
+# Of the published MQAR model (scale h200): 2 layers of width 128, 8 heads, K 16, V 32, vocabulary 8,192.
+D, H, K, V, R, LAYERS, VOCABULARY = 128, 8, 16, 32, 8, 2, 8192
+SHARED = VOCABULARY * D + 2 * D + LAYERS * 2 * D  # embedding, final LayerNorm, a LayerNorm a layer
+PLASTICITY = D * R + R * H * V + H  # W_down, W_up, s
+BLOCK_D = 2 * D * H * K + 3 * D * H * V + 2 * D * H + 4 * (2 * H * K + H * V) + 3 * H + V
+BLOCK_M = D * (2 * H * V + 2 * H * K + H) + 5 * (H * V + 2 * H * K) + 3 * H + H * V + D * H * V
+BLOCK_GLA = 2 * D * H * K + 3 * D * H * V + 4 * (2 * H * K + H * V) + 16 * (D + H * K) + H * K + V
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "num_states"),
+    [
+        ("palimpsa_d", BLOCK_D + PLASTICITY, 2),
+        ("palimpsa_d_nometa", BLOCK_D, 1),
+        ("palimpsa_m", BLOCK_M + PLASTICITY, 2),
+        ("mamba2", BLOCK_M, 1),
+        ("gla", BLOCK_GLA, 1),
+    ],
+)
+def test_parameters_and_state_of_the_published_mqar_model(name, block, num_states):
+    model = build(name, "scale=h200")
+    assert model.num_parameters == SHARED + LAYERS * block
+    assert model.state_size == num_states * H * K * V
+
+
+@each_model
+def test_initial_weights_are_a_function_of_the_seed_alone(name):
+    torch.manual_seed(3)
+    first = build(name).state_dict()
+    torch.manual_seed(4)
+    again, other = build(name).state_dict(), build(name, seed=2).state_dict()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
+
+
+def test_matrices_start_with_variance_one_over_width():
+    model = build("palimpsa_d", "scale=h200")
+    for weight in (model.embedding.weight, model.blocks[0].mixer.o_proj.weight):
+        assert weight.std().item() == pytest.approx(128**-0.5, rel=0.02)
+
+
+@each_model
+def test_only_matrices_decay(name):
+    model = build(name)
+    decayed, free = weight_decay_groups(model, 0.1)
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert decayed["weight_decay"] == 0.1
+    assert free["weight_decay"] == 0.0
+    assert sum(p.numel() for g in (decayed, free) for p in g["params"]) == model.num_parameters
+    assert all(names[id(p)].endswith("weight") for p in decayed["params"])
+    exempt = ("bias", "log_rate", "skip", "plasticity.scale", "norm.weight")
+    assert all(names[id(p)].endswith(exempt) for p in free["params"]), [names[id(p)] for p in free["params"]]
+
+
+def test_the_prior_is_not_trained_but_stored():
+    model = small()
+    assert "blocks.0.mixer.importance_prior" in model.state_dict()
+    assert all("prior" not in name for name, _ in model.named_parameters())
+
+
+def test_channel_mixer_adds_a_swiglu_to_every_block():
+    plain, mixed = small(), small(channel_mixer="swiglu", channel_width=20)
+    assert mixed.num_parameters - plain.num_parameters == 2 * (3 * 8 * 20 + 8)
+    assert mixed(torch.zeros(1, 3, dtype=torch.int64)).shape == (1, 3, 11)
+
+
+def test_memory_traces_come_layer_by_layer():
+    model = small()
+    traces = model.memory(torch.zeros(3, 5, dtype=torch.int64))
+    assert len(traces) == 2
+    hidden = model.blocks[0](model.embedding(torch.zeros(3, 5, dtype=torch.int64)))
+    second = model.blocks[1].mixer.memory(model.blocks[1].mixer_norm(hidden))
+    torch.testing.assert_close(traces[1].importance, second.importance)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"norm": "batchnorm"}, "norm"),
+        ({"channel_mixer": "mlp"}, "channel_mixer"),
+        ({"channel_mixer": "swiglu"}, "channel_width"),
+    ],
+)
+def test_unknown_parts_are_refused_by_name(changes, named):
+    with pytest.raises(ValueError, match=f"^{named}: got"):
+        small(**changes)
