@@ -1,0 +1,127 @@
+"""What the types of the config schema cannot say: ranges, names, and what the model's constructors take."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from palimpsa.config import TrainConfig, plain
+from palimpsa.errors import ConfigError, nearest
+
+# Lightning also takes less explicit names for these.
+CHOICES = {
+    "task.schedule": ("constant", "cosine"),
+    "trainer.accelerator": ("cpu", "gpu"),
+    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
+    "logger.mode": ("offline", "online", "disabled", None),
+}
+POSITIVE = (
+    *("task.power", "task.tokens_per_step", "task.validation_every", "task.num_validation", "task.num_test"),
+    *("task.stop_accuracy", "optimizer.lr", "optimizer.gradient_clip", "model.norm_eps"),
+    *("trainer.devices", "trainer.num_threads", "trainer.log_every", "trainer.probe_every", "trainer.num_probe"),
+    "trainer.checkpoint_every",
+)
+NOT_NEGATIVE = ("seed", "optimizer.weight_decay", "optimizer.warmup_steps")
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Checks a composed config before any work.
+
+    Raises:
+        ConfigError: in one line, naming the key, the value that came and what was expected.
+    """
+    config = plain(cfg)
+    try:
+        # Hydra lets `+key=value` add keys that the schema does not know; this merge does not.
+        OmegaConf.merge(OmegaConf.structured(TrainConfig), config)
+    except OmegaConfBaseException as error:
+        *parents, key = str(error.full_key).split(".")
+        siblings = list(
+            OmegaConf.select(OmegaConf.structured(TrainConfig), ".".join(parents))
+            if parents
+            else TrainConfig.__dataclass_fields__
+        )
+        raise ConfigError(
+            f"{error.full_key}: unknown key, expected one of {', '.join(map(str, siblings))}{nearest(key, siblings)}"
+        ) from error
+    for key, choices in CHOICES.items():
+        value = OmegaConf.select(cfg, key)
+        if value not in choices:
+            expected = ", ".join(filter(None, choices))
+            raise ConfigError(
+                f"{key}: got {value!r}, expected one of {expected}{nearest(str(value), filter(None, choices))}"
+            )
+    for key in POSITIVE:
+        value = OmegaConf.select(cfg, key)
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"{key}: got {value}, expected > 0")
+    for key in NOT_NEGATIVE:
+        value = OmegaConf.select(cfg, key)
+        if not 0 <= value < float("inf"):
+            raise ConfigError(f"{key}: got {value}, expected >= 0")
+    if cfg.model.vocab_size < cfg.task.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size: got {cfg.model.vocab_size}, expected at least task.vocab_size = {cfg.task.vocab_size}"
+        )
+    _check_model(config["model"])
+    _check_task(cfg.task)
+
+
+def _check_task(task: Any) -> None:
+    from palimpsa.data.stages import stages_from_config
+
+    stages_from_config(task)
+
+
+def _check_model(model: dict[str, Any]) -> None:
+    import torch
+    from hydra.utils import get_class
+
+    from palimpsa.model import LanguageModel
+
+    arguments = dict(model["mixer"])
+    target = arguments.pop("_target_", None)
+    try:
+        mixer_class = get_class(str(target))
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        expected = f"got {target!r}, expected the path of a mixer class ({reason})"
+        raise ConfigError(f"model.mixer._target_: {expected}") from error
+    hints = typing.get_type_hints(mixer_class.__init__)
+    known = [name for name in inspect.signature(mixer_class).parameters if name != "d_model"]
+    for key, value in arguments.items():
+        if key not in known:
+            raise ConfigError(f"model.mixer.{key}: {target} takes no such argument{nearest(key, known)}")
+        if not _fits(value, hints[key]):
+            expected = getattr(hints[key], "__name__", str(hints[key]))
+            raise ConfigError(f"model.mixer.{key}: got {value!r}, expected {expected}")
+
+    def make_mixer(d_model: int) -> Any:
+        try:
+            return mixer_class(d_model=d_model, **arguments)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"model.mixer.{error}") from error
+
+    sizes = {key: value for key, value in model.items() if key not in ("name", "label", "mixer", "init_std")}
+    try:
+        # Shapes without memory: what a constructor refuses is refused before a run starts.
+        with torch.device("meta"):
+            LanguageModel(make_mixer=make_mixer, generator=None, **sizes)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"model.{error}") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a YAML value is of an annotated type: ints pass for floats, bools for nothing but bools."""
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float if hint is float else hint)

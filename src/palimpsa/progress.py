@@ -1,0 +1,132 @@
+"""Progress of a sweep: every job writes where it stands to a small file, the launching process draws the bars."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+DIRECTORY_VARIABLE = "PALIMPSA_PROGRESS_DIR"
+REFRESH_S = 0.5
+
+
+class JobProgress:
+    """Where one run stands. Writes to `directory`; without one it only says how the run ended.
+
+    Args:
+        directory: the sweep's progress directory.
+        name: of the run, as a person would say it.
+        total: optimiser steps at most.
+    """
+
+    def __init__(self, directory: str | None, name: str, total: int) -> None:
+        self.name = name
+        self.total = total
+        self.file = None if directory is None else Path(directory) / f"{os.getpid()}-{id(self)}.json"
+
+    @classmethod
+    def from_environment(cls, name: str, total: int) -> JobProgress:
+        """Reports to the sweep that launched this process, if one did."""
+        return cls(os.environ.get(DIRECTORY_VARIABLE), name, total)
+
+    def update(self, step: int, note: str) -> None:
+        """Tells the step and a few words about it."""
+        self._write("running", step, note)
+
+    def finish(self, status: str, note: str) -> None:
+        """Tells how it ended: "finished", "failed" or "skipped"."""
+        self._write(status, self.total, note)
+        if self.file is None:
+            Console(stderr=True).print(f"{self.name}: {status}, {note}", markup=False, highlight=False, soft_wrap=True)
+
+    def _write(self, status: str, step: int, note: str) -> None:
+        # A sweep that ended takes its directory away; a straggler has nobody left to tell.
+        if self.file is None or not self.file.parent.is_dir():
+            return
+        temporary = self.file.with_suffix(".tmp")
+        temporary.write_text(
+            json.dumps({"name": self.name, "status": status, "step": step, "total": self.total, "note": note})
+        )
+        temporary.replace(self.file)
+
+
+class SweepProgress:
+    """A bar for the sweep and one for each running job; on a plain stream a line for each job that ends.
+
+    A context manager around the launch. Afterwards `failures` holds a line for each failed job.
+
+    Args:
+        num_jobs: jobs of the sweep.
+    """
+
+    def __init__(self, num_jobs: int) -> None:
+        self.num_jobs = num_jobs
+        self.failures: list[str] = []
+        self._directory = tempfile.mkdtemp(prefix="palimpsa-progress-")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> SweepProgress:
+        os.environ[DIRECTORY_VARIABLE] = self._directory
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        os.environ.pop(DIRECTORY_VARIABLE, None)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def wait_for_failures(self) -> bool:
+        """Ends the watch and tells whether a job reported a failure."""
+        self._stop.set()
+        self._thread.join()
+        return bool(self.failures)
+
+    def _watch(self) -> None:
+        console = Console()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            sweep = progress.add_task("sweep", total=self.num_jobs, note="")
+            bars: dict[str, TaskID] = {}
+            ended: set[str] = set()
+            while True:
+                # Looked at before the files: what was written before the stop is read once more after it.
+                stopping = self._stop.wait(REFRESH_S)
+                for name, job in self._read().items():
+                    if name in ended:
+                        continue
+                    if job["status"] == "running":
+                        if name not in bars:
+                            bars[name] = progress.add_task(job["name"], total=job["total"], note="")
+                        progress.update(bars[name], completed=job["step"], note=job["note"])
+                        continue
+                    ended.add(name)
+                    if job["status"] == "failed":
+                        self.failures.append(f"{job['name']}: {job['note']}")
+                    if name in bars:
+                        progress.remove_task(bars.pop(name))
+                    progress.update(sweep, completed=len(ended))
+                    console.print(
+                        f"[{len(ended)}/{self.num_jobs}] {job['name']}: {job['status']}, {job['note']}",
+                        markup=False,
+                        soft_wrap=True,
+                    )
+                if stopping:
+                    return
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        return {file.name: json.loads(file.read_text()) for file in sorted(Path(self._directory).glob("*.json"))}

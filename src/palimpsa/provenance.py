@@ -1,0 +1,72 @@
+"""Where a number came from: revision, versions, device, command."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "torch",
+    "triton",
+    "lightning",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "flash-linear-attention",
+    "transformers",
+    "wandb",
+)
+
+
+def provenance(accelerator: str) -> dict[str, Any]:
+    """Git revision, versions, device and command of this process; None for what cannot be told.
+
+    Args:
+        accelerator: "cpu" or "gpu", what the run uses.
+    """
+    root = Path(__file__).parent
+    revision = _git(root, "rev-parse", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return {
+        "git_revision": revision,
+        "git_dirty": None if revision is None else bool(changes),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "device": _device(accelerator),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=directory, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package).split("+")[0]
+    except PackageNotFoundError:
+        return None
+
+
+def _device(accelerator: str) -> str:
+    import torch
+
+    if accelerator == "gpu":
+        return torch.cuda.get_device_name()
+    return f"{_cpu_name()}, {torch.get_num_threads()} threads a run"
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

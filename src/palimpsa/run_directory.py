@@ -1,0 +1,122 @@
+"""What a run leaves on disk, and what it may do where something lies already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from palimpsa.config import REPORTING_KEYS
+from palimpsa.errors import RunDirectoryError
+
+RESULT_FORMAT = 1
+
+
+def atomic_write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all: a crash leaves the old one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files that only their owner can read.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a plain config that decides what is computed: all but `REPORTING_KEYS`, as flat dotted keys."""
+    flat = flatten(config)
+    return {k: v for k, v in flat.items() if not any(k == r or k.startswith(f"{r}.") for r in REPORTING_KEYS)}
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """16 hexadecimal digits that two configs share when they describe the same computation."""
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+class RunDirectory:
+    """One run's directory: config.json, history.csv, checkpoints/last.ckpt and, last of all, result.json."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.result_file = self.path / "result.json"
+        self.config_file = self.path / "config.json"
+        self.history_file = self.path / "history.csv"
+        self.checkpoint_file = self.path / "checkpoints" / "last.ckpt"
+
+    def claim(self, config: dict[str, Any]) -> dict[str, Any] | None:
+        """Takes the directory for a config; returns the result where that run is finished already.
+
+        Raises:
+            RunDirectoryError: where the directory holds another config or a damaged file, or cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunDirectoryError(f"results_dir: cannot make the directory {self.path}: {error.strerror}") from error
+        stored = self._read(self.config_file)
+        result = self._read(self.result_file)
+        if stored is None and result is not None:
+            stored = result.get("config")
+        if stored is not None:
+            self._compare(stored, config)
+        if result is not None and result.get("status") == "finished":
+            return result
+        try:
+            atomic_write(self.config_file, json.dumps(config, indent=1))
+        except OSError as error:
+            raise RunDirectoryError(f"results_dir: cannot write to {self.path}: {error.strerror}") from error
+        return None
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """The last act of a run."""
+        atomic_write(self.result_file, json.dumps({"format": RESULT_FORMAT, **result}, indent=1))
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        if not path.exists():
+            return None
+        text = path.read_text()
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise RunDirectoryError(
+                f"{path}: got {len(text)} bytes that are not JSON ({error}), expected a run's {path.name}; "
+                "was it cut short? Delete it to run again"
+            ) from error
+        if not isinstance(content, dict):
+            raise RunDirectoryError(f"{path}: got a JSON {type(content).__name__}, expected an object; delete it")
+        return content
+
+    def _compare(self, stored: dict[str, Any], config: dict[str, Any]) -> None:
+        # Through JSON and back: tuples become lists and 1e-3 the same float on both sides.
+        old, new = identity(stored), identity(json.loads(json.dumps(config)))
+        changes = [
+            f"{key}: stored {old.get(key, 'nothing')!r}, now {new.get(key, 'nothing')!r}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key, ...) != new.get(key, ...)
+        ]
+        if changes:
+            raise RunDirectoryError(
+                f"run_dir: {self.path} holds a run of another config ({'; '.join(changes[:5])}"
+                f"{f'; and {len(changes) - 5} more' if len(changes) > 5 else ''}). "
+                "Give the new one a name of its own (variant=_NAME), another results_dir, or delete the directory"
+            )

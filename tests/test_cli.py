@@ -1,0 +1,158 @@
+"""The command line: mistakes are told before anything starts; sweeps skip, go on after failures, and say so."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from palimpsa.checks import check_config
+from palimpsa.cli import CONFIG_DIR, preflight
+from palimpsa.errors import ConfigError
+from palimpsa.training import build_model, stages_from_config
+
+ROOT = CONFIG_DIR.parent
+# Each command line, and what the message must say: the key, and the nearest known one or what was expected.
+MISTAKES = {
+    "model=palimpsa_x": ("model: got 'palimpsa_x'", "gla, mamba2, palimpsa_d", "did you mean 'palimpsa_"),
+    "logger=wandbb": ("logger: got 'wandbb'", "did you mean 'wandb'"),
+    "+sweep=mqar_figure3": ("sweep: got 'mqar_figure3'", "did you mean 'mqar_figure2'"),
+    "model.num_layer=3": ("model.num_layer: unknown key", "did you mean 'num_layers'"),
+    "sede=3": ("sede: unknown key", "did you mean 'seed'"),
+    "+model.num_layer=3": ("model.num_layer: unknown key", "did you mean 'num_layers'"),
+    "model.mixer.num_head=2": ("model.mixer.num_head: unknown key", "did you mean 'num_heads'"),
+    "+model.mixer.num_head=2": ("model.mixer.num_head", "did you mean 'num_heads'"),
+    "optimizer.learning_rate=1": ("optimizer.learning_rate: unknown key", "lr, weight_decay"),
+    "model.num_layers=three": ("model.num_layers", "'three'", "Integer"),
+    "model.mixer.head_k_dim=wide": ("model.mixer.head_k_dim: got 'wide', expected int",),
+    "model.mixer.metaplastic=3": ("model.mixer.metaplastic: got 3, expected bool",),
+    "model.mixer._target_=palimpsa.mixers.Palimpsa": ("model.mixer._target_", "palimpsa.mixers.Palimpsa"),
+    "model.mixer.num_heads=0": ("model.mixer.num_heads: got 0, expected >= 1",),
+    "model.mixer.importance_prior=-1": ("model.mixer.importance_prior: got -1, expected > 0",),
+    "model.mixer.forgetting=tiny": ("model.mixer.forgetting: got 'tiny'", "small, normal"),
+    "model.norm=batchnorm": ("model.norm: got 'batchnorm'", "layernorm, rmsnorm"),
+    "model.channel_mixer=mlp": ("model.channel_mixer: got 'mlp'", "none, swiglu"),
+    "model.channel_mixer=swiglu": ("model.channel_width: got None",),
+    "seed=-1": ("seed: got -1",),
+    "optimizer.lr=0": ("optimizer.lr: got 0.0, expected > 0",),
+    "optimizer.lr=nan": ("optimizer.lr: got nan, expected > 0",),
+    "task.schedule=cosin": ("task.schedule: got 'cosin'", "did you mean 'cosine'"),
+    "trainer.accelerator=tpu": ("trainer.accelerator: got 'tpu'",),
+    "trainer.precision=16": ("trainer.precision: got '16'", "32-true"),
+    "trainer.num_threads=0": ("trainer.num_threads: got 0",),
+    "logger.mode=on": ("logger.mode: got 'on'", "offline, online, disabled"),
+    "task.vocab_size=64": ("task.vocab_size: got 64, expected more than seq_len = 64",),
+    "task.tokens_per_step=32": ("task.tokens_per_step: got 32",),
+    "task.stages=[{seq_len:16,num_pairs:5,max_steps:1}]": ("task.stages[0].num_pairs: got 5", "seq_len / 4 = 4"),
+    "task.stages=[{seq_len:16,num_pair:4,max_steps:1}]": ("task.stages[0]", "did you mean 'num_pairs'"),
+    "task.stages=[{seq_len:16,num_pairs:4}]": ("task.stages[0]", "max_steps"),
+    "task.stages=[]": ("task.stages: got an empty list",),
+    "task.stages=3": ("task.stages: got 3",),
+    "task.seq_len=32": ("task.seq_len: got 32 beside task.stages",),
+    "task=mqar_scratch task.num_epochs=0": ("task.num_epochs: got 0",),
+    "task=mqar_scratch task.seq_len=128": ("task.vocab_size: got 96",),
+    "seed=1,2": ("seed=1,2: got several values", "-m"),
+    "model=[": ("model=[",),
+    "scale=h200 trainer=gpu": ("scale=h200: needs an NVIDIA GPU",),
+    "scale=paper": ("scale=paper: needs an NVIDIA GPU",),
+    "trainer=gpu": ("trainer=gpu: needs an NVIDIA GPU",),
+}
+
+
+@pytest.mark.parametrize("command_line", MISTAKES)
+def test_a_mistake_is_one_line_that_names_its_key(command_line, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError) as caught:
+        preflight([*command_line.split(), f"results_dir={tmp_path}/results"], multirun=False)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in MISTAKES[command_line]:
+        assert part in message
+    assert not (tmp_path / "results" / "runs").exists()
+
+
+def test_a_mistake_in_any_value_of_a_sweep_is_found_before_the_first_run(tmp_path):
+    for sweep in ("model=palimpsa_d,palimpsa_x", "seed=1,2,x", "task.vocab_size=96,64"):
+        with pytest.raises(ConfigError, match=sweep.partition("=")[0]):
+            preflight([sweep, f"results_dir={tmp_path}"], multirun=True)
+
+
+def test_a_results_directory_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"results_dir: got '.*file/results', expected a directory that can be"):
+        preflight([f"results_dir={tmp_path}/file/results"], multirun=False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num_jobs"),
+    [
+        (["+sweep=mqar_figure2"], 5 * 2 * 3),
+        (["+sweep=mqar_figure2", "seed=1", "model=gla"], 2),
+        (["+sweep=learning_rate", "model=mamba2"], 2),
+        (["+sweep=smoke"], 5),
+    ],
+)
+def test_sweeps_count_their_runs_and_the_command_line_overrides_them(overrides, num_jobs, tmp_path):
+    cfg, counted = preflight([*overrides, f"results_dir={tmp_path}"], multirun=True)
+    assert counted == num_jobs
+    assert cfg.hydra.sweep.dir == f"{tmp_path}/runs"
+
+
+def group(name: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_DIR / name).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("scale", group("scale"))
+@pytest.mark.parametrize("task", group("task"))
+@pytest.mark.parametrize("model", group("model"))
+def test_every_shipped_config_is_checked_and_built(scale, task, model, compose_config):
+    cfg = compose_config(f"scale={scale}", f"task={task}", f"model={model}")
+    assert (cfg.scale.name, cfg.task.name, cfg.model.name) == (scale, task, model)
+    check_config(cfg)
+    assert all(stage.max_steps > 0 for stage in stages_from_config(cfg.task))
+    assert build_model(cfg.model, 0).num_parameters > 0
+
+
+def train(*overrides: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "scripts/train.py"), *overrides]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_a_mistake_exits_with_2_and_one_line(tmp_path):
+    done = train("model.num_layer=3", f"results_dir={tmp_path}")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        line for line in done.stderr.splitlines() if line.startswith("error: model.num")
+    ]
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_sweep_goes_on_after_a_failure_and_a_second_one_repairs_only_that(launcher, tiny_overrides, tmp_path):
+    sweep = [
+        "-m",
+        *tiny_overrides,
+        f"results_dir={tmp_path}",
+        f"hydra/launcher={launcher}",
+        "model=mamba2",
+        "seed=1,2,3",
+    ]
+    sweep += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
+    runs = tmp_path / "runs/mqar_curriculum/laptop/mamba2/lr_0.00464"
+    broken = runs / "seed_2" / "checkpoints" / "last.ckpt"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"half a checkpoint")
+
+    first = train(*sweep)
+    assert first.returncode == 1, first.stderr
+    assert "1 of 3 runs failed" in first.stderr
+    assert f"{broken}: got 17 bytes" in first.stderr
+    statuses = {seed: (runs / f"seed_{seed}/result.json").exists() for seed in (1, 2, 3)}
+    assert statuses == {1: True, 2: False, 3: True}
+    finished = {seed: (runs / f"seed_{seed}/result.json").stat().st_mtime_ns for seed in (1, 3)}
+
+    broken.unlink()
+    second = train(*sweep)
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.count("skipped") == 2
+    assert json.loads((runs / "seed_2/result.json").read_text())["status"] == "finished"
+    assert finished == {seed: (runs / f"seed_{seed}/result.json").stat().st_mtime_ns for seed in (1, 3)}

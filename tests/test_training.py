@@ -1,0 +1,270 @@
+"""A run from config to result: what it records, that it resumes exactly, and what it refuses."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from palimpsa.callbacks import memory_metrics, metaplasticity_ratio
+from palimpsa.data.mqar import MQARSpec, mqar_batch
+from palimpsa.errors import ConfigError, RunDirectoryError
+from palimpsa.mixers import MemoryTrace
+from palimpsa.recall import evaluate_recall, query_loss
+from palimpsa.run_directory import RunDirectory
+from palimpsa.training import LitLanguageModel, build_model, run, stages_from_config
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = ("palimpsa_d", "palimpsa_d_nometa", "palimpsa_m", "mamba2", "gla")
+TIMINGS = ("tokens_per_s",)
+
+
+def comparable(directory: Path):
+    """What two runs of one config must share: all but times."""
+    result = json.loads((directory / "result.json").read_text())
+    history = pd.read_csv(directory / "history.csv").drop(columns=list(TIMINGS))
+    return result["stages"], result["run"], result["config_hash"], history.to_csv()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_result_and_history_of_every_model(tiny_config, name):
+    cfg = tiny_config(f"model={name}")
+    result = run(cfg)
+    directory = Path(cfg.run_dir)
+    assert json.loads((directory / "result.json").read_text()) == {"format": 1, **result}
+    assert result["status"] == "finished"
+    assert result["error"] is None
+    assert result["run"]["model"] == name
+    assert result["run"]["seed"] == 1
+    model = build_model(cfg.model, 1)
+    assert result["run"]["state_size"] == model.state_size
+    assert result["run"]["num_parameters"] == model.num_parameters
+
+    warm_up, tested = result["stages"]
+    assert (warm_up["seq_len"], warm_up["steps"], warm_up["ended_by"]) == (8, 7, "cap")
+    assert warm_up["test_accuracy"] is None
+    assert (tested["seq_len"], tested["num_pairs"], tested["steps"]) == (16, 4, 12)
+    assert 0 <= tested["test_accuracy"] <= 1
+    assert len(tested["test_accuracy_by_age"]) == 4
+
+    history = pd.read_csv(directory / "history.csv").set_index("step")
+    # Logged at every third step of a stage: 3, 6 of the first, 3, 6, 9, 12 of the second, which began at 7.
+    assert history.index[history["loss"].notna()].tolist() == [3, 6, 10, 13, 16, 19]
+    assert history.index[history["validation_accuracy"].notna()].tolist() == [5, 7, 12, 17, 19]
+    assert history.index[history["window_mean"].notna()].tolist() == [0, 4, 8, 12, 16]
+    assert (history["tokens_per_s"].dropna() > 0).all()
+    heads = [f"window/layer{layer}/head{head}" for layer in (0, 1) for head in (0, 1)]
+    assert history[heads].mean(axis=1).dropna().tolist() == pytest.approx(history["window_mean"].dropna().tolist())
+    if name == "gla":
+        assert "metaplasticity_mean" not in history
+    elif name in ("palimpsa_d_nometa", "mamba2"):
+        assert (history["metaplasticity_mean"].dropna() == 0).all()
+    else:
+        assert (history["metaplasticity_mean"].dropna() > 0).all()
+    assert result["provenance"]["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert result["provenance"]["device"]
+
+
+def test_same_seed_same_run_and_another_seed_another(tiny_config, tmp_path):
+    first, again, other = (tiny_config(f"results_dir={tmp_path}/{i}", f"seed={s}") for i, s in enumerate((1, 1, 2)))
+    for cfg in (first, again, other):
+        run(cfg)
+    first, again, other = (comparable(Path(cfg.run_dir)) for cfg in (first, again, other))
+    assert first[0] == again[0]
+    assert first[3] == again[3]
+    assert first[3] != other[3]
+
+
+def test_training_learns(tiny_config):
+    """The loss of an easy task falls far below what guessing a value gives."""
+    cfg = tiny_config(
+        "task.stages=[{seq_len:8,num_pairs:2,max_steps:150}]",
+        "task.tokens_per_step=512",
+        "optimizer.lr=2e-2",
+        "trainer.log_every=10",
+        "task.validation_every=50",
+    )
+    losses = pd.read_csv(Path(run(cfg) and cfg.run_dir) / "history.csv")["loss"].dropna()
+    assert losses.iloc[0] > 0.9 * math.log(16)
+    assert losses.iloc[-1] < 0.5 * math.log(16)
+
+
+def test_a_stage_ends_at_its_accuracy_and_hands_its_weights_on(tiny_config):
+    cfg = tiny_config("task.stop_accuracy=1e-9", "task.validation_every=2", "task.num_validation=512")
+    result = run(cfg)
+    assert [(s["steps"], s["ended_by"]) for s in result["stages"]] == [(2, "accuracy"), (2, "accuracy")]
+    assert result["metrics"]["num_steps"] == 4
+
+
+def test_the_loss_is_the_cross_entropy_at_the_queries_only(tiny_config):
+    model = build_model(tiny_config().model, 1)
+    batch = mqar_batch(MQARSpec(8, 2, 32), seed=1, split="train", stage=0, step=0, batch_size=4)
+    labels = torch.full_like(batch.inputs, -100).scatter(1, batch.query_positions, batch.labels)
+    expected = torch.nn.functional.cross_entropy(model(batch.inputs).flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(query_loss(model, batch)[0], expected)
+
+
+def test_recall_counts_right_answers_by_age():
+    spec = MQARSpec(8, 2, 32)
+
+    class Oracle(torch.nn.Module):
+        """Answers the first pair of each row rightly, the second never."""
+
+        def forward(self, inputs, positions):
+            logits = torch.zeros(*positions.shape, 32)
+            logits[:, 0] = torch.nn.functional.one_hot(inputs[:, 1], 32).float()
+            return logits
+
+    recall = evaluate_recall(Oracle(), spec, seed=1, split="test", stage=0, num_examples=10, batch_size=4, device="cpu")
+    assert recall.accuracy == 0.5
+    assert len(recall.accuracy_by_age) == 4
+    assert recall.accuracy_by_age[0] in (0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [0.5, 1.0, 1.0, 1.0, 1.0]), ("cosine", [0.5, 1.0, 1.0, 0.5, 0.0])],
+)
+def test_learning_rate_schedules(tiny_config, schedule, expected):
+    optimizer = OmegaConf.merge(tiny_config().optimizer, {"warmup_steps": 2})
+    module = LitLanguageModel(torch.nn.Identity(), None, optimizer, schedule, max_steps=6)
+    assert [module._lr_factor(step) for step in (0, 1, 2, 4, 6)] == pytest.approx(expected)
+
+
+def test_scratch_goes_through_a_fixed_set_once_an_epoch(tiny_config):
+    cfg = tiny_config(
+        "task=mqar_scratch", "task.stages=null", "task.seq_len=16", "task.num_train_examples=10", "task.num_epochs=2"
+    )
+    (stage,) = stages_from_config(cfg.task)
+    assert (stage.batch_size, stage.max_steps, stage.spec.num_pairs) == (4, 6, 4)
+    batches = [stage.train_batch(1, step, "cpu").inputs for step in range(6)]
+    assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
+    epochs = [torch.cat(batches[:3]), torch.cat(batches[3:])]
+    assert not torch.equal(*epochs)
+    assert sorted(epochs[0].tolist()) == sorted(epochs[1].tolist())
+    result = run(cfg)
+    assert result["metrics"]["num_steps"] == 6
+    assert result["stages"][0]["test_accuracy"] is not None
+
+
+def test_memory_metrics_are_means_over_contexts_and_heads():
+    importance = torch.ones(2, 1, 2, 3)
+    importance[0, 0, 1, 2] = 5.0
+    assert metaplasticity_ratio(importance).tolist() == [[4.0], [0.0]]
+    metrics = memory_metrics([MemoryTrace(torch.tensor([[10.0], [30.0]]), importance)] * 2)
+    assert metrics["window_mean"] == metrics["window/layer1/head0"] == 20.0
+    assert metrics["metaplasticity_mean"] == metrics["metaplasticity/layer0/head0"] == 2.0
+    assert "metaplasticity_mean" not in memory_metrics([MemoryTrace(torch.ones(1, 1), None)])
+
+
+def test_finished_runs_are_returned_not_repeated(tiny_config):
+    cfg = tiny_config()
+    run(cfg)
+    result_file = Path(cfg.run_dir) / "result.json"
+    before = (result_file.read_bytes(), result_file.stat().st_mtime_ns)
+    run(cfg)
+    # What only concerns reporting does not make it another run.
+    run(tiny_config("logger=wandb"))
+    assert (result_file.read_bytes(), result_file.stat().st_mtime_ns) == before
+
+
+def test_another_config_in_the_same_directory_is_an_error(tiny_config):
+    cfg = tiny_config()
+    run(cfg)
+    before = (Path(cfg.run_dir) / "result.json").read_bytes()
+    with pytest.raises(RunDirectoryError, match=r"optimizer\.weight_decay: stored 0\.1, now 0\.2"):
+        run(tiny_config("optimizer.weight_decay=0.2"))
+    assert (Path(cfg.run_dir) / "result.json").read_bytes() == before
+    run(tiny_config("optimizer.weight_decay=0.2", "variant=_wd"))
+
+
+def test_an_unfinished_run_of_another_config_is_an_error_too(tiny_config, monkeypatch):
+    cfg = tiny_config()
+    monkeypatch.setattr("palimpsa.training._train", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        run(cfg)
+    failed = json.loads((Path(cfg.run_dir) / "result.json").read_text())
+    assert failed["status"] == "failed"
+    assert failed["error"] == "OSError: disk full"
+    with pytest.raises(RunDirectoryError, match="holds a run of another config"):
+        run(tiny_config("optimizer.weight_decay=0.2"))
+    monkeypatch.undo()
+    assert run(cfg)["status"] == "finished"
+
+
+@pytest.mark.parametrize("content", ['{"status": "finis', "", "[1]"])
+def test_a_damaged_result_is_named_and_left_alone(tiny_config, content):
+    cfg = tiny_config()
+    run(cfg)
+    result_file = Path(cfg.run_dir) / "result.json"
+    result_file.write_text(content)
+    with pytest.raises(RunDirectoryError, match=r"result\.json: got"):
+        run(cfg)
+    assert result_file.read_text() == content
+
+
+def test_a_truncated_checkpoint_is_named_and_left_alone(tiny_config):
+    cfg = tiny_config()
+    run(cfg)
+    directory = RunDirectory(cfg.run_dir)
+    directory.result_file.unlink()
+    content = directory.checkpoint_file.read_bytes()[:1000]
+    directory.checkpoint_file.write_bytes(content)
+    with pytest.raises(RunDirectoryError, match=r"last\.ckpt: got 1000 bytes"):
+        run(cfg)
+    assert directory.checkpoint_file.read_bytes() == content
+    assert not directory.result_file.exists()
+
+
+def test_a_directory_that_cannot_be_made_is_named(tiny_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirectoryError, match="results_dir: cannot make the directory"):
+        run(tiny_config(f"results_dir={tmp_path}/file"))
+
+
+@pytest.mark.parametrize("model", ["palimpsa_d", "mamba2"])
+def test_a_run_killed_at_any_moment_resumes_to_the_identical_result(tiny_config, tiny_overrides, tmp_path, model):
+    """SIGKILL, twice in one run's life, against an undisturbed run."""
+    longer = (
+        "task.stages=[{seq_len:8,num_pairs:2,max_steps:120,in_figure:false},{seq_len:16,num_pairs:4,max_steps:200}]",
+        "trainer.checkpoint_every=10",
+        f"model={model}",
+    )
+    undisturbed = tiny_config(*longer)
+    run(undisturbed)
+
+    command = [sys.executable, ROOT / "scripts/train.py", *tiny_overrides, *longer, f"results_dir={tmp_path}/killed"]
+    directory = tmp_path / "killed" / Path(undisturbed.run_dir).relative_to(tmp_path)
+    checkpoint = directory / "checkpoints/last.ckpt"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    kills = 0
+    for _ in range(2):
+        seen = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if checkpoint.exists() and checkpoint.stat().st_mtime_ns != seen:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills == 2
+    assert not (directory / "result.json").exists()
+    step = torch.load(checkpoint, weights_only=True)["global_step"]
+    assert 0 < step < 320
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert comparable(directory) == comparable(Path(undisturbed.run_dir))
+
+
+def test_a_missing_mixer_argument_is_refused_before_anything_is_written(tiny_config, tmp_path):
+    with pytest.raises(ConfigError, match=r"model\.mixer\.num_head:"):
+        run(tiny_config("+model.mixer.num_head=2"))
+    assert not (tmp_path / "runs").exists()
