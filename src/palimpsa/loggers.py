@@ -71,6 +71,8 @@ def make_loggers(config: Any, *, run_dir: Path, name: str, run_id: str, run_conf
             try:
                 return [WandbLogger(experiment=start("online"))]
             except wandb.Error as error:
+                # Its background service holds the run's id, and would refuse it to the offline run.
+                wandb.teardown()
                 reason = f"W&B did not start the run within {INIT_TIMEOUT_S:.0f} s ({error})"
         Console(stderr=True).print(
             f"logger.mode=online: {reason}; this run is recorded offline instead, upload it later with `wandb sync`",

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import threading
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class JobProgress:
     def __init__(self, directory: str | None, name: str, total: int) -> None:
         self.name = name
         self.total = total
-        self.file = None if directory is None else Path(directory) / f"{os.getpid()}-{id(self)}.json"
+        self.file = None if directory is None else Path(directory) / f"{uuid.uuid4().hex}.json"
 
     @classmethod
     def from_environment(cls, name: str, total: int) -> JobProgress:

@@ -187,6 +187,8 @@ def _train(
         precision=cfg.trainer.precision,
         max_steps=max_steps,
         max_epochs=1,
+        # Only Lightning's own logging asks for it; the curves are logged by the callbacks.
+        log_every_n_steps=cfg.trainer.log_every,
         gradient_clip_val=cfg.optimizer.gradient_clip,
         callbacks=callbacks,
         logger=loggers,
