@@ -1,0 +1,41 @@
+"""Draws every figure and table again from runs.csv and curves.csv. No torch, no GPU, no network."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from palimpsa.analysis.build import build_all
+from palimpsa.analysis.schema import ResultError
+from palimpsa.analysis.tables import print_table
+
+
+def main() -> int:
+    """0, or 1 with one line on stderr when something could not be read or written."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results/mqar"),
+        help="folder of runs.csv and curves.csv, where figures and tables go too",
+    )
+    parser.add_argument("--scale", help="print the tables of this scale only (all are drawn)")
+    arguments = parser.parse_args()
+    try:
+        reports = list(build_all(arguments.results, required_scale=arguments.scale))
+    except (ResultError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for report in reports:
+        if arguments.scale in (None, report.scale):
+            if not report.summary.empty:
+                print_table(report.summary, task=report.task, scale=report.scale)
+            for note in report.notes:
+                print(f"note: {report.task}/{report.scale}: {note}")
+    for report in reports:
+        for path in report.paths:
+            print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Which learning rate a figure shows: chosen on validation accuracy, or the authors' way.
+
+Both functions take the rows of one task and scale (`one_experiment`). A *stage of the figure* is a
+pair (seq_len, num_pairs) with a test accuracy in any run of the model; warm-up stages have none.
+"""
+
+import pandas as pd
+
+from palimpsa.analysis.schema import ResultError
+
+STAGE = ["seq_len", "num_pairs"]
+
+
+def one_experiment(runs: pd.DataFrame, task: str, scale: str) -> pd.DataFrame:
+    """The rows of runs.csv of one task and scale. Raises ResultError when there are none."""
+    rows = runs.loc[(runs["task"] == task) & (runs["scale"] == scale)]
+    if rows.empty:
+        known = sorted({f"{t}/{s}" for t, s in zip(runs["task"], runs["scale"], strict=True)})
+        raise ResultError(f"no runs of {task}/{scale}, expected one of {', '.join(known)}")
+    return rows.reset_index(drop=True)
+
+
+def finished_stages(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that are dots of the figure: stages with a test accuracy, of finished runs."""
+    return rows.loc[(rows["status"] == "finished") & rows["test_accuracy"].notna()]
+
+
+def score_learning_rates(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean validation accuracy of every model and learning rate, over comparable seeds.
+
+    The score of a run is its validation accuracy averaged over the model's stages of the figure; a
+    stage that it did not reach counts 0, and so does a failed run as a whole. The score of a
+    learning rate is the mean over the seeds *common to all learning rates of the model*: a sweep in
+    two phases (every rate with few seeds, then the best one with more) so compares like with like.
+    Without any common seed each rate is scored on its own seeds, and `common_seeds` says False.
+
+    Returns one row a model and learning rate, sorted: model, lr, score (a fraction), num_seeds (in
+    the score), common_seeds, num_finished (runs with a stage of the figure).
+    """
+    records = []
+    for model, own in rows.groupby("model"):
+        scores = _run_scores(own)
+        # Seeds as sets: a rate may lack a seed that has not been run yet.
+        seeds = [set(group.index.get_level_values("seed")) for _, group in scores.groupby("lr")]
+        common = set.intersection(*seeds) if seeds else set()
+        for lr, group in scores.groupby("lr"):
+            by_seed = group.droplevel("lr")
+            used = by_seed[by_seed.index.isin(common)] if common else by_seed
+            finished = finished_stages(own.loc[own["lr"] == lr])
+            records.append((model, lr, used.mean(), len(used), bool(common), finished["seed"].nunique()))
+    columns = ["model", "lr", "score", "num_seeds", "common_seeds", "num_finished"]
+    return pd.DataFrame(records, columns=columns)
+
+
+def _run_scores(own: pd.DataFrame) -> pd.Series:
+    """The score of every run of one model, indexed by (lr, seed)."""
+    figure = own.loc[own["test_accuracy"].notna()]
+    stages = pd.MultiIndex.from_frame(figure.loc[:, STAGE].drop_duplicates())
+    # Where one run trains one length, a (lr, seed) is comparable when none of its runs is missing.
+    parts = own.groupby(["lr", "seed"])["run_seq_len"].nunique()
+    present = parts.loc[parts == own["run_seq_len"].nunique()].index
+    if not len(present):
+        present = parts.index
+    reached = finished_stages(own).pivot_table(index=["lr", "seed"], columns=STAGE, values="validation_accuracy")
+    if not len(stages):
+        return pd.Series(0.0, index=present)
+    return reached.reindex(index=present, columns=stages).fillna(0.0).mean(axis=1)
+
+
+def choose_learning_rates(rows: pd.DataFrame) -> pd.DataFrame:
+    """The learning rate of each model with the best score of `score_learning_rates`.
+
+    Ties go to the smaller rate. A model without a finished run has no rate: lr is NaN.
+
+    Returns one row a model: model, label, lr, score, num_seeds (in the score), common_seeds,
+    num_rates (compared), num_finished (runs at the chosen rate).
+    """
+    records = []
+    for model, scores in score_learning_rates(rows).groupby("model"):
+        labels = rows.loc[rows["model"] == model, "label"]
+        usable = scores.loc[scores["num_finished"] > 0]
+        # Stable: of equal scores the first, and so the smaller rate, stays first.
+        best = usable.sort_values("score", ascending=False, kind="stable").head(1)
+        chosen = best.iloc[0].to_dict() if len(best) else {"common_seeds": False, "num_finished": 0}
+        records.append({"model": model, "label": labels.iloc[0], "num_rates": len(scores)} | chosen)
+    columns = [
+        "model",
+        "label",
+        "lr",
+        "score",
+        "num_seeds",
+        "common_seeds",
+        "num_rates",
+        "num_finished",
+    ]
+    return pd.DataFrame(records).reindex(columns=columns)
+
+
+def at_chosen_rates(rows: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs.csv or curves.csv of each model's chosen learning rate."""
+    return rows.merge(chosen.loc[chosen["lr"].notna(), ["model", "lr"]], on=["model", "lr"])
+
+
+def best_per_seed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The authors' reading: the learning rate with the best *test* accuracy, seed by seed.
+
+    It picks, for every seed and stage, on the very number it reports, and so is optimistic: shown
+    only as a second, labelled column. Ties go to the smaller rate; only finished runs take part.
+
+    Returns the chosen rows of runs.csv, one a model, stage of the figure and seed.
+    """
+    ordered = finished_stages(rows).sort_values(
+        ["model", *STAGE, "seed", "test_accuracy", "lr"],
+        ascending=[True, True, True, True, False, True],
+    )
+    return ordered.drop_duplicates(["model", *STAGE, "seed"]).reset_index(drop=True)

@@ -1,0 +1,213 @@
+"""The summary as a Markdown file and as a table in the terminal."""
+
+import math
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from palimpsa.analysis.select_lr import STAGE, score_learning_rates
+from palimpsa.analysis.style import model_order
+from palimpsa.analysis.summarize import BEST_PER_SEED, VALIDATION, plateau_exits
+
+DEMONSTRATION = {"laptop": "laptop scale: demonstrates the pipeline"}
+
+_HEADER = [
+    "model",
+    "state",
+    "parameters",
+    "L",
+    "pairs",
+    "lr",
+    "seeds",
+    "failed",
+    "mean ± std",
+    "95% CI",
+    "median",
+    "seeds > 99%",
+    "plateau exit",
+    "best lr per seed*",
+]
+
+
+def title(task: str) -> str:
+    """What a table or figure of this task is called.
+
+    >>> title("mqar_curriculum")
+    'MQAR (associative recall), curriculum protocol'
+    """
+    return f"MQAR (associative recall), {task.removeprefix('mqar_')} protocol"
+
+
+def subtitle(scale: str) -> str:
+    """The scale, and what it may be used for where that is less than it seems."""
+    return DEMONSTRATION.get(scale, f"{scale} scale")
+
+
+def table_cells(summary: pd.DataFrame) -> list[list[str]]:
+    """The table's cells as text, one row a model and stage; accuracies in % of the queries."""
+    keys = ["model", *STAGE]
+    other = summary.loc[summary["rule"] == BEST_PER_SEED].set_index(keys)
+    shown = summary.loc[summary["rule"] == VALIDATION]
+    rank = {model: i for i, model in enumerate(model_order(shown["model"]))}
+    shown = shown.sort_values(keys, key=lambda c: c.map(rank) if c.name == "model" else c)
+    rows = []
+    for row in shown.to_dict("records"):
+        best = other.loc[tuple(row[key] for key in keys)]
+        rows.append(
+            [
+                row["label"],
+                _count(row["state_size"]),
+                _count(row["num_parameters"]),
+                _count(row["seq_len"]),
+                _count(row["num_pairs"]),
+                row["lr_text"] or "no finished run",
+                _count(row["num_seeds"]),
+                _count(row["num_failed"]),
+                _plus_minus(row["mean"], row["std"]),
+                "-" if math.isnan(row["ci_low"]) else f"{_percent(row['ci_low'])} to {_percent(row['ci_high'])}",
+                _percent(row["median"]),
+                "-" if math.isnan(row["share_above"]) else f"{100 * row['share_above']:.0f}%",
+                _steps(row["plateau_exit_step"]),
+                _plus_minus(best["mean"], best["std"]),
+            ]
+        )
+    return rows
+
+
+def _percent(fraction: float) -> str:
+    return "-" if math.isnan(fraction) else f"{100 * fraction:.1f}"
+
+
+def _plus_minus(mean: float, std: float) -> str:
+    return _percent(mean) if math.isnan(std) else f"{_percent(mean)} ± {_percent(std)}"
+
+
+def _count(value: float) -> str:
+    return "-" if pd.isna(value) else f"{int(value):,}"
+
+
+def _steps(steps: float) -> str:
+    if pd.isna(steps):
+        return "-"
+    return "never" if math.isinf(steps) else f"{steps:g}"
+
+
+def _markdown_table(header: list[str], rows: list[list[str]], num_left: int = 1) -> list[str]:
+    marks = ["---" if i < num_left else "---:" for i in range(len(header))]
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in [header, marks, *rows]]
+    return [f"| {' | '.join(row)} |" for row in escaped]
+
+
+def to_markdown(summary: pd.DataFrame, rows: pd.DataFrame, chosen: pd.DataFrame, *, task: str, scale: str) -> str:
+    """The table file of one task and scale: results, learning rates compared, steps on the plateau.
+
+    Args:
+        summary: from `summarize.summarize`.
+        rows, chosen: what it was made from.
+    """
+    warning = ". No ordering of models follows from it" if scale in DEMONSTRATION else ""
+    lines = [f"# {title(task)}", "", f"**{subtitle(scale)}{warning}.**", ""]
+    lines += _markdown_table(_HEADER, table_cells(summary))
+    lines += [
+        "",
+        "Test accuracy over the query positions, %; mean, sample standard deviation and median "
+        "over the seeds whose run finished (no deviation for a single seed). 95% CI: percentile "
+        "bootstrap of the mean, 10,000 resamples. State: recurrent floats a layer and sequence. "
+        "Plateau exit: median training steps within the stage until the loss left its plateau.",
+        "",
+        "The learning rate of a model is the one with the best mean validation accuracy. "
+        "\\* A second reading, optimistic: the best learning rate of each seed and length by the "
+        "reported test accuracy itself.",
+        "",
+        "## Learning rates",
+        "",
+        "Mean validation accuracy over the lengths of the table, %, over the seeds that all "
+        "rates of the model have; a failed run counts 0. Bold: chosen.",
+        "",
+        *_learning_rates(rows, chosen),
+        "",
+        "## Steps to leave the plateau",
+        "",
+        "Training steps within each stage at the chosen learning rate, one number a seed in the "
+        "order of the seeds; - means never.",
+        "",
+        *_plateaus(rows, chosen),
+    ]
+    failed = rows.loc[rows["status"] == "failed"].drop_duplicates(["model", "lr", "seed", "run_seq_len"])
+    if len(failed):
+        lines += ["", "## Failed runs", ""]
+        for row in failed.to_dict("records"):
+            error = "no error recorded" if pd.isna(row["error"]) else row["error"]
+            lines.append(f"- {row['label']}, lr {row['lr']:g}, seed {row['seed']}: {error}")
+    return "\n".join(lines) + "\n"
+
+
+def _learning_rates(rows: pd.DataFrame, chosen: pd.DataFrame) -> list[str]:
+    scores = score_learning_rates(rows)
+    by_model = chosen.set_index("model")
+    rates = sorted(scores["lr"].unique())
+    cells = []
+    for model in model_order(scores["model"].unique()):
+        own = scores.loc[scores["model"] == model].set_index("lr")
+        row = [by_model.loc[model, "label"], _count(own["num_seeds"].min())]
+        if not own["common_seeds"].all():
+            row[1] += " (none in common)"
+        for lr in rates:
+            cell = _percent(own.loc[lr, "score"]) if lr in own.index else ""
+            row.append(f"**{cell}**" if lr == by_model.loc[model, "lr"] else cell)
+        cells.append(row)
+    return _markdown_table(["model", "seeds compared", *(f"lr {lr:g}" for lr in rates)], cells)
+
+
+def _plateaus(rows: pd.DataFrame, chosen: pd.DataFrame) -> list[str]:
+    exits = plateau_exits(rows, chosen)
+    columns = ["stage", *STAGE]
+    stages = exits.loc[:, columns].drop_duplicates().sort_values(columns)
+    places = list(stages.itertuples(index=False, name=None))
+    header = ["model", *(f"L {seq_len}, {num_pairs} pairs" for _, seq_len, num_pairs in places)]
+    cells = []
+    for model in model_order(exits["model"].unique()):
+        own = exits.loc[exits["model"] == model]
+        row = [own["label"].iloc[0]]
+        for stage, seq_len, num_pairs in places:
+            at = (own["stage"] == stage) & (own["seq_len"] == seq_len)
+            seeds = own.loc[at & (own["num_pairs"] == num_pairs), "plateau_exit_step"]
+            row.append(" ".join("-" if pd.isna(step) else str(step) for step in seeds))
+        cells.append(row)
+    return _markdown_table(header, cells)
+
+
+def print_table(summary: pd.DataFrame, *, task: str, scale: str, console: Console | None = None) -> None:
+    """Print the summary to the terminal (stdout by default), in 80 columns; see `to_markdown`."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    for name in ("model", "lr", "L", "seeds", "mean±std", "median", ">99%", "exit", "mean*±std"):
+        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
+    previous = None
+    for cells in table_cells(summary):
+        row = dict(zip(_HEADER, cells, strict=True))
+        new = row["model"] != previous
+        previous = row["model"]
+        if new and table.row_count:
+            table.add_section()
+        seeds = int(row["seeds"])
+        table.add_row(
+            row["model"] if new else "",
+            (row["lr"] if seeds else "-") if new else "",
+            row["L"].replace(",", ""),
+            f"{seeds}/{seeds + int(row['failed'])}",
+            row["mean ± std"].replace(" ", ""),
+            row["median"],
+            row["seeds > 99%"],
+            row["plateau exit"],
+            row["best lr per seed*"].replace(" ", ""),
+        )
+    console = console or Console()
+    console.print(f"\n{title(task)}: test accuracy, %\n{subtitle(scale)}\n", highlight=False)
+    console.print(table)
+    console.print(
+        "\nseeds: finished/all. exit: median steps until the loss left its plateau.\n"
+        "mean*: best learning rate of each seed by the test accuracy itself: optimistic.\n",
+        highlight=False,
+    )

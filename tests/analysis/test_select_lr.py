@@ -1,0 +1,133 @@
+"""The learning rate of a figure: by mean validation accuracy over comparable seeds, or per seed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from palimpsa.analysis.collect import collect
+from palimpsa.analysis.schema import ResultError
+from palimpsa.analysis.select_lr import (
+    best_per_seed,
+    choose_learning_rates,
+    one_experiment,
+    score_learning_rates,
+)
+
+
+@pytest.fixture
+def read(tmp_path: Path):
+    def rows(task: str = "mqar_curriculum", scale: str = "laptop") -> pd.DataFrame:
+        return one_experiment(collect([tmp_path / "runs"], tmp_path / "out").runs, task, scale)
+
+    return rows
+
+
+def chosen_lr(rows: pd.DataFrame) -> dict[str, float]:
+    return choose_learning_rates(rows).set_index("model")["lr"].to_dict()
+
+
+def test_validation_mean_decides_and_test_accuracy_does_not(add_run, read):
+    # By hand: validation means 0.80 (lr 1e-3) and 0.75 (lr 1e-2); the test accuracies of seed 2 are
+    # better at 1e-2.
+    add_run(lr=1e-3, seed=1, validation=[0.9, 0.8], test=[0.88, 0.78])
+    add_run(lr=1e-3, seed=2, validation=[0.8, 0.7], test=[0.70, 0.60])
+    add_run(lr=1e-2, seed=1, validation=[0.6, 0.6], test=[0.61, 0.61])
+    add_run(lr=1e-2, seed=2, validation=[0.9, 0.9], test=[0.95, 0.55])
+    rows = read()
+    scores = score_learning_rates(rows)
+    assert scores["score"].tolist() == pytest.approx([0.8, 0.75])
+    assert scores["num_seeds"].tolist() == [2, 2]
+    assert chosen_lr(rows) == {"palimpsa_d": 1e-3}
+
+    best = best_per_seed(rows).set_index(["seq_len", "seed"])
+    assert best["lr"].to_dict() == {(32, 1): 1e-3, (32, 2): 1e-2, (64, 1): 1e-3, (64, 2): 1e-3}
+    assert best["test_accuracy"].to_dict() == {
+        (32, 1): 0.88,
+        (32, 2): 0.95,
+        (64, 1): 0.78,
+        (64, 2): 0.60,
+    }
+
+
+def test_warm_up_stages_do_not_count(add_run, read):
+    # The warm-up stage of make_result is at 99%: with it the mean would be 0.66.
+    add_run(validation=[0.5, 0.5])
+    assert score_learning_rates(read())["score"].tolist() == [0.5]
+
+
+def test_two_phase_sweep_compares_common_seeds(add_run, read):
+    # Over all its seeds 1e-3 has 0.6, less than 1e-2 with 0.7; over the common seed it has 0.8.
+    add_run(lr=1e-3, seed=1, validation=[0.8, 0.8])
+    add_run(lr=1e-3, seed=2, validation=[0.5, 0.5])
+    add_run(lr=1e-3, seed=3, validation=[0.5, 0.5])
+    add_run(lr=1e-2, seed=1, validation=[0.7, 0.7])
+    chosen = choose_learning_rates(read()).iloc[0]
+    assert (chosen["lr"], chosen["num_seeds"], chosen["common_seeds"]) == (1e-3, 1, True)
+    assert chosen["score"] == pytest.approx(0.8)
+    assert chosen["num_finished"] == 3
+
+
+def test_without_common_seeds_each_rate_has_its_own(add_run, read):
+    add_run(lr=1e-3, seed=1, validation=[0.5, 0.5])
+    add_run(lr=1e-2, seed=2, validation=[0.7, 0.7])
+    chosen = choose_learning_rates(read()).iloc[0]
+    assert (chosen["lr"], chosen["common_seeds"]) == (1e-2, False)
+
+
+def test_ties_go_to_the_smaller_rate(add_run, read):
+    for lr in (1e-2, 1e-3, 4.64e-3):
+        add_run(lr=lr, validation=[0.5, 0.75])
+    rows = read()
+    assert chosen_lr(rows) == {"palimpsa_d": 1e-3}
+    assert best_per_seed(rows)["lr"].tolist() == [1e-3, 1e-3]
+
+
+def test_failed_run_counts_zero(add_run, read):
+    # 1e-2 would win by its finished seed; with the failure its mean is 0.45.
+    add_run(lr=1e-3, seed=1, validation=[0.6, 0.6])
+    add_run(lr=1e-3, seed=2, validation=[0.6, 0.6])
+    add_run(lr=1e-2, seed=1, validation=[0.9, 0.9])
+    add_run(lr=1e-2, seed=2, validation=[0.9, 0.9], status="failed")
+    rows = read()
+    assert score_learning_rates(rows)["score"].tolist() == pytest.approx([0.6, 0.45])
+    assert chosen_lr(rows) == {"palimpsa_d": 1e-3}
+    # The stages that a failed run ended are no one's best either.
+    assert best_per_seed(rows).set_index(["seq_len", "seed"])["lr"][32, 2] == 1e-3
+
+
+def test_stage_that_was_not_reached_counts_zero(add_run, read):
+    add_run(lr=1e-3, validation=[0.6, 0.6])
+    add_run(lr=1e-2, validation=[0.9], lengths=[32])
+    assert score_learning_rates(read())["score"].tolist() == pytest.approx([0.6, 0.45])
+
+
+def test_model_without_finished_run_has_no_rate(add_run, read):
+    add_run(model="gla", status="failed")
+    add_run(model="mamba2")
+    chosen = choose_learning_rates(read()).set_index("model")
+    assert math.isnan(chosen.loc["gla", "lr"])
+    assert (chosen.loc["gla", "label"], chosen.loc["gla", "num_finished"]) == ("GLA", 0)
+    assert chosen.loc["mamba2", "lr"] == 1e-3
+
+
+def test_scratch_seeds_need_every_length(add_run, read):
+    # At 1e-2 the run of length 64 and seed 2 is still missing: seed 1 alone is compared.
+    for lr, shift in ((1e-3, 0.0), (1e-2, 0.1)):
+        for seed in (1, 2):
+            for length, accuracy in ((32, 0.8), (64, 0.6)):
+                if (lr, seed, length) != (1e-2, 2, 64):
+                    values = {"lengths": [length], "validation": [accuracy - shift]}
+                    add_run(task="mqar_scratch", lr=lr, seed=seed, **values)
+    scores = score_learning_rates(read("mqar_scratch"))
+    assert scores["score"].tolist() == pytest.approx([0.7, 0.6])
+    assert scores["num_seeds"].tolist() == [1, 1]
+
+
+def test_unknown_experiment_lists_the_known_ones(add_run, read):
+    add_run()
+    with pytest.raises(ResultError, match="no runs of mqar_curriculum/paper, expected one of"):
+        read(scale="paper")

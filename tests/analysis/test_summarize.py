@@ -1,0 +1,169 @@
+"""The numbers of the table against numbers computed by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from palimpsa.analysis.collect import collect
+from palimpsa.analysis.schema import ResultError
+from palimpsa.analysis.select_lr import choose_learning_rates, one_experiment
+from palimpsa.analysis.summarize import bootstrap_interval, plateau_exits, summarize
+from palimpsa.analysis.tables import print_table, table_cells, to_markdown
+
+EXPERIMENT = {"task": "mqar_curriculum", "scale": "laptop"}
+
+
+def summary_below(root: Path):
+    rows = one_experiment(collect([root / "runs"], root / "out").runs, **EXPERIMENT)
+    chosen = choose_learning_rates(rows)
+    return rows, chosen, summarize(rows, chosen)
+
+
+@pytest.fixture
+def summary_of(tmp_path: Path):
+    return lambda: summary_below(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def example(run_writer, tmp_path_factory):
+    """Palimpsa-D: seeds at 1.0, 0.99, 0.4 (length 32), never off the plateau at 64; GLA failed."""
+    root = tmp_path_factory.mktemp("summarize")
+    add_run = run_writer(root)
+    for seed, accuracy in ((1, 1.0), (2, 0.99), (3, 0.4)):
+        add_run(
+            seed=seed,
+            validation=[0.9, 0.1],
+            test=[accuracy, 0.1 * seed],
+            plateau=[10 * seed, None if seed > 1 else 5],
+        )
+        # Worse in validation, better in test for seed 3.
+        add_run(seed=seed, lr=1e-2, validation=[0.8, 0.1], test=[0.6, 0.05])
+    add_run(seed=4, status="failed", validation=[0.9], lengths=[32])
+    add_run(model="gla", seed=1, status="failed", validation=[], lengths=[])
+    return summary_below(root)
+
+
+def row_of(summary, rule, model, seq_len):
+    keys = (summary["rule"] == rule) & (summary["model"] == model) & (summary["seq_len"] == seq_len)
+    assert keys.sum() == 1
+    return summary[keys].iloc[0]
+
+
+def test_statistics_match_hand_computed_ones(example):
+    row = row_of(example[2], "validation", "palimpsa_d", 32)
+    mean = (1.0 + 0.99 + 0.4) / 3
+    assert row["mean"] == pytest.approx(mean)
+    squares = (1.0 - mean) ** 2 + (0.99 - mean) ** 2 + (0.4 - mean) ** 2
+    assert row["std"] == pytest.approx(math.sqrt(squares / 2))
+    assert row["median"] == 0.99
+    # Above means above: 0.99 is not.
+    assert row["share_above"] == pytest.approx(1 / 3)
+    assert row["plateau_exit_step"] == 20
+    assert (row["num_seeds"], row["num_failed"]) == (3, 1)
+    assert (row["lr"], row["lr_text"]) == (1e-3, "0.001")
+    assert (row["num_pairs"], row["state_size"], row["num_parameters"]) == (8, 1024, 12_345)
+    # Resampled means of three values lie within them; the extremes have 1/27 of the mass each.
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((0.4, 1.0))
+
+
+def test_seeds_that_never_left_the_plateau_count_as_infinite(example):
+    assert math.isinf(row_of(example[2], "validation", "palimpsa_d", 64)["plateau_exit_step"])
+    exits = plateau_exits(example[0], example[1])
+    assert exits[exits["seq_len"] == 64]["plateau_exit_step"].fillna(-1).tolist() == [5, -1, -1]
+    assert exits["stage"].unique().tolist() == [0, 1, 2]
+
+
+def test_best_per_seed_is_a_second_reading(example):
+    row = row_of(example[2], "best_per_seed", "palimpsa_d", 32)
+    assert row["mean"] == pytest.approx((1.0 + 0.99 + 0.6) / 3)
+    assert math.isnan(row["lr"])
+    assert row["lr_text"] == "0.001 x2, 0.01 x1"
+
+
+def test_model_without_finished_run_stays_in_the_table(example):
+    row = row_of(example[2], "validation", "gla", 32)
+    assert (row["num_seeds"], row["num_failed"]) == (0, 1)
+    assert row[["mean", "std", "median", "ci_low", "share_above", "lr"]].isna().all()
+
+
+def test_one_seed_has_no_deviation(add_run, summary_of):
+    add_run(validation=[0.5, 0.4])
+    row = row_of(summary_of()[2], "validation", "palimpsa_d", 64)
+    assert (row["mean"], row["median"], row["num_seeds"]) == (0.4, 0.4, 1)
+    assert row[["std", "ci_low", "ci_high"]].isna().all()
+
+
+def test_mixed_configurations_are_an_error(add_run, summary_of):
+    add_run(seed=1, state_size=512)
+    add_run(seed=2, state_size=1024)
+    with pytest.raises(ResultError, match="different state_size: 512, 1024; expected one config"):
+        summary_of()
+
+
+def test_bootstrap_interval_is_the_percentile_one():
+    values = np.array([0.2, 0.9, 0.7, 0.8])
+    low, high = bootstrap_interval(values)
+    assert (low, high) == bootstrap_interval(values)
+    assert 0.2 < low < values.mean() < high < 0.9
+    # All 256 resamples, each as likely: the exact quantiles.
+    grid = np.stack(np.meshgrid(*[values] * 4), axis=-1).reshape(-1, 4).mean(axis=1)
+    assert (low, high) == pytest.approx(np.quantile(grid, [0.025, 0.975]), abs=0.03)
+    assert np.isnan(bootstrap_interval(values[:1])).all()
+
+
+def test_table_file(example):
+    rows, chosen, summary = example
+    text = to_markdown(summary, rows, chosen, **EXPERIMENT)
+    lines = text.splitlines()
+    assert lines[0] == "# MQAR (associative recall), curriculum protocol"
+    assert "**laptop scale: demonstrates the pipeline. No ordering of models follows" in lines[2]
+    assert (
+        "| Palimpsa-D | 1,024 | 12,345 | 32 | 8 | 0.001 | 3 | 1 | 79.7 ± 34.4 | 40.0 to 100.0 "
+        "| 99.0 | 33% | 20 | 86.3 ± 22.8 |"
+    ) in lines
+    assert any(line.startswith("| GLA | 1,024 | 12,345 | 32 | 8 | no finished") for line in lines)
+    # The failed seed 4 is not common to both rates.
+    assert "| Palimpsa-D | 3 | **50.0** | 45.0 |" in lines
+    assert "| Palimpsa-D | 50 50 50 | 10 20 30 | 5 - - |" in lines
+    assert "- GLA, lr 0.001, seed 1: RuntimeError: the loss is nan" in lines
+    assert to_markdown(summary, rows, chosen, **EXPERIMENT) == text
+    # Every table has one number of columns.
+    widths = [line.count("|") for line in lines if line.startswith("|")]
+    assert sorted(set(widths)) == [5, 15]
+
+
+def test_other_scales_are_not_called_a_demonstration(example):
+    rows, chosen, summary = example
+    text = to_markdown(summary, rows, chosen, task="mqar_scratch", scale="h200")
+    assert "**h200 scale.**" in text
+    assert "scratch protocol" in text
+    assert "demonstrates" not in text
+
+
+def test_terminal_table_fits_80_columns(example, capsys):
+    print_table(example[2], **EXPERIMENT, console=Console(width=80))
+    printed = capsys.readouterr().out
+    assert "laptop scale: demonstrates the pipeline" in printed
+    assert "Palimpsa-D" in printed
+    assert "79.7±34.4" in printed
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_models_are_listed_in_a_fixed_order(add_run, summary_of):
+    for model in ("zebra", "gla", "palimpsa_d_nometa_k2", "mamba2", "palimpsa_d", "palimpsa_m"):
+        add_run(model=model)
+    labels = [row[0] for row in table_cells(summary_of()[2])][::2]
+    assert labels == [
+        "Palimpsa-D",
+        "palimpsa_d_nometa_k2",
+        "Palimpsa-M",
+        "Mamba-2 (M w/o Meta)",
+        "GLA",
+        "zebra",
+    ]
