@@ -123,10 +123,6 @@ def test_pip_lines_of_the_conda_file_are_the_pins():
     for line in block["pip"]:
         if line == "-e .":
             continue
-        if line.startswith("-r "):
-            assert line == "-r requirements.lock"
-            versions |= pins()
-            continue
         requirement = Requirement(line)
         (specifier,) = requirement.specifier
         assert specifier.operator == "=="

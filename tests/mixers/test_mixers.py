@@ -248,3 +248,20 @@ def test_impossible_sizes_are_refused_by_name(mixer_class, changes, named):
 def test_unknown_arguments_are_refused():
     with pytest.raises(TypeError, match="head_dim"):
         PalimpsaD(D_MODEL, HEADS, K, V, head_dim=3)
+
+
+@each_mixer
+def test_bf16_autocast_is_the_same_function_roughly(name):
+    """fp32 weights under bf16 autocast: bf16 keeps 8 bits, the state stays fp32."""
+    mixer, x = make(name), inputs(2, 12, D_MODEL)
+    exact = mixer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = mixer(x)
+        cache = mixer.new_cache(2)
+        steps = torch.stack([mixer.step(x[:, t], cache) for t in range(12)], dim=1)
+    assert rough.dtype == torch.bfloat16
+    assert all(state.dtype == torch.float32 for state in cache.state)
+    for result in (rough, steps):
+        assert (result.float() - exact).norm() / exact.norm() < 0.03
+    rough.float().square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in mixer.parameters())
