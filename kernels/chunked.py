@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .sequences import map_sequences
 from .types import PalimpsaOutput, PalimpsaState
@@ -45,9 +44,7 @@ def palimpsa_chunked(
         >>> palimpsa_chunked(q, k, v, beta, torch.zeros(1, 1, 1), torch.ones(1), scale=1.0).o.item()
         0.5
     """
-    scale, state = check_sequence_inputs(
-        q, k, v, beta, g, importance_prior, scale, initial_state, cu_seqlens
-    )
+    scale, state = check_sequence_inputs(q, k, v, beta, g, importance_prior, scale, initial_state, cu_seqlens)
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise ValueError(f"chunk_size must be a positive integer or None, got {chunk_size!r}")
     run = partial(
@@ -84,21 +81,16 @@ def _run(
     if T == 0 or v.numel() == 0:
         return _no_tokens(v, importance_prior, K, initial_state, output_final_state, output_variance)
     if beta is None and initial_state is None:
-        return _linear_attention(
-            q, k, v, g, importance_prior, scale, output_final_state, output_variance, chunk_size or 64
-        )
+        chunk_size = chunk_size or 32
+        return _linear_attention(q, k, v, g, importance_prior, scale, output_final_state, output_variance, chunk_size)
     if beta is None:
         beta = torch.zeros_like(v)
     mean, importance = (None, None) if initial_state is None else initial_state
     tensors = (q, k, v, beta, g, importance_prior, mean, importance)
     plan = _make_plan(B, T, H, K, V, q.device, chunk_size)
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    o, variance, mean, importance = _Chunked.apply(
-        *tensors, scale, plan, save, output_final_state, output_variance
-    )
-    return PalimpsaOutput(
-        o, variance, PalimpsaState(mean, importance) if output_final_state else None
-    )
+    o, variance, mean, importance = _Chunked.apply(*tensors, scale, plan, save, output_final_state, output_variance)
+    return PalimpsaOutput(o, variance, PalimpsaState(mean, importance) if output_final_state else None)
 
 
 def _no_tokens(
@@ -179,38 +171,39 @@ def _linear_attention(
 class _Plan(NamedTuple):
     """How the work is cut: into blocks of batch rows, each into chunks of tokens."""
 
-    batch_rows: int
+    num_rows: int
     chunk_size: int
 
     def blocks(self, batch: int) -> list[slice]:
-        starts = range(0, batch, self.batch_rows)
-        return [slice(s, min(s + self.batch_rows, batch)) for s in starts]
+        starts = range(0, batch, self.num_rows)
+        return [slice(start, min(start + self.num_rows, batch)) for start in starts]
 
     def lengths(self, num_tokens: int) -> list[int]:
         whole, rest = divmod(num_tokens, self.chunk_size)
         return [self.chunk_size] * whole + [rest] * (rest > 0)
 
 
-def _make_plan(
-    B: int, T: int, H: int, K: int, V: int, device: torch.device, chunk_size: int | None
-) -> _Plan:
-    # T / C states are kept for the backward and C exist at a time, so C grows like the root of T, in powers of two.
+def _make_plan(B: int, T: int, H: int, K: int, V: int, device: torch.device, chunk_size: int | None) -> _Plan:
+    # The backward keeps T / C states and works on C at a time: C grows like the root of T, in
+    # powers of two.
     C = 1 << max(3, min(6, T.bit_length() // 2))
-    # Elements of one state of one chunk, as measured (README.md): fewer are all overhead, more leave the cache.
-    least, most = (2**17, 2**18) if device.type == "cpu" else (2**22, 2**24)
-    while C < 64 and 2 * C * B * H * K * V <= least:
+    # Elements of one state in a chunk of a block, as measured (README.md): below the first,
+    # overhead dominates; above the second, the working memory leaves the cache.
+    few, many = (2**17, 2**18) if device.type == "cpu" else (2**22, 2**24)
+    size = B * H * K * V
+    while C < 64 and 2 * C * size <= few:
         C *= 2
     C = min(T, chunk_size or C)
-    return _Plan(max(1, min(B, most // (C * H * K * V))), C)
+    return _Plan(max(1, min(B, many // (C * H * K * V))), C)
 
 
-# PyTorch's CPU bmm runs a scalar loop below this many products; there a product and a sum are faster.
+# PyTorch's CPU bmm runs a scalar loop below this many products: a product and a sum are faster.
 _MIN_BMM_SIZE = 400
 
 
 def _sum_over_keys(row: Tensor, x: Tensor, out: Tensor, scratch: Tensor) -> None:
     """out[n, 1, v] = sum_k row[n, 1, k] x[n, k, v]."""
-    if x.shape[1] * x.shape[2] >= _MIN_BMM_SIZE:
+    if x.shape[1] * x.shape[2] >= _MIN_BMM_SIZE or x.device.type != "cpu":
         torch.bmm(row, x, out=out)
     else:
         torch.sum(torch.mul(row.mT, x, out=scratch), 1, keepdim=True, out=out)
@@ -218,15 +211,15 @@ def _sum_over_keys(row: Tensor, x: Tensor, out: Tensor, scratch: Tensor) -> None
 
 def _sum_over_values(row: Tensor, x: Tensor, out: Tensor, scratch: Tensor) -> None:
     """out[n, 1, k] = sum_v row[n, 1, v] x[n, k, v]."""
-    if x.shape[1] * x.shape[2] >= _MIN_BMM_SIZE:
-        # A row times a transposed matrix: six times as fast as a matrix times a column.
+    if x.shape[1] * x.shape[2] >= _MIN_BMM_SIZE or x.device.type != "cpu":
+        # A row times a transposed matrix: on a CPU six times as fast as a matrix times a column.
         torch.bmm(row, x.mT, out=out)
     else:
         torch.sum(torch.mul(row, x, out=scratch), 2, out=out[:, 0])
 
 
 class _Rows:
-    """One vector for each of the c tokens of a chunk, [c * b, 1, D] with time outermost, and two views of it."""
+    """One vector for each token and head of a chunk, [c * b, 1, D], and two views of it."""
 
     def __init__(self, like: Tensor, c: int, b: int, H: int, D: int) -> None:
         self.rows = like.new_empty(c * b, 1, D)
@@ -240,25 +233,30 @@ class _Rows:
 
 
 class _Workspace:
-    """Memory for one chunk of c tokens of b = rows * H heads, reused by every chunk of this size."""
+    """Memory for one chunk of c tokens of b = rows * H heads, reused by every chunk of this size.
 
-    def __init__(
-        self, like: Tensor, c: int, b: int, H: int, K: int, V: int, num_scratch: int
-    ) -> None:
-        self.q, self.k, self.k_squared, self.dq, self.dk, self.dk_squared = (
-            _Rows(like, c, b, H, K) for _ in range(6)
-        )
-        self.v, self.beta, self.o, self.dv, self.dbeta = (_Rows(like, c, b, H, V) for _ in range(5))
+    Time is the outermost dimension, so that one token of all heads is one contiguous operand.
+    """
+
+    def __init__(self, like: Tensor, c: int, b: int, H: int, K: int, V: int, with_gradients: bool) -> None:
+        self.q, self.k, self.k_squared = (_Rows(like, c, b, H, K) for _ in range(3))
+        self.v, self.beta, self.o = (_Rows(like, c, b, H, V) for _ in range(3))
         # M = I * mu and I, before the first token and after each.
         states = like.new_empty(2, c + 1, b, K, V)
         self.slots = states.unbind(1)
         self.before = states[:, :c]
         self.M, self.I = (x.view(-1, K, V) for x in states[:, 1:])
-        self.scratch = like.new_empty(num_scratch, c, b, K, V)
+        if with_gradients:
+            self.dq, self.dk, self.dk_squared = (_Rows(like, c, b, H, K) for _ in range(3))
+            self.dv, self.dbeta = (_Rows(like, c, b, H, V) for _ in range(2))
+            self.flow, self.scratch = like.new_empty(2, 2, c, b, K, V)
+            self.flow_slots = self.flow.unbind(1)
+            self.dM, self.dI = self.flow.view(2, -1, K, V)
+            self.mu, self.inverse = self.scratch.view(2, -1, K, V)
 
 
 class _Block:
-    """The part of the arguments that belongs to some batch rows, cut into chunks of tokens."""
+    """The arguments of some of the batch rows, cut into chunks of tokens."""
 
     def __init__(
         self,
@@ -273,29 +271,32 @@ class _Block:
         scale: float,
         dtype: torch.dtype,
     ) -> None:
-        self.num_rows, T, H = g[rows].shape
-        self.b = self.num_rows * H
+        num_rows, T, H = g[rows].shape
+        self.b = num_rows * H
         self.rows, self.lengths, self.scale = rows, lengths, scale
-        self.qs, self.ks, self.vs, self.betas = (self.split(x) for x in (q, k, v, beta))
+        self.q, self.k, self.v, self.beta = (self.split(x) for x in (q, k, v, beta))
         # [T, b] and [b]
         self.alpha = g[rows].to(dtype).exp().transpose(0, 1).reshape(T, self.b)
-        self.prior = importance_prior.to(dtype).repeat(self.num_rows)
-        # What forgetting gives back to the importance, for each token.
-        self.given_back = ((1 - self.alpha) * self.prior)[..., None, None].split(lengths)
+        self.prior = importance_prior.to(dtype).repeat(num_rows)
+        # What forgetting gives back to the importance: [c * b, 1, 1] for each chunk.
+        given_back = ((1 - self.alpha) * self.prior).reshape(-1, 1, 1)
+        self.given_back = given_back.split([c * self.b for c in lengths])
+        # [b, 1, 1] for each token of each chunk.
         self.alphas = [x.unbind(0) for x in self.alpha[..., None, None].split(lengths)]
 
     def split(self, x: Tensor) -> Sequence[Tensor]:
+        """The chunks of [B, T, ...]."""
         return x[self.rows].split(self.lengths, dim=1)
 
     def fill(self, n: int, start: Tensor, w: _Workspace) -> None:
-        """Computes the states of chunk n by Eq. 25-26, token by token, for both states and all heads at once."""
-        w.q.load(self.qs[n]).mul_(self.scale)
-        k, v, beta = w.k.load(self.ks[n]), w.v.load(self.vs[n]), w.beta.load(self.betas[n])
+        """Computes the states of chunk n: Eq. 25-26, for both states and all heads at once."""
+        # First of all: `start` may be the end of the chunk before, in this same workspace.
+        w.slots[0].copy_(start)
+        w.q.load(self.q[n]).mul_(self.scale)
+        k, v, beta = w.k.load(self.k[n]), w.v.load(self.v[n]), w.beta.load(self.beta[n])
         torch.mul(k, k, out=w.k_squared.rows)
         torch.mul(w.k.columns, v, out=w.M)
-        torch.mul(w.k_squared.columns, beta, out=w.I)
-        w.I.add_(self.given_back[n].view(-1, 1, 1))
-        w.slots[0].copy_(start)
+        torch.mul(w.k_squared.columns, beta, out=w.I).add_(self.given_back[n])
         for before, after, alpha in zip(w.slots, w.slots[1:], self.alphas[n], strict=False):
             after.addcmul_(before, alpha)
 
@@ -321,7 +322,7 @@ class _Chunked(torch.autograd.Function):
         (B, T, H, K), V = q.shape, v.shape[-1]
         like = q.new_empty(0, dtype=compute_dtype(q.dtype))
         lengths = plan.lengths(T)
-        workspace = cache(partial(_Workspace, like, H=H, K=K, V=V, num_scratch=1))
+        workspace = cache(partial(_Workspace, like, H=H, K=K, V=V, with_gradients=False))
         o = v.new_empty(B, T, H, V)
         variance = v.new_empty(B, T, H, V) if output_variance else None
         mean = importance = None
@@ -331,38 +332,41 @@ class _Chunked(torch.autograd.Function):
         all_starts = []
         for rows in plan.blocks(B):
             block = _Block(rows, lengths, q, k, v, beta, g, importance_prior, scale, like.dtype)
-            state_shape = (block.num_rows, H, K, V)
+            # The state before each chunk; without a backward, before the present one only.
             starts = like.new_empty(len(lengths) if save else 1, 2, block.b, K, V)
-            if mean0 is None or importance0 is None:
-                starts[0, 0] = 0
-                starts[0, 1] = block.prior[:, None, None]
-            else:
-                starts[0, 1].view(state_shape).copy_(importance0[rows])
-                starts[0, 0].view(state_shape).copy_(mean0[rows])
-                starts[0, 0].mul_(starts[0, 1])
+            end = torch.empty_like(starts[0])
             all_starts.append(starts)
+            start_M, start_I = starts[0].view(2, -1, H, K, V)
+            if mean0 is None or importance0 is None:
+                start_M.zero_()
+                start_I.copy_(importance_prior[:, None, None].expand_as(start_I))
+            else:
+                start_I.copy_(importance0[rows])
+                start_M.copy_(mean0[rows]).mul_(start_I)
             outputs = block.split(o)
             variances = None if variance is None else block.split(variance)
 
             start = starts[0]
             for n, c in enumerate(lengths):
                 w = workspace(c, block.b)
-                if n and save:
-                    starts[n].copy_(start)
                 block.fill(n, start, w)
-                x = w.scratch[0].view(-1, K, V)
-                torch.div(w.M, w.I, out=x)
-                _sum_over_keys(w.q.rows, x, w.o.rows, x)
+                if n + 1 < len(lengths):
+                    start = starts[n + 1] if save else start
+                    start.copy_(w.slots[-1])
+                else:
+                    end.copy_(w.slots[-1])
+                mu = torch.div(w.M, w.I, out=w.M)
+                _sum_over_keys(w.q.rows, mu, w.o.rows, mu)
                 outputs[n].copy_(w.o.batch_major)
                 if variances is not None:
-                    torch.reciprocal(w.I, out=x)
-                    _sum_over_keys(w.q.rows.square(), x, w.o.rows, x)
+                    torch.reciprocal(w.I, out=w.I)
+                    _sum_over_keys(w.q.rows.square(), w.I, w.o.rows, w.I)
                     variances[n].copy_(w.o.batch_major)
-                start = w.slots[-1]
 
             if mean is not None and importance is not None:
-                mean[rows] = (start[0] / start[1]).view(state_shape)
-                importance[rows] = start[1].view(state_shape)
+                end_M, end_I = end.view(2, -1, H, K, V)
+                torch.div(end_M, end_I, out=mean[rows])
+                importance[rows] = end_I
 
         inputs = (q, k, v, beta, g, importance_prior, mean0, importance0)
         ctx.save_for_backward(*inputs, mean, importance, *(all_starts if save else ()))
@@ -371,8 +375,13 @@ class _Chunked(torch.autograd.Function):
         return o, variance, mean, importance
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        # Autograd's own `once_differentiable` would hand back a constant where the incoming gradient is one.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "palimpsa is differentiable once: its gradients have no graph (create_graph=True). "
+                "palimpsa_reference, or PALIMPSA_PATH=reference, has one"
+            )
         with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
             return _backward(ctx, *grads)
 
@@ -388,7 +397,7 @@ def _backward(
     (B, T, H, K), V = q.shape, v.shape[-1]
     lengths = ctx.plan.lengths(T)
     like = all_starts[0]
-    workspace = cache(partial(_Workspace, like, H=H, K=K, V=V, num_scratch=4))
+    workspace = cache(partial(_Workspace, like, H=H, K=K, V=V, with_gradients=True))
     needs_beta, needs_alpha = ctx.needs_input_grad[3], any(ctx.needs_input_grad[4:6])
     dq, dk, dv, dbeta, dg = (x.new_empty(x.shape) for x in (q, k, v, beta, g))
     dprior = like.new_zeros(H)
@@ -398,17 +407,16 @@ def _backward(
 
     for rows, starts in zip(ctx.plan.blocks(B), all_starts, strict=True):
         block = _Block(rows, lengths, q, k, v, beta, g, prior, ctx.scale, like.dtype)
-        state_shape = (block.num_rows, H, K, V)
-        dqs, dks, dvs, dbetas = (block.split(x) for x in (dq, dk, dv, dbeta))
-        d_os = None if d_o is None else block.split(d_o)
-        d_variances = None if d_variance is None else block.split(d_variance)
-        # dL/dalpha through M and through I, and dL/d(given back), for each token.
+        dq_, dk_, dv_, dbeta_ = (block.split(x) for x in (dq, dk, dv, dbeta))
+        do_ = None if d_o is None else block.split(d_o)
+        dvariance_ = None if d_variance is None else block.split(d_variance)
+        # <dM, M_{t-1}> and <dI, I_{t-1}>, and the gradient of what is given back, per token.
         d_alpha, d_given_back = like.new_empty(2, T, block.b), like.new_empty(T, block.b)
-        d_alphas, d_given_backs = d_alpha.split(lengths, dim=1), d_given_back.split(lengths)
+        d_alpha_, d_given_back_ = d_alpha.split(lengths, dim=1), d_given_back.split(lengths)
 
-        # dL/dM at the end of the chunk and, here and below, MINUS dL/dI: dI = -dM * mu then needs no negation.
+        # dL/dM at the end of the chunk and, here and below, MINUS dL/dI, since dI = -dM * mu.
         carry = like.new_zeros(2, block.b, K, V)
-        carry_M, carry_I = carry.view(2, *state_shape)
+        carry_M, carry_I = carry.view(2, -1, H, K, V)
         if d_mean is not None:
             torch.div(d_mean[rows], importance[rows], out=carry_M)
             torch.mul(carry_M, mean[rows], out=carry_I)
@@ -418,60 +426,61 @@ def _backward(
         for n in reversed(range(len(lengths))):
             w = workspace(lengths[n], block.b)
             block.fill(n, starts[n], w)
-            both, spare = w.scratch[:2], w.scratch[2:]
-            dM, dI, mu, R = w.scratch.view(4, -1, K, V)
-
-            torch.reciprocal(w.I, out=R)
-            if d_os is not None:
-                do = w.o.load(d_os[n])
-                torch.mul(w.M, R, out=mu)
-                _sum_over_values(do, mu, w.dq.rows, dM)
-                torch.mul(R, w.q.columns, out=dM).mul_(do)
-                torch.mul(dM, mu, out=dI)
+            mu, inverse = w.mu, torch.reciprocal(w.I, out=w.inverse)
+            if do_ is not None:
+                do = w.o.load(do_[n])
+                torch.mul(w.M, inverse, out=mu)
+                _sum_over_values(do, mu, w.dq.rows, w.dM)
+                torch.mul(inverse, w.q.columns, out=w.dM).mul_(do)
+                torch.mul(w.dM, mu, out=w.dI)
             else:
                 w.dq.rows.zero_()
-                both.zero_()
-            if d_variances is not None:
-                dvar = w.o.load(d_variances[n])
-                _sum_over_values(dvar, R, w.dk.rows, mu)
+                w.flow.zero_()
+            if dvariance_ is not None:
+                dvariance = w.o.load(dvariance_[n])
+                _sum_over_values(dvariance, inverse, w.dk.rows, mu)
                 w.dq.rows.addcmul_(w.dk.rows, w.q.rows, value=2)
-                dI.add_(R.mul_(w.q.columns).square_().mul_(dvar))
+                w.dI.add_(inverse.mul_(w.q.columns).square_().mul_(dvariance))
 
-            slots, alphas = both.unbind(1), block.alphas[n]
+            # What flows back from later tokens.
+            slots, alphas = w.flow_slots, block.alphas[n]
             slots[-1].add_(carry)
             for t in range(len(alphas) - 1, 0, -1):
                 slots[t - 1].addcmul_(slots[t], alphas[t])
             torch.mul(slots[0], alphas[0], out=carry)
 
-            _sum_over_values(w.v.rows, dM, w.dk.rows, mu)
-            _sum_over_values(w.beta.rows, dI, w.dk_squared.rows, mu)
-            _sum_over_keys(w.k.rows, dM, w.dv.rows, mu)
-            torch.mul(w.dq.batch_major, ctx.scale, out=dqs[n])
-            # k reaches M as k and I as k^2.
+            _sum_over_values(w.v.rows, w.dM, w.dk.rows, mu)
+            _sum_over_values(w.beta.rows, w.dI, w.dk_squared.rows, mu)
+            _sum_over_keys(w.k.rows, w.dM, w.dv.rows, mu)
             w.dk.rows.addcmul_(w.dk_squared.rows, w.k.rows, value=-2)
-            dks[n].copy_(w.dk.batch_major)
-            dvs[n].copy_(w.dv.batch_major)
+            torch.mul(w.dq.batch_major, ctx.scale, out=dq_[n])
+            dk_[n].copy_(w.dk.batch_major)
+            dv_[n].copy_(w.dv.batch_major)
             if needs_beta:
-                _sum_over_keys(w.k_squared.rows, dI, w.dbeta.rows, mu)
-                torch.neg(w.dbeta.batch_major, out=dbetas[n])
+                _sum_over_keys(w.k_squared.rows, w.dI, w.dbeta.rows, mu)
+                # Not neg: that cannot round to a lower precision on the way out.
+                torch.mul(w.dbeta.batch_major, -1, out=dbeta_[n])
             if needs_alpha:
-                torch.sum(torch.mul(both, w.before, out=spare), (3, 4), out=d_alphas[n])
-                torch.sum(both[1], (2, 3), out=d_given_backs[n])
+                torch.mul(w.flow, w.before, out=w.scratch)
+                torch.sum(w.scratch, (3, 4), out=d_alpha_[n])
+                torch.sum(w.flow[1], (2, 3), out=d_given_back_[n])
 
         # alpha multiplies M_{t-1} and I_{t-1} - I_prior.
-        dg_block = (d_alpha[0] - d_alpha[1]).addcmul_(d_given_back, block.prior).mul_(block.alpha)
-        dg[rows] = dg_block.view(T, -1, H).transpose(0, 1).to(dg.dtype)
-        dprior_block = ((block.alpha - 1) * d_given_back).sum(0)
+        d_alpha = (d_alpha[0] - d_alpha[1]).addcmul_(d_given_back, block.prior)
+        dg[rows] = d_alpha.mul_(block.alpha).reshape(T, -1, H).transpose(0, 1).to(dg.dtype)
+        dprior_rows = ((block.alpha - 1) * d_given_back).sum(0)
         if mean0 is None or dmean0 is None or dimportance0 is None:
-            dprior_block -= carry[1].sum((1, 2))
+            dprior_rows -= carry[1].sum((1, 2))
         else:
             torch.mul(carry_M, importance0[rows], out=dmean0[rows])
             torch.mul(carry_M, mean0[rows], out=dimportance0[rows]).sub_(carry_I)
-        dprior += dprior_block.view(-1, H).sum(0)
+        dprior += dprior_rows.reshape(-1, H).sum(0)
 
-    grads: list[Tensor | None] = [dq, dk, dv, dbeta, dg, dprior, dmean0, dimportance0]
     inputs = (q, k, v, beta, g, prior, mean0, importance0)
-    for i, (x, source, needed) in enumerate(zip(grads, inputs, ctx.needs_input_grad, strict=False)):
+    grads = (dq, dk, dv, dbeta, dg, dprior, dmean0, dimportance0)
+    result: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+    for i, (x, grad) in enumerate(zip(inputs, grads, strict=True)):
         # What nobody needs may not have been computed at all.
-        grads[i] = x.to(source.dtype) if needed and x is not None else None
-    return (*grads, None, None, None, None, None)
+        if ctx.needs_input_grad[i] and x is not None and grad is not None:
+            result[i] = grad.to(x.dtype)
+    return tuple(result)

@@ -24,9 +24,7 @@ _PATH_OF_DEVICE: dict[str, str] = {}
 def _choose_path(device: torch.device) -> Callable[..., PalimpsaOutput]:
     name = os.environ.get("PALIMPSA_PATH") or _PATH_OF_DEVICE.get(device.type, _DEFAULT_PATH)
     if name not in _PATHS:
-        raise ValueError(
-            f"the environment variable PALIMPSA_PATH is {name!r}, expected one of {', '.join(_PATHS)}"
-        )
+        raise ValueError(f"the environment variable PALIMPSA_PATH is {name!r}, expected one of {', '.join(_PATHS)}")
     return _PATHS[name]
 
 

@@ -37,9 +37,7 @@ def palimpsa_reference(
         >>> palimpsa_reference(q, k, v, beta, torch.zeros(1, 1, 1), torch.ones(1), scale=1.0).o.item()
         0.5
     """
-    scale, state = check_sequence_inputs(
-        q, k, v, beta, g, importance_prior, scale, initial_state, cu_seqlens
-    )
+    scale, state = check_sequence_inputs(q, k, v, beta, g, importance_prior, scale, initial_state, cu_seqlens)
     run = partial(
         _recurrence,
         importance_prior=importance_prior,

@@ -2,6 +2,7 @@
 
 # T time, H heads, K key dim, V value dim, N sequences
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ def map_sequences(
     """Applies `run` to each of the N sequences of a batch of 1. Exact, and no token of padding."""
     bounds = sequence_bounds(cu_seqlens, q.shape[1])
     outputs = []
-    for n, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for n, (start, end) in enumerate(pairwise(bounds)):
         part = slice(start, end)
         state = None
         if initial_state is not None:
@@ -37,9 +38,7 @@ def map_sequences(
     return PalimpsaOutput(
         o,
         torch.cat(variances, dim=1) if variances else None,
-        PalimpsaState(
-            torch.cat([s.mean for s in states]), torch.cat([s.importance for s in states])
-        )
+        PalimpsaState(torch.cat([s.mean for s in states]), torch.cat([s.importance for s in states]))
         if states
         else None,
     )

@@ -10,6 +10,7 @@ import math
 import numbers
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -58,9 +59,7 @@ def _check_scale(scale: float | None, key_dim: int) -> float:
 
 def _as_state(name: str, state: object) -> PalimpsaState:
     if not isinstance(state, tuple | list) or len(state) != 2:
-        raise TypeError(
-            f"{name} must be a PalimpsaState or a pair (mean, importance), got {type(state).__name__}"
-        )
+        raise TypeError(f"{name} must be a PalimpsaState or a pair (mean, importance), got {type(state).__name__}")
     return PalimpsaState(*state)
 
 
@@ -82,7 +81,6 @@ def _check_values(
     beta: Tensor | None,
     g: Tensor,
     importance_prior: Tensor,
-    state_name: str,
     state: PalimpsaState | None,
 ) -> None:
     # One reduction each: amax and amin return NaN when there is one, and a NaN fails every comparison.
@@ -97,9 +95,9 @@ def _check_values(
         raise ValueError(f"importance_prior must be > 0 everywhere, its minimum is {low}")
     if state is not None and state.importance.numel():
         if not (low := state.importance.amin().item()) > 0:
-            raise ValueError(f"{state_name}.importance must be > 0 everywhere, its minimum is {low}")
+            raise ValueError(f"initial_state.importance must be > 0 everywhere, its minimum is {low}")
         if math.isnan(state.mean.amax().item()):
-            raise ValueError(f"{state_name}.mean contains NaN")
+            raise ValueError("initial_state.mean contains NaN")
 
 
 def _check_common(
@@ -116,7 +114,13 @@ def _check_common(
     time: str,
 ) -> None:
     """`time` is "T, " for whole sequences and "" for a single token."""
-    tensors: dict[str, Tensor] = {"q": q, "k": k, "v": v, "g": g, "importance_prior": importance_prior}
+    tensors: dict[str, Tensor] = {
+        "q": q,
+        "k": k,
+        "v": v,
+        "g": g,
+        "importance_prior": importance_prior,
+    }
     if beta is not None:
         tensors["beta"] = beta
     if state is not None:
@@ -128,9 +132,7 @@ def _check_common(
     rank = 4 if time else 3
     for name, x, last in (("q", q, "K"), ("v", v, "V")):
         if x.ndim != rank:
-            raise ValueError(
-                f"{name} has shape {tuple(x.shape)}, expected {rank} dimensions [B, {time}H, {last}]"
-            )
+            raise ValueError(f"{name} has shape {tuple(x.shape)}, expected {rank} dimensions [B, {time}H, {last}]")
     *lead, key_dim = q.shape
     value_dim = v.shape[-1]
     if key_dim < 1:
@@ -149,7 +151,7 @@ def _check_common(
 
     _check_dtype("q", q, FLOAT_DTYPES)
     for name, x in (("k", k), ("v", v)):
-        _check_dtype(name, x, (q.dtype,), f", the dtype of q")
+        _check_dtype(name, x, (q.dtype,), ", the dtype of q")
     if beta is not None:
         _check_dtype("beta", beta, (q.dtype, torch.float32), " (q's dtype or float32)")
     # A log decay near 0 sets windows of thousands of tokens: bf16 would round it by up to 0.4%, and rounding alpha
@@ -165,7 +167,8 @@ def _check_common(
         if x.device != q.device:
             raise ValueError(f"{name} is on device {x.device}, expected {q.device}, the device of q")
     if debug_enabled(q.device):
-        _check_values(q, k, v, beta, g, importance_prior, state_name, state)
+        # A step does not read its state: that would cost as much as the step.
+        _check_values(q, k, v, beta, g, importance_prior, state if time else None)
 
 
 def check_sequence_inputs(
@@ -185,9 +188,7 @@ def check_sequence_inputs(
     if cu_seqlens is not None:
         _check_tensor("cu_seqlens", cu_seqlens)
         if cu_seqlens.ndim != 1 or cu_seqlens.numel() < 2:
-            raise ValueError(
-                f"cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected [N + 1] with N >= 1 sequences"
-            )
+            raise ValueError(f"cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected [N + 1] with N >= 1 sequences")
         _check_dtype("cu_seqlens", cu_seqlens, _INTEGER_DTYPES)
         num_states = cu_seqlens.numel() - 1
     _check_common(
@@ -244,7 +245,7 @@ def sequence_bounds(cu_seqlens: Tensor, num_tokens: int) -> list[int]:
         raise ValueError(f"cu_seqlens must start at 0, got {bounds[0]}")
     if bounds[-1] != num_tokens:
         raise ValueError(f"cu_seqlens must end at T = {num_tokens}, got {bounds[-1]}")
-    for n, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for n, (start, end) in enumerate(pairwise(bounds)):
         if end < start:
             raise ValueError(f"cu_seqlens must not decrease, got {start} then {end} at position {n + 1}")
     return bounds

@@ -268,3 +268,13 @@ def test_a_missing_mixer_argument_is_refused_before_anything_is_written(tiny_con
     with pytest.raises(ConfigError, match=r"model\.mixer\.num_head:"):
         run(tiny_config("+model.mixer.num_head=2"))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("model", ["palimpsa_m", "gla"])
+def test_bf16_autocast_trains_as_on_a_gpu(tiny_config, model):
+    """The precision of trainer=gpu: fp32 weights, bf16 arithmetic, gradient clipping."""
+    exact, rough = tiny_config(f"model={model}"), tiny_config(f"model={model}", "variant=_bf16")
+    rough.trainer.precision = "bf16-mixed"
+    losses = [pd.read_csv(Path(run(cfg) and cfg.run_dir) / "history.csv")["loss"].dropna() for cfg in (exact, rough)]
+    assert not losses[0].equals(losses[1])
+    assert losses[1].tolist() == pytest.approx(losses[0].tolist(), rel=0.02)

@@ -17,7 +17,7 @@ from palimpsa.errors import ConfigError, nearest
 CHOICES = {
     "task.schedule": ("constant", "cosine"),
     "trainer.accelerator": ("cpu", "gpu"),
-    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
+    "trainer.precision": ("32-true", "bf16-mixed"),
     "logger.mode": ("offline", "online", "disabled", None),
 }
 POSITIVE = (

@@ -66,7 +66,6 @@ class LitLanguageModel(L.LightningModule):
             weight_decay_groups(self.model, config.weight_decay),
             lr=config.lr,
             betas=(config.beta1, config.beta2),
-            fused=self.device.type == "cuda",
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
