@@ -69,9 +69,9 @@ def test_command_of_the_readme_runs(line, checkout, tiny_overrides):
         overrides = (*(o for o in overrides if not o.startswith("task.stages")), "task.seq_len=16")
         overrides = (*overrides, "task.num_train_examples=16", "task.num_epochs=2")
     if "mqar" in line and "scratch" not in line:
-        overrides = (*overrides, "seed=1,2")
+        overrides = (*overrides, "seed=1")
     if line == "make figures" and not (checkout / "results/mqar/runs.csv").exists():
-        run("make mqar", checkout, (*overrides, "seed=1,2"))
+        run("make mqar", checkout, (*overrides, "seed=1"))
     done = run(line, checkout, overrides if not line.startswith("make figures") else ())
     assert done.returncode == 0, done.stdout + done.stderr
     if line == "make mqar":
@@ -80,16 +80,16 @@ def test_command_of_the_readme_runs(line, checkout, tiny_overrides):
 
 
 def test_a_second_make_mqar_trains_nothing(checkout, tiny_overrides):
-    overrides = (*tiny_overrides, "seed=1,2")
+    overrides = (*tiny_overrides, "seed=1")
     first = run("make mqar", checkout, overrides)
     assert first.returncode == 0, first.stdout + first.stderr
     results = sorted((checkout / "results/runs/mqar_curriculum").rglob("result.json"))
     before = [(path, path.stat().st_mtime_ns) for path in results]
-    assert len(before) >= 20
+    assert len(before) >= 10
     second = run("make mqar", checkout, overrides)
     assert second.returncode == 0, second.stdout + second.stderr
     assert before == [(path, path.stat().st_mtime_ns) for path in results]
-    assert second.stdout.count("skipped, finished earlier") == 20
+    assert second.stdout.count("skipped, finished earlier") == 10
 
 
 def test_the_operators_example_runs_as_printed():
