@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger
@@ -50,7 +50,7 @@ def make_loggers(config: Any, *, run_dir: Path, name: str, run_id: str, run_conf
     except ImportError as error:
         raise ConfigError("logger: wandb is not installed; pip install wandb, or use logger=csv") from error
 
-    def start(mode: str) -> Any:
+    def start(mode: Literal["online", "offline"]) -> Any:
         return wandb.init(
             name=name,
             dir=str(run_dir),

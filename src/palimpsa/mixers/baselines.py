@@ -106,9 +106,7 @@ def _gla(
         from fla.ops.gla import chunk_gla
 
         # fla's decorators hide the signature from the type checker.
-        return chunk_gla(  # pyright: ignore
-            q, k, v, g, initial_state=state, output_final_state=True, cu_seqlens=cu_seqlens
-        )
+        return chunk_gla(q, k, v, g, initial_state=state, output_final_state=True, cu_seqlens=cu_seqlens)  # pyright: ignore
     from fla.ops.gla.naive import naive_recurrent_gla
 
     bounds = [0, q.shape[1]] if cu_seqlens is None else cu_seqlens.tolist()
