@@ -269,7 +269,7 @@ def _quiet_lightning() -> None:
     """Keeps Lightning from repeating for each run of a sweep what is meant so."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for meant in (
-        ".*mid-epoch.*",  # the data loader only counts
+        ".*dataloader is not resumable",  # it only counts
         "Checkpoint directory",  # a resumed run writes where it wrote before
         ".*treespec, LeafSpec",  # Lightning's own use of torch
         "Triton is not supported",  # fla's reference code is what the CPU is meant to run

@@ -1,0 +1,124 @@
+"""Random arguments of the operator, and test ids that carry their sizes: [B2-T63-H4-K48-V96-f64]."""
+
+# B batch, T time, H heads, K key dim, V value dim, N sequences packed along T
+import pytest
+import torch
+
+DTYPE_NAMES = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+
+
+def pytest_make_parametrize_id(config, val, argname):
+    if argname == "shape":
+        return "-".join(f"{name}{size}" for name, size in zip("BTHKV", val, strict=True))
+    if isinstance(val, torch.dtype):
+        return DTYPE_NAMES[val]
+    if argname in ("num_tokens", "chunk_size"):
+        return f"{'T' if argname == 'num_tokens' else 'C'}{val}"
+    return None
+
+
+class Problem:
+    """Arguments of one call. `tensors` holds q, k, v, beta, g, importance_prior, mean and importance by name."""
+
+    def __init__(self, shape, dtype=torch.float64, *, seed=0, beta=True, state=True, num_states=None):
+        B, T, H, K, V = shape
+        generator = torch.Generator().manual_seed(seed)
+        state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+
+        def normal(*size, dtype=dtype):
+            return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+
+        def uniform(low, high, *size, dtype=dtype):
+            x = torch.rand(size, generator=generator, dtype=torch.float64)
+            return (low + (high - low) * x).to(dtype)
+
+        N = B if num_states is None else num_states
+        self.tensors = {
+            "q": normal(B, T, H, K),
+            "k": normal(B, T, H, K),
+            "v": normal(B, T, H, V),
+            "beta": uniform(0, 2, B, T, H, V) if beta else None,
+            # Windows from 2 to about 1,000 tokens.
+            "g": -torch.exp(uniform(-7, -0.4, B, T, H, dtype=state_dtype)),
+            "importance_prior": uniform(0.5, 2, H, dtype=state_dtype),
+            "mean": normal(N, H, K, V, dtype=state_dtype) if state else None,
+            # Also below the prior: nothing in the recurrence forbids it.
+            "importance": uniform(0.3, 3, N, H, K, V, dtype=state_dtype) if state else None,
+        }
+
+    def __getitem__(self, name):
+        return self.tensors[name]
+
+    def to(self, dtype):
+        """The same numbers, rounded as they already are, in another dtype."""
+        other = Problem.__new__(Problem)
+        other.tensors = {name: None if x is None else x.to(dtype) for name, x in self.tensors.items()}
+        return other
+
+    @property
+    def args(self):
+        return tuple(self.tensors[name] for name in ("q", "k", "v", "beta", "g", "importance_prior"))
+
+    @property
+    def state(self):
+        return None if self["mean"] is None else (self["mean"], self["importance"])
+
+    def run(self, operator, **options):
+        """Every output that the operator has, unless `options` say otherwise."""
+        wanted = {"output_final_state": True, "output_variance": True, "initial_state": self.state}
+        return operator(*self.args, **{**wanted, **options})
+
+    def gradients(self, operator, outputs=("o", "variance", "mean", "importance"), seed=1, **options):
+        """Gradients of all arguments of a random projection of the named outputs."""
+        leaves = {name: x.detach().clone().requires_grad_() for name, x in self.tensors.items() if x is not None}
+        copy = Problem.__new__(Problem)
+        copy.tensors = {name: leaves.get(name) for name in self.tensors}
+        found = flat(copy.run(operator, **options))
+        generator = torch.Generator().manual_seed(seed)
+        loss = 0
+        for name in ("o", "variance", "mean", "importance"):
+            weights = torch.randn(found[name].shape, generator=generator, dtype=torch.float64)
+            if name in outputs:
+                loss = loss + (found[name].double() * weights).sum()
+        grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        return {
+            name: torch.zeros_like(x) if grad is None else grad
+            for (name, x), grad in zip(leaves.items(), grads, strict=True)
+        }
+
+
+def flat(output):
+    """The tensors of a PalimpsaOutput, by name."""
+    found = {"o": output.o, "variance": output.variance}
+    if output.final_state is not None:
+        found |= {"mean": output.final_state.mean, "importance": output.final_state.importance}
+    return {name: x for name, x in found.items() if x is not None}
+
+
+def assert_equal(actual, expected, tolerance):
+    """Two dicts of tensors, or two PalimpsaOutputs, to a tolerance relative to the largest entry (at least 1)."""
+    if not isinstance(actual, dict):
+        actual, expected = flat(actual), flat(expected)
+    assert actual.keys() == expected.keys()
+    for name, x in expected.items():
+        assert actual[name].shape == x.shape, name
+        assert actual[name].dtype == x.dtype, name
+        assert torch.isfinite(x).all(), f"the expected {name} is not finite"
+        if x.numel():
+            error = (actual[name] - x).abs().max().item() / max(1.0, x.abs().max().item())
+            assert error <= tolerance, f"{name}: error {error:.2e} > {tolerance:.0e}"
+
+
+@pytest.fixture(name="Problem", scope="session")
+def problem_class():
+    return Problem
+
+
+@pytest.fixture(name="assert_equal", scope="session")
+def assert_equal_function():
+    return assert_equal
+
+
+@pytest.fixture(name="flat", scope="session")
+def flat_function():
+    return flat
