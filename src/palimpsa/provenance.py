@@ -60,7 +60,7 @@ def _device(accelerator: str) -> str:
 
     if accelerator == "gpu":
         return torch.cuda.get_device_name()
-    return f"{_cpu_name()}, {torch.get_num_threads()} threads a run"
+    return f"{_cpu_name()}, threads a run: {torch.get_num_threads()}"
 
 
 def _cpu_name() -> str:
