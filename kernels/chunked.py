@@ -165,7 +165,7 @@ def _linear_attention(
     if output_final_state:
         importance = prior[..., None].expand(B, H, K, V).clone()
         state = PalimpsaState(memory.view(B, H, K, V) / importance, importance)
-    return PalimpsaOutput((o / prior).to(out_dtype), variance, state)
+    return PalimpsaOutput((o / prior).to(out_dtype).contiguous(), variance, state)
 
 
 class _Plan(NamedTuple):
@@ -184,21 +184,24 @@ class _Plan(NamedTuple):
 
 
 def _make_plan(B: int, T: int, H: int, K: int, V: int, device: torch.device, chunk_size: int | None) -> _Plan:
-    # The backward keeps T / C states and works on C at a time: C grows like the root of T, in
-    # powers of two.
-    C = 1 << max(3, min(6, T.bit_length() // 2))
-    # Elements of one state in a chunk of a block, as measured (README.md): below the first,
-    # overhead dominates; above the second, the working memory leaves the cache.
-    few, many = (2**17, 2**18) if device.type == "cpu" else (2**22, 2**24)
-    size = B * H * K * V
-    while C < 64 and 2 * C * size <= few:
-        C *= 2
+    if B * H * K * V < _MIN_STEP_SIZE:
+        # Too little work a token: long chunks, so that what is done once a chunk is rare.
+        C = 64
+    else:
+        # The backward keeps T / C states and works on C at a time: C grows like the root of T, in powers of two.
+        C = 1 << max(3, min(6, T.bit_length() // 2))
     C = min(T, chunk_size or C)
-    return _Plan(max(1, min(B, many // (C * H * K * V))), C)
+    # Elements of one state in a chunk of a block, as measured (README.md): with less, starting the operations takes
+    # most of the time; with more, the working memory leaves the cache.
+    chunk_elements, step_elements = (2**18, 2**13) if device.type == "cpu" else (2**24, 2**18)
+    num_rows = max(chunk_elements // C, step_elements) // (H * K * V)
+    return _Plan(max(1, min(B, num_rows)), C)
 
 
 # PyTorch's CPU bmm runs a scalar loop below this many products: a product and a sum are faster.
 _MIN_BMM_SIZE = 400
+# Elements of one state, over all heads of a block, from which one token is work enough for one operation.
+_MIN_STEP_SIZE = 2**14
 
 
 def _sum_over_keys(row: Tensor, x: Tensor, out: Tensor, scratch: Tensor) -> None:
@@ -245,6 +248,13 @@ class _Workspace:
         states = like.new_empty(2, c + 1, b, K, V)
         self.slots = states.unbind(1)
         self.before = states[:, :c]
+        self.num_parts = 1
+        while b * K * V < _MIN_STEP_SIZE and c >= 16 and c >= 4 * self.num_parts**2 and c % (2 * self.num_parts) == 0:
+            self.num_parts *= 2
+        parts = states[:, 1:].unflatten(1, (self.num_parts, -1))
+        # steps[i]: token i of every part; parts[j]: every token of part j; ends[j]: the state before part j.
+        self.steps, self.parts = parts.unbind(2), parts.unbind(1)
+        self.ends = [states[:, i : i + 1] for i in range(0, c, c // self.num_parts)]
         self.M, self.I = (x.view(-1, K, V) for x in states[:, 1:])
         if with_gradients:
             self.dq, self.dk, self.dk_squared = (_Rows(like, c, b, H, K) for _ in range(3))
@@ -253,6 +263,22 @@ class _Workspace:
             self.flow_slots = self.flow.unbind(1)
             self.dM, self.dI = self.flow.view(2, -1, K, V)
             self.mu, self.inverse = self.scratch.view(2, -1, K, V)
+
+    def scan(self, alpha: Tensor) -> None:
+        """x_t += alpha_t x_{t-1} for M and I, from the state before the first token; alpha is [c, b, 1, 1].
+
+        One operation a token. Where that is too little work for one operation, parts of the chunk are scanned side
+        by side, and what is left of the state before each part is added afterwards.
+        """
+        if self.num_parts == 1:
+            for before, after, alpha_t in zip(self.slots, self.slots[1:], alpha.unbind(0), strict=False):
+                after.addcmul_(before, alpha_t)
+            return
+        alpha = alpha.unflatten(0, (self.num_parts, -1))
+        for before, after, alpha_t in zip(self.steps, self.steps[1:], alpha.unbind(1)[1:], strict=False):
+            after.addcmul_(before, alpha_t)
+        for end, part, decay in zip(self.ends, self.parts, alpha.cumprod(1).unbind(0), strict=True):
+            part.addcmul_(end, decay)
 
 
 class _Block:
@@ -281,8 +307,8 @@ class _Block:
         # What forgetting gives back to the importance: [c * b, 1, 1] for each chunk.
         given_back = ((1 - self.alpha) * self.prior).reshape(-1, 1, 1)
         self.given_back = given_back.split([c * self.b for c in lengths])
-        # [b, 1, 1] for each token of each chunk.
-        self.alphas = [x.unbind(0) for x in self.alpha[..., None, None].split(lengths)]
+        # [c, b, 1, 1] for each chunk.
+        self.alphas = self.alpha[..., None, None].split(lengths)
 
     def split(self, x: Tensor) -> Sequence[Tensor]:
         """The chunks of [B, T, ...]."""
@@ -297,8 +323,7 @@ class _Block:
         torch.mul(k, k, out=w.k_squared.rows)
         torch.mul(w.k.columns, v, out=w.M)
         torch.mul(w.k_squared.columns, beta, out=w.I).add_(self.given_back[n])
-        for before, after, alpha in zip(w.slots, w.slots[1:], self.alphas[n], strict=False):
-            after.addcmul_(before, alpha)
+        w.scan(self.alphas[n])
 
 
 class _Chunked(torch.autograd.Function):
@@ -443,7 +468,7 @@ def _backward(
                 w.dI.add_(inverse.mul_(w.q.columns).square_().mul_(dvariance))
 
             # What flows back from later tokens.
-            slots, alphas = w.flow_slots, block.alphas[n]
+            slots, alphas = w.flow_slots, block.alphas[n].unbind(0)
             slots[-1].add_(carry)
             for t in range(len(alphas) - 1, 0, -1):
                 slots[t - 1].addcmul_(slots[t], alphas[t])
