@@ -1,8 +1,10 @@
 """The command line: mistakes are told before anything starts; sweeps skip, go on after failures, and say so."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -28,7 +30,7 @@ MISTAKES = {
     "model.mixer.metaplastic=3": ("model.mixer.metaplastic: got 3, expected bool",),
     "model.mixer._target_=palimpsa.mixers.Palimpsa": ("model.mixer._target_", "palimpsa.mixers.Palimpsa"),
     "model.mixer.num_heads=0": ("model.mixer.num_heads: got 0, expected >= 1",),
-    "model.mixer.importance_prior=-1": ("model.mixer.importance_prior: got -1, expected > 0",),
+    "model.mixer.importance_prior=-1": ("model.mixer.importance_prior: got -1, expected > 0 and finite",),
     "model.mixer.forgetting=tiny": ("model.mixer.forgetting: got 'tiny'", "small, normal"),
     "model.norm=batchnorm": ("model.norm: got 'batchnorm'", "layernorm, rmsnorm"),
     "model.channel_mixer=mlp": ("model.channel_mixer: got 'mlp'", "none, swiglu"),
@@ -51,6 +53,16 @@ MISTAKES = {
     "task.seq_len=32": ("task.seq_len: got 32 beside task.stages",),
     "task=mqar_scratch task.num_epochs=0": ("task.num_epochs: got 0",),
     "task=mqar_scratch task.seq_len=128": ("task.vocab_size: got 96",),
+    "scale.curriculum.0.max_step=5": ("scale.curriculum.0.max_step", "did you mean 'max_steps'"),
+    "+scale.scratch.num_epoch=3": ("scale.scratch.num_epoch", "did you mean 'num_epochs'"),
+    "hydra/launcher=jobli": ("hydra/launcher: got 'jobli'", "did you mean 'joblib'"),
+    "model.mixer._target_=collections.OrderedDict": ("expected a subclass of palimpsa.mixers.Mixer",),
+    "logger.name=wandbb": ("logger.name: got 'wandbb'", "did you mean 'wandb'"),
+    "optimizer.beta1=2": ("optimizer.beta1: got 2.0, expected >= 0 and < 1",),
+    "model.init_std=-1": ("model.init_std: got -1.0, expected > 0",),
+    "model.mixer.importance_prior=inf": ("model.mixer.importance_prior: got inf",),
+    "seed=12345678901234567890123": ("seed: got 12345678901234567890123, expected at most",),
+    "variant=_a/b": ("variant: got '_a/b'",),
     "seed=1,2": ("seed=1,2: got several values", "-m"),
     "model=[": ("model=[",),
     "scale=h200 trainer=gpu": ("scale=h200: needs an NVIDIA GPU",),
@@ -75,6 +87,50 @@ def test_a_mistake_in_any_value_of_a_sweep_is_found_before_the_first_run(tmp_pat
     for sweep in ("model=palimpsa_d,palimpsa_x", "seed=1,2,x", "task.vocab_size=96,64"):
         with pytest.raises(ConfigError, match=sweep.partition("=")[0]):
             preflight([sweep, f"results_dir={tmp_path}"], multirun=True)
+
+
+USER_FILES = {
+    "model/own": (
+        "palimpsa_d",
+        "dropout: 0.1",
+        ("configs/model/own.yaml", "model.dropout: unknown key", "channel_mixer"),
+    ),
+    "model/typo": ("palimpsa_d", "norm_epz: 1e-5", ("model.norm_epz: unknown key", "did you mean 'norm_eps'")),
+    "model/word": ("palimpsa_d", "num_layers: two", ("model.num_layers: Value 'two'", "Integer")),
+    "task/own": ("mqar_curriculum", "vocab: 3", ("task.vocab: unknown key", "did you mean 'vocab_size'")),
+    "scale/own": ("laptop", "head_dim: 3", ("scale.head_dim: unknown key", "head_k_dim")),
+    "trainer/own": ("cpu", "log_evry: 3", ("trainer.log_evry: unknown key", "did you mean 'log_every'")),
+    "logger/own": ("csv", "projekt: x", ("logger.projekt: unknown key", "did you mean 'project'")),
+    "model/broken": ("palimpsa_d", "mixer: [", ("not YAML",)),
+}
+
+
+@pytest.mark.parametrize("file", USER_FILES)
+def test_a_mistake_in_a_users_yaml_is_named(file, tmp_path):
+    base, line, expected = USER_FILES[file]
+    group, stem = file.split("/")
+    (tmp_path / group).mkdir()
+    text = (CONFIG_DIR / group / f"{base}.yaml").read_text().replace(f"name: {base}", f"name: {stem}")
+    key = line.partition(":")[0]
+    kept = [row for row in text.splitlines() if not row.startswith(f"{key}:")]
+    (tmp_path / f"{file}.yaml").write_text("\n".join([*kept, line]))
+    with pytest.raises(ConfigError) as caught:
+        preflight([f"{group}={stem}", f"results_dir={tmp_path}"], multirun=False, config_dir=str(tmp_path))
+    assert "\n" not in str(caught.value)
+    for part in expected:
+        assert part in str(caught.value)
+
+
+def test_runs_of_a_sweep_that_would_share_a_directory_are_refused(tmp_path):
+    for sweep in ("seed=1,1", "optimizer.weight_decay=0,0.1", "optimizer.lr=1e-3,0.001"):
+        with pytest.raises(ConfigError, match=r"share the directory|stands there twice"):
+            preflight([sweep, f"results_dir={tmp_path}"], multirun=True)
+    with pytest.raises(ConfigError, match="share the directory"):
+        preflight(["seed=1,2", f"run_dir={tmp_path}/one"], multirun=True)
+
+
+def test_a_sweep_may_glob(tmp_path):
+    assert preflight(["model=glob(*)", f"results_dir={tmp_path}"], multirun=True)[1] == len(group("model"))
 
 
 def test_a_results_directory_that_cannot_be_written_is_named(tmp_path):
@@ -111,6 +167,21 @@ def test_every_shipped_config_is_checked_and_built(scale, task, model, compose_c
     check_config(cfg)
     assert all(stage.max_steps > 0 for stage in stages_from_config(cfg.task))
     assert build_model(cfg.model, 0).num_parameters > 0
+
+
+@pytest.mark.parametrize("mode", [[], ["-m", "seed=1,2"]])
+def test_ctrl_c_exits_with_130_and_says_how_to_go_on(mode, tiny_overrides, tmp_path):
+    long = ["task.stages=[{seq_len:8,num_pairs:2,max_steps:100000}]", "task.stop_accuracy=2"]
+    command = [sys.executable, str(ROOT / "scripts/train.py"), *mode, *tiny_overrides, *long, f"results_dir={tmp_path}"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "interrupted; the same command goes on where it stopped" in told
+    assert not list(tmp_path.rglob("result.json"))
 
 
 def train(*overrides: str) -> subprocess.CompletedProcess:

@@ -14,10 +14,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from palimpsa.callbacks import memory_metrics, metaplasticity_ratio
 from palimpsa.data.mqar import MQARSpec, mqar_batch
 from palimpsa.errors import ConfigError, RunDirectoryError
 from palimpsa.mixers import MemoryTrace
+from palimpsa.probe import memory_metrics, metaplasticity_ratio
 from palimpsa.recall import evaluate_recall, query_loss
 from palimpsa.run_directory import RunDirectory
 from palimpsa.training import LitLanguageModel, build_model, run, stages_from_config
@@ -39,7 +39,9 @@ def test_result_and_history_of_every_model(tiny_config, name):
     cfg = tiny_config(f"model={name}")
     result = run(cfg)
     directory = Path(cfg.run_dir)
-    assert json.loads((directory / "result.json").read_text()) == {"format": 1, **result}
+    assert json.loads((directory / "result.json").read_text()) == result
+    assert result["format"] == 1
+    assert result["metrics"]["history_rows"] == len(pd.read_csv(directory / "history.csv"))
     assert result["status"] == "finished"
     assert result["error"] is None
     assert result["run"]["model"] == name
@@ -56,8 +58,8 @@ def test_result_and_history_of_every_model(tiny_config, name):
     assert len(tested["test_accuracy_by_age"]) == 4
 
     history = pd.read_csv(directory / "history.csv").set_index("step")
-    # Logged at every third step of a stage: 3, 6 of the first, 3, 6, 9, 12 of the second, which began at 7.
-    assert history.index[history["loss"].notna()].tolist() == [3, 6, 10, 13, 16, 19]
+    # At every third step of a stage and before every validation; the second stage began at step 7.
+    assert history.index[history["loss"].notna()].tolist() == [3, 5, 6, 7, 10, 12, 13, 16, 17, 19]
     assert history.index[history["validation_accuracy"].notna()].tolist() == [5, 7, 12, 17, 19]
     assert history.index[history["window_mean"].notna()].tolist() == [0, 4, 8, 12, 16]
     assert (history["tokens_per_s"].dropna() > 0).all()
@@ -125,8 +127,12 @@ def test_recall_counts_right_answers_by_age():
 
     recall = evaluate_recall(Oracle(), spec, seed=1, split="test", stage=0, num_examples=10, batch_size=4, device="cpu")
     assert recall.accuracy == 0.5
-    assert len(recall.accuracy_by_age) == 4
-    assert recall.accuracy_by_age[0] in (0.0, None)
+    # The first pair's value stands at 1 and the second's at 3, the queries at 4 and 6: ages 3 or 5, and 1 or 3.
+    batch = mqar_batch(spec, seed=1, split="test", stage=0, step=0, batch_size=10)
+    for age_slice, accuracy in enumerate(recall.accuracy_by_age):
+        inside = batch.ages() * 4 // 8 == age_slice
+        right = inside[:, 0].sum().item()
+        assert accuracy == (right / inside.sum().item() if inside.any() else None)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +232,7 @@ def test_a_truncated_checkpoint_is_named_and_left_alone(tiny_config):
 
 def test_a_directory_that_cannot_be_made_is_named(tiny_config, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunDirectoryError, match="results_dir: cannot make the directory"):
+    with pytest.raises(RunDirectoryError, match="results_dir: cannot write to"):
         run(tiny_config(f"results_dir={tmp_path}/file"))
 
 
@@ -278,3 +284,74 @@ def test_bf16_autocast_trains_as_on_a_gpu(tiny_config, model):
     losses = [pd.read_csv(Path(run(cfg) and cfg.run_dir) / "history.csv")["loss"].dropna() for cfg in (exact, rough)]
     assert not losses[0].equals(losses[1])
     assert losses[1].tolist() == pytest.approx(losses[0].tolist(), rel=0.02)
+
+
+def test_a_diverged_run_fails_and_keeps_what_it_had(tiny_config):
+    cfg = tiny_config("model=gla", "optimizer.lr=1e30", "optimizer.gradient_clip=1e30", "optimizer.warmup_steps=8")
+    with pytest.raises(FloatingPointError, match=r"the loss is .* a lower optimizer\.lr may help"):
+        run(cfg)
+    text = (Path(cfg.run_dir) / "result.json").read_text()
+    assert "NaN" not in text
+    result = json.loads(text)
+    assert result["status"] == "failed"
+    assert result["error"].startswith("FloatingPointError")
+    assert "Traceback" in result["traceback"]
+    assert len(pd.read_csv(Path(cfg.run_dir) / "history.csv")) == result["metrics"]["history_rows"] > 0
+
+
+@pytest.mark.parametrize("name", ["result.json", "config.json"])
+def test_a_finished_result_survives_any_damage_around_it(tiny_config, name):
+    cfg = tiny_config()
+    run(cfg)
+    file = Path(cfg.run_dir) / name
+    content = file.read_bytes()
+    file.write_bytes(content[:40] + b"\xff\xfe" + content[40:])
+    damaged = {path.name: path.read_bytes() for path in Path(cfg.run_dir).glob("*.json")}
+    with pytest.raises(RunDirectoryError, match=rf"{name}: got \d+ bytes that are not JSON"):
+        run(cfg)
+    assert damaged == {path.name: path.read_bytes() for path in Path(cfg.run_dir).glob("*.json")}
+
+
+def test_a_directory_in_use_is_refused(tiny_config):
+    cfg = tiny_config()
+    with RunDirectory(cfg.run_dir).locked(), pytest.raises(RunDirectoryError, match="in use by another process"):
+        run(cfg)
+    assert run(cfg)["status"] == "finished"
+
+
+def test_a_result_of_another_format_is_refused(tiny_config):
+    cfg = tiny_config()
+    run(cfg)
+    file = Path(cfg.run_dir) / "result.json"
+    file.write_text(file.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(RunDirectoryError, match="got format 2, expected 1"):
+        run(cfg)
+
+
+def test_a_run_that_cannot_write_its_curves_fails_in_one_place(tiny_config, monkeypatch):
+    cfg = tiny_config()
+    monkeypatch.setattr("palimpsa.callbacks.History.write", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        run(cfg)
+    assert not (Path(cfg.run_dir) / "result.json").exists()
+    monkeypatch.undo()
+    assert run(cfg)["status"] == "finished"
+
+
+def test_throughput_counts_training_time_only(tiny_config):
+    """Tokens of a row over its tokens a second add up to no more than the run's wall time, also after a resume."""
+    cfg = tiny_config("trainer.checkpoint_every=4")
+    run(cfg)
+    directory = RunDirectory(cfg.run_dir)
+    directory.result_file.unlink()
+    resumed = run(cfg)
+    history = pd.read_csv(directory.history_file)
+    rates = history.loc[history["step"] > 16, "tokens_per_s"].dropna()
+    assert (rates > 0).all()
+    assert (64 / rates).sum() <= resumed["provenance"]["wall_time_s"]
+
+
+def test_what_changes_no_number_makes_no_other_run(tiny_config):
+    first = run(tiny_config())
+    again = run(tiny_config("scale.seeds='1,2'", "model.label=Renamed", "trainer.checkpoint_every=7"))
+    assert again == first

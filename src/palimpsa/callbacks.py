@@ -1,7 +1,8 @@
-"""What happens around the training steps: the curriculum, the run's history, the memory probe."""
+"""What happens around the training steps: the curriculum and the run's history."""
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from palimpsa.data.mqar import MQARBatch, mqar_batch
+from palimpsa.data.mqar import MQARBatch
 from palimpsa.data.stages import Stage
-from palimpsa.mixers import MemoryTrace
 from palimpsa.model import LanguageModel
 from palimpsa.progress import JobProgress
 from palimpsa.recall import Recall, evaluate_recall
@@ -54,7 +54,7 @@ class Curriculum(L.Callback):
         stop_accuracy: validation accuracy, a fraction, that ends a stage.
         validation_every: optimiser steps between validations, counted within a stage.
         num_validation, num_test: examples.
-        log_every: optimiser steps between rows of the history, counted within a stage.
+        log_every: optimiser steps between rows of the history, counted within a stage; each validation adds one.
         history: where curves go.
         progress: told of every logged step.
     """
@@ -87,6 +87,7 @@ class Curriculum(L.Callback):
         self.finished_stages: list[dict[str, Any]] = []
         self._loss_sum: Tensor | float = 0.0
         self._loss_count = 0
+        self._num_tokens = 0
         self._paused_s = 0.0
         self._last_log = time.perf_counter()
 
@@ -103,7 +104,7 @@ class Curriculum(L.Callback):
         return self.stage.train_batch(self.seed, self.stage_step, device)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._last_log = time.perf_counter()
+        self._restart_clock()
         if self.done:
             trainer.should_stop = True
 
@@ -114,29 +115,37 @@ class Curriculum(L.Callback):
         # Added on the device: reading the loss at every step would make the host wait for it.
         self._loss_sum = self._loss_sum + outputs["loss"].detach()
         self._loss_count += 1
-        if self.stage_step % self.log_every == 0:
-            self._log_training(trainer)
+        self._num_tokens += self.stage.batch_size * self.stage.spec.seq_len
         at_cap = self.stage_step >= self.stage.max_steps
-        if at_cap or self.stage_step % self.validation_every == 0:
+        validates = at_cap or self.stage_step % self.validation_every == 0
+        # Also before a validation, which may end the stage: no step's loss is dropped.
+        if validates or self.stage_step % self.log_every == 0:
+            self._log_training(trainer)
+        if validates:
             started = time.perf_counter()
             self._validate(trainer, pl_module, at_cap)
             self._paused_s += time.perf_counter() - started
 
     def _log_training(self, trainer: L.Trainer) -> None:
         loss = float(self._loss_sum) / self._loss_count
-        now = time.perf_counter()
-        tokens = self._loss_count * self.stage.batch_size * self.stage.spec.seq_len
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} at step {trainer.global_step}: a lower optimizer.lr may help")
+        elapsed = time.perf_counter() - self._last_log - self._paused_s
         metrics = {
             "stage": self.stage_index,
             "loss": loss,
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-            "tokens_per_s": tokens / max(now - self._last_log - self._paused_s, 1e-9),
+            "tokens_per_s": self._num_tokens / max(elapsed, 1e-9),
         }
-        self._loss_sum, self._loss_count, self._paused_s, self._last_log = 0.0, 0, 0.0, now
+        self._loss_sum, self._loss_count = 0.0, 0
+        self._restart_clock()
         if self.plateau_exit_step is None and loss < 0.5 * self.stage.spec.plateau_loss:
             self.plateau_exit_step = self.stage_step
         self.history.record(trainer, metrics)
         self.progress.update(trainer.global_step, f"L {self.stage.spec.seq_len}, loss {loss:.2f}")
+
+    def _restart_clock(self) -> None:
+        self._num_tokens, self._paused_s, self._last_log = 0, 0.0, time.perf_counter()
 
     def pause(self, seconds: float) -> None:
         """Takes time that was not spent training out of the throughput."""
@@ -145,7 +154,7 @@ class Curriculum(L.Callback):
     def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str, num_examples: int) -> Recall:
         with trainer.precision_plugin.forward_context():
             return evaluate_recall(
-                _network(pl_module),
+                network(pl_module),
                 self.stage.spec,
                 seed=self.seed,
                 split=split,
@@ -194,7 +203,6 @@ class Curriculum(L.Callback):
         if test is not None:
             self.history.record(trainer, {f"test_accuracy/L{self.stage.spec.seq_len}": test.accuracy})
         self.stage_step, self.plateau_exit_step = 0, None
-        self._loss_sum, self._loss_count = 0.0, 0
         if self.done:
             trainer.should_stop = True
         else:
@@ -219,79 +227,7 @@ class Curriculum(L.Callback):
         self._loss_sum = state_dict["loss_sum"] if self._loss_count else 0.0
 
 
-class MemoryProbe(L.Callback):
-    """Logs the memory window N_t and the metaplasticity ratio on a few validation contexts.
-
-    N_t = 1 / (1 - alpha_t), tokens, averaged over the context; the ratio is (I_max - I_min) / I_min of the importance
-    that a context leaves behind. Both per layer and head, averaged over contexts, and as means over all heads.
-
-    Args:
-        curriculum: says which contexts the current stage has.
-        every: optimiser steps.
-        num_examples: contexts.
-        history: where the numbers go.
-    """
-
-    def __init__(self, curriculum: Curriculum, *, every: int, num_examples: int, history: History) -> None:
-        self.curriculum = curriculum
-        self.every = every
-        self.num_examples = num_examples
-        self.history = history
-        self.seconds = 0.0
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step == 0:
-            self._probe(trainer, pl_module)
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step % self.every == 0 and not self.curriculum.done:
-            self._probe(trainer, pl_module)
-
-    def _probe(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        started = time.perf_counter()
-        stage = self.curriculum.stage
-        batch = mqar_batch(
-            stage.spec,
-            seed=self.curriculum.seed,
-            split="validation",
-            stage=stage.index,
-            step=0,
-            batch_size=self.num_examples,
-            device=pl_module.device,
-        )
-        with trainer.precision_plugin.forward_context():
-            traces = _network(pl_module).memory(batch.inputs)
-        self.history.record(trainer, {"stage": stage.index, **memory_metrics(traces)})
-        elapsed = time.perf_counter() - started
-        self.seconds += elapsed
-        self.curriculum.pause(elapsed)
-
-
-def _network(pl_module: L.LightningModule) -> LanguageModel:
+def network(pl_module: L.LightningModule) -> LanguageModel:
+    """The language model inside a Lightning module."""
     assert isinstance(pl_module.model, LanguageModel)
     return pl_module.model
-
-
-def memory_metrics(traces: list[MemoryTrace]) -> dict[str, float]:
-    """One number a layer and head, and the mean over all, of window and metaplasticity ratio (where there is one)."""
-    measured = {"window": torch.stack([trace.window.mean(dim=0) for trace in traces])}
-    importances = [trace.importance for trace in traces if trace.importance is not None]
-    if importances:
-        measured["metaplasticity"] = torch.stack([metaplasticity_ratio(i).mean(dim=0) for i in importances])
-    metrics = {}
-    for name, per_head in measured.items():
-        # One transfer a quantity, not one a head.
-        rows = per_head.tolist()
-        metrics[f"{name}_mean"] = sum(map(sum, rows)) / sum(map(len, rows))
-        for layer, row in enumerate(rows):
-            for head, value in enumerate(row):
-                metrics[f"{name}/layer{layer}/head{head}"] = value
-    return metrics
-
-
-def metaplasticity_ratio(importance: Tensor) -> Tensor:
-    """(I_max - I_min) / I_min over the entries of each head: importance [B, H, K, V] -> [B, H]."""
-    low, high = importance.flatten(2).aminmax(dim=2)
-    return (high - low) / low

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import re
 import types
 import typing
 from typing import Any
@@ -18,15 +20,19 @@ CHOICES = {
     "task.schedule": ("constant", "cosine"),
     "trainer.accelerator": ("cpu", "gpu"),
     "trainer.precision": ("32-true", "bf16-mixed"),
+    "logger.name": ("wandb", "csv"),
     "logger.mode": ("offline", "online", "disabled", None),
 }
 POSITIVE = (
     *("task.power", "task.tokens_per_step", "task.validation_every", "task.num_validation", "task.num_test"),
-    *("task.stop_accuracy", "optimizer.lr", "optimizer.gradient_clip", "model.norm_eps"),
-    *("trainer.devices", "trainer.num_threads", "trainer.log_every", "trainer.probe_every", "trainer.num_probe"),
+    *("task.stop_accuracy", "optimizer.lr", "optimizer.gradient_clip", "model.norm_eps", "model.init_std"),
+    *("trainer.num_threads", "trainer.log_every", "trainer.probe_every", "trainer.num_probe"),
     "trainer.checkpoint_every",
 )
 NOT_NEGATIVE = ("seed", "optimizer.weight_decay", "optimizer.warmup_steps")
+BELOW_ONE = ("optimizer.beta1", "optimizer.beta2")
+# torch's generators take 64 bits, and numpy's tools 32.
+MAX_SEED = 2**32 - 1
 
 
 def check_config(cfg: DictConfig) -> None:
@@ -41,11 +47,7 @@ def check_config(cfg: DictConfig) -> None:
         OmegaConf.merge(OmegaConf.structured(TrainConfig), config)
     except OmegaConfBaseException as error:
         *parents, key = str(error.full_key).split(".")
-        siblings = list(
-            OmegaConf.select(OmegaConf.structured(TrainConfig), ".".join(parents))
-            if parents
-            else TrainConfig.__dataclass_fields__
-        )
+        siblings = schema_keys(parents)
         raise ConfigError(
             f"{error.full_key}: unknown key, expected one of {', '.join(map(str, siblings))}{nearest(key, siblings)}"
         ) from error
@@ -64,12 +66,35 @@ def check_config(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if not 0 <= value < float("inf"):
             raise ConfigError(f"{key}: got {value}, expected >= 0")
+    for key in BELOW_ONE:
+        if not 0 <= OmegaConf.select(cfg, key) < 1:
+            raise ConfigError(f"{key}: got {OmegaConf.select(cfg, key)}, expected >= 0 and < 1")
+    if cfg.seed > MAX_SEED:
+        raise ConfigError(f"seed: got {cfg.seed}, expected at most {MAX_SEED}")
+    if not re.fullmatch(r"[\w.-]*", cfg.variant):
+        raise ConfigError(
+            f"variant: got {cfg.variant!r}, expected letters, digits, '_', '-' and '.' (a directory's name)"
+        )
+    if not cfg.results_dir:
+        raise ConfigError("results_dir: got an empty string, expected a directory")
     if cfg.model.vocab_size < cfg.task.vocab_size:
         raise ConfigError(
             f"model.vocab_size: got {cfg.model.vocab_size}, expected at least task.vocab_size = {cfg.task.vocab_size}"
         )
     _check_model(config["model"])
     _check_task(cfg.task)
+
+
+def schema_keys(parents: list[str]) -> list[str]:
+    """The keys that the schema knows below a path; empty where it leaves them open.
+
+    >>> schema_keys(["scale", "scratch"])
+    ['seq_len', 'num_train_examples', 'num_epochs']
+    """
+    node: Any = TrainConfig
+    for parent in parents:
+        node = typing.get_type_hints(node).get(parent) if dataclasses.is_dataclass(node) else None
+    return [field.name for field in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []
 
 
 def _check_task(task: Any) -> None:
@@ -82,6 +107,7 @@ def _check_model(model: dict[str, Any]) -> None:
     import torch
     from hydra.utils import get_class
 
+    from palimpsa.mixers import Mixer
     from palimpsa.model import LanguageModel
 
     arguments = dict(model["mixer"])
@@ -92,12 +118,14 @@ def _check_model(model: dict[str, Any]) -> None:
         reason = " ".join(str(error).split())
         expected = f"got {target!r}, expected the path of a mixer class ({reason})"
         raise ConfigError(f"model.mixer._target_: {expected}") from error
+    if not (isinstance(mixer_class, type) and issubclass(mixer_class, Mixer)):
+        raise ConfigError(f"model.mixer._target_: got {target!r}, expected a subclass of palimpsa.mixers.Mixer")
     hints = typing.get_type_hints(mixer_class.__init__)
     known = [name for name in inspect.signature(mixer_class).parameters if name != "d_model"]
     for key, value in arguments.items():
         if key not in known:
             raise ConfigError(f"model.mixer.{key}: {target} takes no such argument{nearest(key, known)}")
-        if not _fits(value, hints[key]):
+        if not _fits(value, hints.get(key, Any)):
             expected = getattr(hints[key], "__name__", str(hints[key]))
             raise ConfigError(f"model.mixer.{key}: got {value!r}, expected {expected}")
 
@@ -120,6 +148,8 @@ def _check_model(model: dict[str, Any]) -> None:
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a YAML value is of an annotated type: ints pass for floats, bools for nothing but bools."""
+    if hint is Any:
+        return True
     if isinstance(hint, types.UnionType):
         return any(_fits(value, option) for option in typing.get_args(hint))
     if isinstance(value, bool):

@@ -5,20 +5,26 @@ from __future__ import annotations
 import os
 import re
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from palimpsa.checks import check_config
+from palimpsa.checks import check_config, schema_keys
 from palimpsa.config import register_schema
 from palimpsa.errors import ConfigError, RunDirectoryError, nearest
 from palimpsa.progress import SweepProgress
@@ -37,47 +43,65 @@ def train_task(cfg: DictConfig) -> None:
 
 
 def train_main() -> None:
-    """Trains one run or a sweep; exit code 0, 1 where a run failed, 2 where the command line or a config is wrong."""
+    """Trains one run or a sweep.
+
+    Exit codes: 0, 1 where a run failed, 2 where the command line or a config is wrong, 130 where it was interrupted.
+    """
     arguments = get_args_parser().parse_args()
-    console = Console(stderr=True)
     # Hydra then raises what it would print in words of its own.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     start = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=CONFIG_NAME)(train_task)
-    if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
-        start()
-        return
     try:
-        cfg, num_jobs = preflight(arguments.overrides, arguments.multirun)
-        if num_jobs is None:
+        if arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion:
             start()
             return
+        cfg, num_jobs = preflight(arguments.overrides, arguments.multirun, arguments.config_dir)
+        if num_jobs is None or arguments.cfg:
+            start()
+        else:
+            _sweep(start, num_jobs, cfg.hydra.sweep.dir)
     except (ConfigError, RunDirectoryError) as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _tell(f"error: {error}")
         sys.exit(2)
+    except KeyboardInterrupt:
+        _tell("interrupted; the same command goes on where it stopped")
+        sys.exit(130)
 
-    console.print(f"{num_jobs} runs below {cfg.hydra.sweep.dir}; finished ones are skipped", highlight=False)
+
+def _sweep(start: Callable[[], None], num_jobs: int, directory: str) -> None:
+    _tell(f"{num_jobs} runs below {directory}; finished ones are skipped", style="default")
+    fault: Exception | None = None
     with SweepProgress(num_jobs) as progress:
         try:
-            # One bar for the sweep instead of one a run.
-            sys.argv.append("trainer.progress_bar=false")
             start()
-        except Exception:
-            # A failed run comes back as its exception, after all others have ended; any other exception is a fault.
-            if not progress.wait_for_failures():
-                raise
+        except Exception as error:
+            # A failed run comes back as its exception after the others have ended; it has reported itself.
+            fault = error
+    if fault is not None and progress.num_ended == 0:
+        raise fault
     if progress.failures:
-        console.print(f"{len(progress.failures)} of {num_jobs} runs failed:", style="red")
+        _tell(f"{len(progress.failures)} of {num_jobs} runs failed:")
         for failure in progress.failures:
-            console.print(f"  {failure}", style="red", markup=False, highlight=False, soft_wrap=True)
+            _tell(f"  {failure}")
+    lost = num_jobs - progress.num_ended
+    if lost:
+        reason = "" if fault is None else f" ({type(fault).__name__}: {str(fault).strip().splitlines()[0]})"
+        _tell(f"{lost} of {num_jobs} runs did not end{reason}; the same command goes on with them")
+    if progress.failures or lost:
         sys.exit(1)
 
 
-def preflight(overrides: list[str], multirun: bool) -> tuple[DictConfig, int | None]:
+def _tell(line: str, style: str = "red") -> None:
+    Console(stderr=True).print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def preflight(overrides: list[str], multirun: bool, config_dir: str | None = None) -> tuple[DictConfig, int | None]:
     """Composes and checks what a command line asks for, before anything starts.
 
     Args:
         overrides: the command line without flags, sweeps included.
         multirun: whether -m was given.
+        config_dir: a folder of more configs (--config-dir).
 
     Returns:
         the config of the first run, Hydra's part included, and the number of runs, None for a single run.
@@ -85,9 +109,13 @@ def preflight(overrides: list[str], multirun: bool) -> tuple[DictConfig, int | N
     Raises:
         ConfigError: naming the key, with the nearest known one.
     """
+    if config_dir is not None:
+        overrides = [*overrides, f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         try:
             return _preflight(overrides, multirun)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"configs: got a file that is not YAML: {' '.join(str(error).split())}") from error
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_explain(error, overrides)) from error
 
@@ -95,25 +123,43 @@ def preflight(overrides: list[str], multirun: bool) -> tuple[DictConfig, int | N
 def _preflight(overrides: list[str], multirun: bool) -> tuple[DictConfig, int | None]:
     first = _compose(_jobs(overrides)[0], multirun)
     if not multirun and first.hydra.mode != RunMode.MULTIRUN:
-        sweeps = [o.input_line for o in OverridesParser.create().parse_overrides(overrides) if o.is_sweep_override()]
+        sweeps = [override.input_line for override in _parse(overrides) if override.is_sweep_override()]
         if sweeps:
             raise ConfigError(f"{sweeps[0]}: got several values, expected one; add -m to sweep over them")
         _check_run(first)
         return first, None
     parameters = [f"{key}={value}" for key, value in (first.hydra.sweeper.params or {}).items()]
     jobs = _jobs(parameters + overrides)
-    # Every value of every swept key once, rather than every combination.
+    if len(set(map(tuple, jobs))) < len(jobs):
+        raise ConfigError(f"{' '.join(parameters + overrides)}: a value of the sweep stands there twice")
+    first = _compose(jobs[0], True)
+    directories: dict[str, list[str]] = {}
+    # Every value of every swept key once, the others at their first value, rather than every combination.
     seen: set[str] = set()
     for job in jobs:
-        if not seen.issuperset(job):
-            seen.update(job)
-            _check_run(_compose(job, True))
-    return _compose(jobs[0], True), len(jobs)
+        if seen.issuperset(job):
+            continue
+        new = [override for override in job if override not in seen]
+        seen.update(job)
+        cfg = _compose(job, True)
+        _check_run(cfg)
+        if cfg.run_dir in directories:
+            raise ConfigError(
+                f"{', '.join(new)}: this run and another of the sweep would share the directory {cfg.run_dir}; "
+                "a sweep varies model, task, scale, variant, optimizer.lr and seed"
+            )
+        directories[cfg.run_dir] = job
+    return first, len(jobs)
+
+
+def _parse(overrides: list[str]) -> list[Override]:
+    # The loader lets the parser expand glob(*).
+    return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
 
 
 def _jobs(overrides: list[str]) -> list[list[str]]:
     """The overrides of each run that Hydra's basic sweeper makes of a command line."""
-    return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), None)[0]
+    return BasicSweeper.split_arguments(_parse(overrides), None)[0]
 
 
 def _compose(overrides: list[str], multirun: bool) -> DictConfig:
@@ -125,8 +171,7 @@ def _compose(overrides: list[str], multirun: bool) -> DictConfig:
 
 def _check_run(cfg: DictConfig) -> None:
     check_config(cfg)
-    needs_gpu = cfg.scale.requires_gpu or cfg.trainer.accelerator == "gpu"
-    if needs_gpu:
+    if cfg.scale.requires_gpu or cfg.trainer.accelerator == "gpu":
         import torch
 
         asked_by = f"scale={cfg.scale.name}" if cfg.scale.requires_gpu else f"trainer={cfg.trainer.name}"
@@ -137,20 +182,22 @@ def _check_run(cfg: DictConfig) -> None:
             )
         if cfg.trainer.accelerator != "gpu":
             raise ConfigError(
-                f"trainer: got {cfg.trainer.name}, expected a GPU trainer with {asked_by}; add trainer=gpu"
+                f"trainer: got {cfg.trainer.name}, expected one on the GPU with {asked_by}; add trainer=gpu"
             )
-    _check_writable(Path(cfg.results_dir))
+    _check_writable(cfg.results_dir, Path(cfg.run_dir))
 
 
-def _check_writable(results_dir: Path) -> None:
+def _check_writable(results_dir: str, run_dir: Path) -> None:
+    """Tries to write where the run's directory is, or in the nearest parent that there is."""
+    folder = run_dir.absolute()
+    while not folder.exists():
+        folder = folder.parent
     try:
-        results_dir.mkdir(parents=True, exist_ok=True)
-        probe = results_dir / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise ConfigError(
-            f"results_dir: got {str(results_dir)!r}, expected a directory that can be written ({error.strerror})"
+            f"results_dir: got {results_dir!r}, expected a directory that can be written ({folder}: {error.strerror})"
         ) from error
 
 
@@ -160,30 +207,37 @@ def _explain(error: Exception, overrides: list[str]) -> str:
     chain: list[BaseException] = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
-    messages = [str(link) for link in chain]
-    text = "\n".join(messages)
+    text = "\n".join(map(str, chain))
 
     option = re.search(r"Could not find '([\w/]+)/([\w.-]+)'", text)
     if option:
         group, name = option.groups()
-        choices = sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+        choices = GlobalHydra.instance().config_loader().get_group_options(group)
         return f"{group}: got {name!r}, expected one of {', '.join(choices)}{nearest(name, choices)}"
 
-    keys = [getattr(link, "full_key", None) for link in reversed(chain)]
-    full_key = next((str(key) for key in keys if key), None)
-    reason = " ".join(messages[-1].splitlines()[0].split())
-    if full_key is None:
-        return f"{' '.join(overrides)}: {reason}"
+    attributes = [getattr(link, "full_key", None) for link in reversed(chain)]
+    named = [str(key) for key in attributes if key] or re.findall(r"full_key: (\S+)", text)
+    lines = [line.strip() for line in text.splitlines()]
+    reasons = [line for line in lines if re.match(r"(Key|Value|Cannot|Missing|Interpolation key) ", line)]
+    reason = reasons[-1] if reasons else str(chain[-1]).splitlines()[0].strip()
+    file = re.search(r"In '([\w/]+)': .* raised while composing", text)
+    where = f"configs/{file.group(1)}.yaml: " if file else ""
+    if not named:
+        return f"{where or ' '.join(overrides) + ': '}{reason}"
+    full_key = re.sub(r"\[(\d+)\]", r".\1", named[0])
     *parents, key = full_key.split(".")
     siblings = _known_keys(parents)
     if key in siblings or not siblings:
-        return f"{full_key}: {reason}"
-    return f"{full_key}: unknown key, expected one of {', '.join(siblings)}{nearest(key, siblings)}"
+        return f"{where}{full_key}: {reason}"
+    return f"{where}{full_key}: unknown key, expected one of {', '.join(siblings)}{nearest(key, siblings)}"
 
 
 def _known_keys(parents: list[str]) -> list[str]:
-    """The keys below a path of the default config."""
-    node = OmegaConf.to_container(compose(CONFIG_NAME), resolve=False)
+    """The keys below a path: the schema's, or those of the default config where the schema leaves them open."""
+    node: Any = OmegaConf.to_container(compose(CONFIG_NAME), resolve=False)
     for parent in parents:
-        node = node.get(parent) if isinstance(node, dict) else None
-    return [str(key) for key in node] if isinstance(node, dict) else []
+        if isinstance(node, list) and parent.isdecimal() and int(parent) < len(node):
+            node = node[int(parent)]
+        else:
+            node = node.get(parent) if isinstance(node, dict) else None
+    return schema_keys(parents) or ([str(key) for key in node] if isinstance(node, dict) else [])

@@ -8,8 +8,12 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-# Keys that say where and how a run reports, not what it computes: two runs that differ only here are the same run.
-REPORTING_KEYS = ("results_dir", "run_dir", "logger", "trainer.progress_bar")
+# Keys that change no number of a run: how it reports, what it is called, and `scale`, which the other groups have
+# already taken their values from. Two runs that differ only here are the same run.
+IRRELEVANT_KEYS = (
+    *("results_dir", "run_dir", "logger", "model.label", "trainer.progress_bar", "trainer.checkpoint_every"),
+    *(f"scale.{key}" for key in ("seeds", "learning_rates", "requires_gpu", "checkpoint_every")),
+)
 
 
 @dataclass
@@ -84,7 +88,7 @@ class TaskConfig:
     vocab_size: int = MISSING
     power: float = MISSING  # a of the slots' law p(i) ~ i^(a-1)
     tokens_per_step: int = MISSING
-    stop_accuracy: float = MISSING  # a stage ends at this validation accuracy, a fraction
+    stop_accuracy: float = MISSING  # a stage ends at this validation accuracy, a fraction; above 1: never
     validation_every: int = MISSING  # optimiser steps
     num_validation: int = MISSING  # examples
     num_test: int = MISSING  # examples
@@ -113,7 +117,6 @@ class TrainerConfig:
 
     name: str = MISSING
     accelerator: str = MISSING  # cpu or gpu
-    devices: int = MISSING
     precision: str = MISSING  # 32-true or bf16-mixed
     num_threads: int | None = None  # of one run on the CPU; null: torch's default
     log_every: int = MISSING  # optimiser steps

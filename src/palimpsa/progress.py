@@ -32,6 +32,11 @@ class JobProgress:
         self.total = total
         self.file = None if directory is None else Path(directory) / f"{uuid.uuid4().hex}.json"
 
+    @property
+    def alone(self) -> bool:
+        """Whether no sweep draws this run's bar."""
+        return self.file is None
+
     @classmethod
     def from_environment(cls, name: str, total: int) -> JobProgress:
         """Reports to the sweep that launched this process, if one did."""
@@ -44,7 +49,7 @@ class JobProgress:
     def finish(self, status: str, note: str) -> None:
         """Tells how it ended: "finished", "failed" or "skipped"."""
         self._write(status, self.total, note)
-        if self.file is None:
+        if self.alone:
             Console(stderr=True).print(f"{self.name}: {status}, {note}", markup=False, highlight=False, soft_wrap=True)
 
     def _write(self, status: str, step: int, note: str) -> None:
@@ -61,7 +66,8 @@ class JobProgress:
 class SweepProgress:
     """A bar for the sweep and one for each running job; on a plain stream a line for each job that ends.
 
-    A context manager around the launch. Afterwards `failures` holds a line for each failed job.
+    A context manager around the launch. Afterwards `failures` holds a line for each failed job, and
+    `num_ended` counts the jobs that ended, one way or the other.
 
     Args:
         num_jobs: jobs of the sweep.
@@ -70,6 +76,7 @@ class SweepProgress:
     def __init__(self, num_jobs: int) -> None:
         self.num_jobs = num_jobs
         self.failures: list[str] = []
+        self.num_ended = 0
         self._directory = tempfile.mkdtemp(prefix="palimpsa-progress-")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -84,12 +91,6 @@ class SweepProgress:
         self._thread.join()
         os.environ.pop(DIRECTORY_VARIABLE, None)
         shutil.rmtree(self._directory, ignore_errors=True)
-
-    def wait_for_failures(self) -> bool:
-        """Ends the watch and tells whether a job reported a failure."""
-        self._stop.set()
-        self._thread.join()
-        return bool(self.failures)
 
     def _watch(self) -> None:
         console = Console()
@@ -116,6 +117,7 @@ class SweepProgress:
                         progress.update(bars[name], completed=job["step"], note=job["note"])
                         continue
                     ended.add(name)
+                    self.num_ended += 1
                     if job["status"] == "failed":
                         self.failures.append(f"{job['name']}: {job['note']}")
                     if name in bars:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from palimpsa.config import REPORTING_KEYS
+from palimpsa.config import IRRELEVANT_KEYS
 from palimpsa.errors import RunDirectoryError
 
 RESULT_FORMAT = 1
@@ -32,9 +35,9 @@ def atomic_write(path: Path, text: str) -> None:
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a plain config that decides what is computed: all but `REPORTING_KEYS`, as flat dotted keys."""
+    """The part of a plain config that decides what is computed: all but `IRRELEVANT_KEYS`, as flat dotted keys."""
     flat = flatten(config)
-    return {k: v for k, v in flat.items() if not any(k == r or k.startswith(f"{r}.") for r in REPORTING_KEYS)}
+    return {k: v for k, v in flat.items() if not any(k == r or k.startswith(f"{r}.") for r in IRRELEVANT_KEYS)}
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -63,18 +66,40 @@ class RunDirectory:
         self.history_file = self.path / "history.csv"
         self.checkpoint_file = self.path / "checkpoints" / "last.ckpt"
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the directory and keeps every other process out of it; the system lifts the lock of a killed process.
+
+        Raises:
+            RunDirectoryError: where it cannot be made or written, or another process holds it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise RunDirectoryError(f"results_dir: cannot write to {self.path}: {error.strerror}") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunDirectoryError(
+                    f"run_dir: {self.path} is in use by another process, expected a free one"
+                ) from error
+            yield
+
     def claim(self, config: dict[str, Any]) -> dict[str, Any] | None:
         """Takes the directory for a config; returns the result where that run is finished already.
 
         Raises:
             RunDirectoryError: where the directory holds another config or a damaged file, or cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunDirectoryError(f"results_dir: cannot make the directory {self.path}: {error.strerror}") from error
         stored = self._read(self.config_file)
         result = self._read(self.result_file)
+        if result is not None and result.get("format") != RESULT_FORMAT:
+            raise RunDirectoryError(
+                f"{self.result_file}: got format {result.get('format')!r}, expected {RESULT_FORMAT}; "
+                "it is of another version of this code: choose another results_dir"
+            )
         if stored is None and result is not None:
             stored = result.get("config")
         if stored is not None:
@@ -87,19 +112,38 @@ class RunDirectory:
             raise RunDirectoryError(f"results_dir: cannot write to {self.path}: {error.strerror}") from error
         return None
 
+    def readable_checkpoint(self) -> Path | None:
+        """The last checkpoint, None where there is none.
+
+        Raises:
+            RunDirectoryError: where it cannot be read.
+        """
+        import torch
+
+        path = self.checkpoint_file
+        if not path.exists():
+            return None
+        try:
+            torch.load(path, weights_only=True, map_location="cpu")
+        except Exception as error:
+            raise RunDirectoryError(
+                f"{path}: got {path.stat().st_size} bytes that are no readable checkpoint ({type(error).__name__}), "
+                "expected one of this run; was it cut short? Delete it to start the run again"
+            ) from error
+        return path
+
     def write_result(self, result: dict[str, Any]) -> None:
         """The last act of a run."""
-        atomic_write(self.result_file, json.dumps({"format": RESULT_FORMAT, **result}, indent=1))
+        atomic_write(self.result_file, json.dumps(result, indent=1, allow_nan=False))
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         if not path.exists():
             return None
-        text = path.read_text()
         try:
-            content = json.loads(text)
-        except ValueError as error:
+            content = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
             raise RunDirectoryError(
-                f"{path}: got {len(text)} bytes that are not JSON ({error}), expected a run's {path.name}; "
+                f"{path}: got {path.stat().st_size} bytes that are not JSON ({error}), expected a run's {path.name}; "
                 "was it cut short? Delete it to run again"
             ) from error
         if not isinstance(content, dict):

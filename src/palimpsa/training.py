@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import math
@@ -9,7 +10,6 @@ import os
 import time
 import traceback
 import warnings
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from omegaconf import DictConfig
 from torch import Tensor
 
-from palimpsa.callbacks import Curriculum, History, MemoryProbe
+from palimpsa.callbacks import Curriculum, History
 from palimpsa.checks import check_config
 from palimpsa.config import plain
 from palimpsa.data.mqar import MQARBatch
@@ -28,10 +28,11 @@ from palimpsa.data.stages import stages_from_config
 from palimpsa.errors import ConfigError, RunDirectoryError
 from palimpsa.loggers import close_loggers, make_loggers
 from palimpsa.model import LanguageModel, weight_decay_groups
+from palimpsa.probe import MemoryProbe
 from palimpsa.progress import JobProgress
 from palimpsa.provenance import provenance
 from palimpsa.recall import query_loss
-from palimpsa.run_directory import RunDirectory, config_hash
+from palimpsa.run_directory import RESULT_FORMAT, RunDirectory, config_hash
 
 
 class LitLanguageModel(L.LightningModule):
@@ -122,42 +123,31 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     config = plain(cfg)
     name = f"{cfg.model.name}{cfg.variant} lr {cfg.optimizer.lr:g} seed {cfg.seed}"
     directory = RunDirectory(cfg.run_dir)
-    stages = stages_from_config(cfg.task)
-    progress = JobProgress.from_environment(name, sum(stage.max_steps for stage in stages))
-    started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
+    progress = JobProgress.from_environment(name, sum(stage.max_steps for stage in stages_from_config(cfg.task)))
     try:
-        finished = directory.claim(config)
-        if finished is not None:
-            progress.finish("skipped", "finished earlier")
-            return finished
-        curriculum, history, summary = _train(cfg, config, directory, name, progress)
+        with directory.locked():
+            finished = directory.claim(config)
+            if finished is not None:
+                progress.finish("skipped", "finished earlier")
+                return finished
+            result = _run(cfg, config, directory, name, progress)
     except Exception as error:
         progress.finish("failed", f"{type(error).__name__}: {error}")
-        # A directory that belongs to another run, or that holds a damaged file, is left as it is.
-        if not isinstance(error, ConfigError | RunDirectoryError):
-            failed = _result(cfg, config, "failed", f"{type(error).__name__}: {error}", [], {}, started, clock)
-            directory.write_result({**failed, "traceback": traceback.format_exc()})
         raise
-    history.write(directory.history_file)
-    result = _result(cfg, config, "finished", None, curriculum.finished_stages, summary, started, clock)
-    directory.write_result(result)
     tested = [stage for stage in result["stages"] if stage["test_accuracy"] is not None]
     accuracies = [f"L {stage['seq_len']}: {stage['test_accuracy']:.1%}" for stage in tested]
     progress.finish("finished", f"{', '.join(accuracies)} ({result['provenance']['wall_time_s']:.0f} s)")
     return result
 
 
-def _train(
+def _run(
     cfg: DictConfig, config: dict[str, Any], directory: RunDirectory, name: str, progress: JobProgress
-) -> tuple[Curriculum, History, dict[str, Any]]:
-    if cfg.trainer.num_threads is not None:
-        torch.set_num_threads(cfg.trainer.num_threads)
-    _quiet_lightning()
-    stages = stages_from_config(cfg.task)
-    max_steps = sum(stage.max_steps for stage in stages)
+) -> dict[str, Any]:
+    """Trains and writes history.csv and result.json, the latter also for a failure."""
+    started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     history = History()
     curriculum = Curriculum(
-        stages,
+        stages_from_config(cfg.task),
         seed=cfg.seed,
         stop_accuracy=cfg.task.stop_accuracy,
         validation_every=cfg.task.validation_every,
@@ -167,7 +157,35 @@ def _train(
         history=history,
         progress=progress,
     )
-    probe = MemoryProbe(curriculum, every=cfg.trainer.probe_every, num_examples=cfg.trainer.num_probe, history=history)
+
+    def end(status: str, error: str | None, summary: dict[str, Any]) -> dict[str, Any]:
+        history.write(directory.history_file)
+        summary["history_rows"] = len(history.rows)
+        result = _result(cfg, config, status, error, curriculum.finished_stages, summary, started, clock)
+        directory.write_result(result)
+        return result
+
+    try:
+        return end("finished", None, _train(cfg, config, directory, name, curriculum))
+    except (ConfigError, RunDirectoryError):
+        # A damaged checkpoint, say: the directory is left as it is.
+        raise
+    except Exception as error:
+        # A full disk has no room for the news of it either.
+        with contextlib.suppress(OSError):
+            end("failed", f"{type(error).__name__}: {error}", {"traceback": traceback.format_exc()})
+        raise
+
+
+def _train(
+    cfg: DictConfig, config: dict[str, Any], directory: RunDirectory, name: str, curriculum: Curriculum
+) -> dict[str, Any]:
+    """Runs the trainer to the end of the curriculum; returns the run's summary."""
+    if cfg.trainer.num_threads is not None:
+        torch.set_num_threads(cfg.trainer.num_threads)
+    _quiet_lightning()
+    max_steps = sum(stage.max_steps for stage in curriculum.stages)
+    probe = MemoryProbe(curriculum, every=cfg.trainer.probe_every, num_examples=cfg.trainer.num_probe)
     checkpoint = ModelCheckpoint(
         dirpath=directory.checkpoint_file.parent,
         filename=directory.checkpoint_file.stem,
@@ -177,12 +195,18 @@ def _train(
     model = build_model(cfg.model, cfg.seed)
     module = LitLanguageModel(model, curriculum, cfg.optimizer, cfg.task.schedule, max_steps)
     loggers = make_loggers(cfg.logger, run_dir=directory.path, name=name, run_id=config_hash(config), run_config=config)
-    callbacks: list[L.Callback] = [history, curriculum, probe, checkpoint]
-    if cfg.trainer.progress_bar:
-        callbacks.append(RichProgressBar())
+    show_bar = cfg.trainer.progress_bar and curriculum.progress.alone
+    # The probe comes first: at the last step of a stage it still looks at that stage.
+    callbacks: list[L.Callback] = [
+        curriculum.history,
+        probe,
+        curriculum,
+        checkpoint,
+        *([RichProgressBar()] if show_bar else []),
+    ]
     trainer = L.Trainer(
         accelerator=cfg.trainer.accelerator,
-        devices=cfg.trainer.devices,
+        devices=1,
         precision=cfg.trainer.precision,
         max_steps=max_steps,
         max_epochs=1,
@@ -193,40 +217,25 @@ def _train(
         logger=loggers,
         plugins=[_AtomicCheckpointIO()],
         default_root_dir=directory.path,
-        enable_progress_bar=cfg.trainer.progress_bar,
+        enable_progress_bar=show_bar,
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
     clock = time.perf_counter()
     try:
         # The loader only counts: the curriculum says what a step trains on, so that a resume loses no position.
-        trainer.fit(module, range(max_steps), ckpt_path=_resume_from(directory))
+        trainer.fit(module, range(max_steps), ckpt_path=directory.readable_checkpoint())
+    except SystemExit as error:
+        # Lightning answers Ctrl-C by leaving the process.
+        raise KeyboardInterrupt from error
     finally:
         close_loggers(loggers)
-    if not curriculum.done:
-        raise KeyboardInterrupt("training was interrupted; the same command resumes it")
-    summary = {
+    return {
         "state_size": model.state_size,
         "num_parameters": model.num_parameters,
         "num_steps": trainer.global_step,
         "probe_time_share": probe.seconds / (time.perf_counter() - clock),
     }
-    return curriculum, history, summary
-
-
-def _resume_from(directory: RunDirectory) -> Path | None:
-    """The last checkpoint, if there is one that can be read."""
-    path = directory.checkpoint_file
-    if not path.exists():
-        return None
-    try:
-        torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise RunDirectoryError(
-            f"{path}: got {path.stat().st_size} bytes that are no readable checkpoint ({type(error).__name__}), "
-            "expected one of this run; was it cut short? Delete it to start the run again"
-        ) from error
-    return path
 
 
 def _result(
@@ -239,8 +248,9 @@ def _result(
     started: datetime.datetime,
     clock: float,
 ) -> dict[str, Any]:
-    """The content of result.json: run, stages, metrics, config, provenance."""
+    """The content of result.json: run, stages, metrics, config, provenance (times are of the last session of a run)."""
     return {
+        "format": RESULT_FORMAT,
         "status": status,
         "error": error,
         "run": {
@@ -254,7 +264,8 @@ def _result(
             "num_parameters": summary.get("num_parameters"),
         },
         "stages": stages,
-        "metrics": {k: v for k, v in summary.items() if k not in ("state_size", "num_parameters")},
+        "metrics": {k: v for k, v in summary.items() if k not in ("state_size", "num_parameters", "traceback")},
+        **({"traceback": summary["traceback"]} if "traceback" in summary else {}),
         "config": config,
         "config_hash": config_hash(config),
         "provenance": {
@@ -269,8 +280,7 @@ def _quiet_lightning() -> None:
     """Keeps Lightning from repeating for each run of a sweep what is meant so."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for meant in (
-        ".*dataloader is not resumable",  # it only counts
-        "Checkpoint directory",  # a resumed run writes where it wrote before
+        "(.*dataloader is not resumable|Checkpoint directory)",  # the loader only counts; a resume writes where it wrote
         ".*treespec, LeafSpec",  # Lightning's own use of torch
         "Triton is not supported",  # fla's reference code is what the CPU is meant to run
     ):

@@ -41,6 +41,7 @@ def make_result(
     scale: str = "laptop",
     state_size: int = 1024,
     wall_time_s: float = 36.0,
+    stop_accuracy: float = 0.99,
 ) -> dict[str, Any]:
     """A result.json: for a curriculum a warm-up stage, then one stage a length.
 
@@ -88,7 +89,17 @@ def make_result(
         "metrics": {"train_loss": 0.1},
         "config": {
             "seed": seed,
-            "task": {"vocab_size": 128, "seq_len": lengths[0] if scratch else None},
+            "variant": "",
+            "run_dir": f"results/runs/{model}/{lr}/{seed}",
+            "model": {"name": model, "mixer": {"num_heads": 2}},
+            "optimizer": {"lr": lr, "beta1": 0.9},
+            "scale": {"name": scale, "seeds": "1,2,3", "learning_rates": f"{lr}"},
+            "task": {
+                "vocab_size": 128,
+                "seq_len": lengths[0] if scratch else None,
+                "directory": f"{task}_L{lengths[0]}" if scratch else task,
+                "stop_accuracy": stop_accuracy,
+            },
         },
         "config_hash": "0123456789abcdef",
         "provenance": {

@@ -195,3 +195,41 @@ def test_script_errors_are_one_line(add_run, run_script, tmp_path, problem):
     assert code == 1
     assert err.startswith("error: ")
     assert len(err.splitlines()) == 1
+
+
+def test_a_failed_run_does_not_displace_a_finished_row(add_run, tmp_path):
+    add_run(seed=1, validation=[0.5, 0.5], steps=200)
+    add_run(seed=2, status="failed")
+    gather(tmp_path)
+    before = contents(tmp_path)
+    shutil.rmtree(tmp_path / "runs")
+    folder = add_run(seed=1, status="failed", validation=[0.9], lengths=[32], steps=50)
+    add_run(seed=2, status="failed")
+    collected = gather(tmp_path)
+    assert contents(tmp_path) == before
+    assert (collected.num_found, collected.num_kept) == (2, 1)
+    assert f"kept the finished run of the older runs.csv: {folder} holds a failed one" in collected.report()
+
+
+def test_a_failed_run_alone_leaves_the_finished_row(add_run, tmp_path):
+    add_run(seed=1)
+    gather(tmp_path)
+    before = contents(tmp_path)
+    shutil.rmtree(tmp_path / "runs")
+    add_run(seed=1, status="failed", steps=None)
+    gather(tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("extra", [0, 1], ids=["whole", "a-row-short"])
+def test_history_is_held_against_the_rows_of_its_result(add_run, tmp_path, extra):
+    path = add_run(steps=300) / "result.json"
+    result = json.loads(path.read_text())
+    result["metrics"]["history_rows"] = 31 + extra
+    path.write_text(json.dumps(result))
+    if not extra:
+        assert len(gather(tmp_path).curves) == 31
+        return
+    with pytest.raises(ResultError, match=r"history\.csv: holds 31 rows, expected the 32 that its result.json counts"):
+        gather(tmp_path)
+    assert not (tmp_path / "mqar").exists()

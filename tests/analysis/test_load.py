@@ -185,3 +185,28 @@ def test_missing_files_and_columns_of_curves_csv(tmp_path):
     (tmp_path / "curves.csv").write_text("task,scale,model,lr,seed,run_seq_len,step\n")
     with pytest.raises(ResultError, match="column stage is missing"):
         read_curves_csv(tmp_path / "curves.csv")
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_constants_that_json_does_not_have_are_named(add_run, constant):
+    path = add_run() / "result.json"
+    path.write_text(path.read_text().replace('"train_loss": 0.1', f'"train_loss": {constant}'))
+    with pytest.raises(ResultError, match=re.escape(f"{path}: holds {constant}, which is not JSON")):
+        read_run_dir(path.parent)
+
+
+@pytest.mark.parametrize(("cut", "message"), [(1, "row 2 has no line end"), (4, "row 2 has no line end")])
+def test_history_that_ends_inside_a_line_is_named(tmp_path, cut, message):
+    path = tmp_path / "history.csv"
+    path.write_text("step,stage,loss\n0,0,1.25\n10,0,1.75\n"[:-cut])
+    with pytest.raises(ResultError, match=re.escape(f"{path}: {message}")):
+        read_history(path)
+
+
+def test_history_must_have_the_rows_that_were_written(tmp_path):
+    path = tmp_path / "history.csv"
+    # Rows are counted as they stand in the file: two of one step, one without a value.
+    path.write_text("step,stage,loss\n0,0,1.25\n0,0,\n10,0,\n")
+    assert len(read_history(path, 3)) == 1
+    with pytest.raises(ResultError, match=re.escape(f"{path}: holds 3 rows, expected the 4 that")):
+        read_history(path, 4)

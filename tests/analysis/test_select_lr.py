@@ -13,6 +13,7 @@ from palimpsa.analysis.schema import ResultError
 from palimpsa.analysis.select_lr import (
     best_per_seed,
     choose_learning_rates,
+    not_compared,
     one_experiment,
     score_learning_rates,
 )
@@ -131,3 +132,62 @@ def test_unknown_experiment_lists_the_known_ones(add_run, read):
     add_run()
     with pytest.raises(ResultError, match="no runs of mqar_curriculum/paper, expected one of"):
         read(scale="paper")
+
+
+def add_sweep(add_run, **seeds_and_accuracy):
+    """add_sweep(add_run, lr_0_005=([1, 2], 0.8)): runs of a rate at these seeds, all of one accuracy."""
+    for name, (seeds, accuracy) in seeds_and_accuracy.items():
+        for seed in seeds:
+            lr = float(name.removeprefix("lr_").replace("_", "."))
+            add_run(lr=lr, seed=seed, validation=[accuracy, accuracy], steps=None)
+
+
+def test_one_exploratory_run_changes_nothing(add_run, read):
+    add_sweep(add_run, lr_0_005=([1, 2, 3], 0.7), lr_0_01=([1, 2, 3], 0.8))
+    add_sweep(add_run, lr_0_00464=([1], 0.95))
+    rows = read()
+    chosen = choose_learning_rates(rows).iloc[0]
+    assert (chosen["lr"], chosen["num_seeds"], chosen["num_finished"], chosen["num_rates"]) == (1e-2, 3, 3, 2)
+    scores = score_learning_rates(rows)
+    assert scores["compared"].tolist() == [False, True, True]
+    assert scores["num_seeds"].tolist() == [1, 3, 3]
+    assert math.isnan(scores["score"][0])
+    assert not_compared(rows) == ["Palimpsa-D: lr 0.00464 not compared (1 seed)"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "compared", "common"),
+    [
+        ({1e-3: 8, 2e-3: 3, 3e-3: 3, 4e-3: 3}, [True] * 4, 3),
+        ({1e-3: 3, 2e-3: 1}, [True, True], 1),
+        ({1e-3: 3}, [True], 3),
+        ({1e-3: 8, 2e-3: 8, 3e-3: 3}, [True, True, False], 8),
+    ],
+    ids=["two-phases", "two-rates", "one-rate", "second-phase-at-two-rates"],
+)
+def test_rates_with_fewer_seeds_than_the_second_most_are_left_out(add_run, read, seeds, compared, common):
+    for lr, count in seeds.items():
+        for seed in range(1, count + 1):
+            add_run(lr=lr, seed=seed, steps=None)
+    rows = read()
+    scores = score_learning_rates(rows)
+    assert scores["compared"].tolist() == compared
+    assert set(scores.loc[scores["compared"], "num_seeds"]) == {common}
+    assert len(not_compared(rows)) == compared.count(False)
+
+
+def test_all_rates_are_compared_when_nothing_else_finished(add_run, read):
+    for lr in (1e-3, 2e-3):
+        for seed in (1, 2):
+            add_run(lr=lr, seed=seed, status="failed", steps=None)
+    add_run(lr=3e-3, seed=1, steps=None)
+    rows = read()
+    assert score_learning_rates(rows)["compared"].all()
+    assert chosen_lr(rows) == {"palimpsa_d": 3e-3}
+
+
+def test_scratch_rate_without_a_complete_seed_is_listed(add_run, read):
+    for lr, lengths in ((1e-3, (32, 64)), (1e-2, (32,))):
+        for length in lengths:
+            add_run(task="mqar_scratch", lr=lr, lengths=[length], validation=[0.5], steps=None)
+    assert not_compared(read("mqar_scratch")) == ["Palimpsa-D: lr 0.01 not compared (1 seed)"]

@@ -124,8 +124,20 @@ def test_table_file(example):
     assert "**laptop scale: demonstrates the pipeline. No ordering of models follows" in lines[2]
     assert (
         "| Palimpsa-D | 1,024 | 12,345 | 32 | 8 | 0.001 | 3 | 1 | 79.7 ± 34.4 | 40.0 to 100.0 "
-        "| 99.0 | 33% | 20 | 86.3 ± 22.8 |"
+        "| 99.0 | 33% | 20 | 86.3 ± 22.8 | 33% |"
     ) in lines
+    # The same columns by the other rule.
+    heading = next(i for i, line in enumerate(lines) if line.startswith("## Optimistic reading"))
+    other = lines[heading:]
+    header = next(line for line in lines if line.startswith("| model | state"))
+    assert next(line for line in other if line.startswith("| model")) == header.replace(
+        " mean ± std* | seeds > 99%* |", ""
+    )
+    cells = next(line for line in other if line.startswith("| Palimpsa-D | 1,024")).split(" | ")
+    assert cells[5:9] == ["0.001 x2, 0.01 x1", "3", "1", "86.3 ± 22.8"]
+    # Exits of the seeds: 10 and 20 at 0.001, 63 at 0.01.
+    assert cells[10:] == ["99.0", "33%", "20 |"]
+    assert any(line.startswith("| GLA | 1,024 | 12,345 | 32 | 8 | no finished") for line in other)
     assert any(line.startswith("| GLA | 1,024 | 12,345 | 32 | 8 | no finished") for line in lines)
     # The failed seed 4 is not common to both rates.
     assert "| Palimpsa-D | 3 | **50.0** | 45.0 |" in lines
@@ -134,7 +146,7 @@ def test_table_file(example):
     assert to_markdown(summary, rows, chosen, **EXPERIMENT) == text
     # Every table has one number of columns.
     widths = [line.count("|") for line in lines if line.startswith("|")]
-    assert sorted(set(widths)) == [5, 15]
+    assert sorted(set(widths)) == [5, 14, 16]
 
 
 def test_other_scales_are_not_called_a_demonstration(example):
@@ -158,7 +170,7 @@ def test_terminal_table_fits_80_columns(example, capsys):
 def test_models_are_listed_in_a_fixed_order(add_run, summary_of):
     for model in ("zebra", "gla", "palimpsa_d_nometa_k2", "mamba2", "palimpsa_d", "palimpsa_m"):
         add_run(model=model)
-    labels = [row[0] for row in table_cells(summary_of()[2])][::2]
+    labels = [row[0] for row in table_cells(summary_of()[2], "validation")][::2]
     assert labels == [
         "Palimpsa-D",
         "palimpsa_d_nometa_k2",
@@ -167,3 +179,37 @@ def test_models_are_listed_in_a_fixed_order(add_run, summary_of):
         "GLA",
         "zebra",
     ]
+
+
+def test_share_above_99_percent_by_both_rules(add_run, summary_of):
+    # Seed 2 is above 99% at the other rate only.
+    for seed, chosen, other in ((1, 1.0, 0.5), (2, 0.6, 0.995)):
+        add_run(seed=seed, validation=[0.9, 0.9], test=[chosen, 0.5])
+        add_run(seed=seed, lr=1e-2, validation=[0.5, 0.5], test=[other, 0.5])
+    rows, chosen, summary = summary_of()
+    line = next(
+        line for line in to_markdown(summary, rows, chosen, **EXPERIMENT).splitlines() if "| 32 | 8 | 0.001 |" in line
+    )
+    assert line.split(" | ")[11] == "50%"
+    assert line.split(" | ")[14] == "100% |"
+
+
+def test_rates_that_are_not_compared_are_listed(add_run, summary_of):
+    for lr in (5e-3, 1e-2):
+        for seed in (1, 2, 3):
+            add_run(lr=lr, seed=seed, validation=[0.8, 100 * lr / 2])
+    add_run(lr=4.64e-3, seed=1, validation=[0.95, 0.95])
+    rows, chosen, summary = summary_of()
+    text = to_markdown(summary, rows, chosen, **EXPERIMENT)
+    assert "| model | seeds compared | lr 0.00464 | lr 0.005 | lr 0.01 |" in text
+    assert "| Palimpsa-D | 3 | not compared (1 seed) | 52.5 | **65.0** |" in text
+
+
+def test_a_model_whose_runs_failed_half_way_has_every_length(add_run, summary_of):
+    add_run(model="mamba2")
+    add_run(model="gla", status="failed", validation=[0.9], lengths=[32])
+    rows, chosen, summary = summary_of()
+    row = row_of(summary, "validation", "gla", 64)
+    assert (row["num_seeds"], row["num_failed"]) == (0, 1)
+    assert math.isnan(row_of(summary, "best_per_seed", "gla", 32)["mean"])
+    assert "no finished run" in to_markdown(summary, rows, chosen, **EXPERIMENT)

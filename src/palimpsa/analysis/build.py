@@ -13,7 +13,7 @@ from palimpsa.analysis.files import write_atomic
 from palimpsa.analysis.heads import figure3_heads
 from palimpsa.analysis.load import head_columns, read_curves_csv, read_runs_csv
 from palimpsa.analysis.schema import ResultError
-from palimpsa.analysis.select_lr import choose_learning_rates, one_experiment
+from palimpsa.analysis.select_lr import choose_learning_rates, not_compared, one_experiment
 from palimpsa.analysis.summarize import summarize
 from palimpsa.analysis.tables import to_markdown
 
@@ -51,8 +51,8 @@ def build_all(results: Path, *, required_scale: str | None = None) -> Iterator[R
     """Draw and write the figures and the table of every task and scale in `results`/runs.csv.
 
     Files land in `results`: figure2_*, figure3_* and figure3_heads_* (.png and .svg), table_*.md.
-    Raises ResultError: a file that is missing or invalid, no runs, or none of `required_scale`;
-    OSError: `results` cannot be written.
+    Raises ResultError: a file that is missing or invalid, no runs, none of `required_scale`, or
+    finished runs of different protocols in one task and scale; OSError: `results` cannot be written.
     """
     runs = read_runs_csv(results / "runs.csv")
     curves = read_curves_csv(results / "curves.csv")
@@ -81,6 +81,7 @@ def build(rows: pd.DataFrame, curves: pd.DataFrame, out: Path, *, task: str, sca
     chosen = choose_learning_rates(rows)
     summary = summarize(rows, chosen)
     notes = [f"{model}: no finished run, no learning rate chosen" for model in chosen.loc[chosen["lr"].isna(), "label"]]
+    notes += not_compared(rows)
     if summary.empty:
         notes.append("no run has a test accuracy: no figure and no table")
         return Report(task, scale, summary, [], notes)

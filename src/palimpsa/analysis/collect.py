@@ -16,6 +16,7 @@ from palimpsa.analysis.files import write_atomic
 from palimpsa.analysis.load import (
     find_run_dirs,
     head_columns,
+    history_length,
     read_curves_csv,
     read_history,
     read_json,
@@ -23,6 +24,7 @@ from palimpsa.analysis.load import (
     result_rows,
     runs_frame,
 )
+from palimpsa.analysis.protocol import describe_run, one_protocol
 from palimpsa.analysis.schema import CURVE_COLUMNS, IDENTITY, RUN_COLUMNS, ResultError
 
 # Two directories of one run are the same result when all but these are equal.
@@ -48,6 +50,7 @@ class Collected:
     num_duplicates: directories that repeat another one's result.
     num_other: results of other tasks, left alone.
     not_ended: run directories without result.json; no_history: runs without history.csv.
+    notes: what was left out of the older runs.csv or of the runs on disk, and why.
     """
 
     runs: pd.DataFrame
@@ -58,6 +61,7 @@ class Collected:
     num_other: int
     not_ended: list[Path]
     no_history: list[Path]
+    notes: list[str]
 
     def report(self) -> list[str]:
         """What was found, in lines for a person."""
@@ -71,34 +75,41 @@ class Collected:
             "runs without history.csv": len(self.no_history),
             "results of other tasks, left out": self.num_other,
         }
-        return [f"{name}: {count}" for name, count in facts.items() if count]
+        return [*(f"{name}: {count}" for name, count in facts.items() if count), *self.notes]
 
 
 def collect(roots: Sequence[Path], out: Path, *, task_prefix: str = "mqar") -> Collected:
     """Read every run directory below `roots` and what an older collection left in `out`.
 
     Runs of the older runs.csv that are not below `roots` are kept (they came from another machine);
-    those that are take the rows found on disk. Only tasks whose name starts with `task_prefix` are
-    collected. Nothing is written: see `write_collected`.
+    those that are take the rows found on disk, unless the run on disk failed and the older one
+    finished. Older runs of a task and scale of which runs of another protocol finished on disk are
+    dropped: the experiment was changed and run again. Only tasks whose name starts with
+    `task_prefix` are collected. Nothing is written: see `write_collected`.
 
     Raises ResultError: no run at all; an invalid file; two directories that hold different results
-    of the same run (named both).
+    of the same run (named both); finished runs of one task and scale, but of two protocols.
     """
     rows: dict[Identity, list[dict[str, Any]]] = {}
     folders: dict[Identity, Path] = {}
+    configs: dict[Identity, dict[str, Any]] = {}
+    lengths: dict[Identity, int | None] = {}
     not_ended: list[Path] = []
     num_duplicates = num_other = 0
     for root in roots:
         ended, unfinished = find_run_dirs(root)
         not_ended += unfinished
         for folder in ended:
-            found = result_rows(folder / "result.json", read_json(folder / "result.json"))
+            path = folder / "result.json"
+            result = read_json(path)
+            found = result_rows(path, result)
             if not found[0]["task"].startswith(task_prefix):
                 num_other += 1
                 continue
             key = tuple(found[0][name] for name in IDENTITY)
             if key not in rows:
                 rows[key], folders[key] = found, folder
+                configs[key], lengths[key] = result["config"], history_length(path, result)
             elif _result(rows[key]) == _result(found):
                 num_duplicates += 1
             else:
@@ -111,14 +122,21 @@ def collect(roots: Sequence[Path], out: Path, *, task_prefix: str = "mqar") -> C
         )
 
     runs = runs_frame([row for found in rows.values() for row in found])
-    curves, no_history = _curves(folders)
+    protocols = {place: one_protocol(own, configs) for place, own in runs.groupby(["task", "scale"])}
+    curves, no_history = _curves(folders, lengths)
+    notes: list[str] = []
+    replaced = set(rows)
     num_kept = 0
     if (out / "runs.csv").exists():
-        older = _without(read_runs_csv(out / "runs.csv"), set(rows))
+        older, stale = _of_protocols(read_runs_csv(out / "runs.csv"), protocols, notes)
+        worse = _failed_again(older, runs, folders, notes)
+        runs, curves = _without(runs, worse), _without(curves, worse)
+        older = _without(older, replaced - worse)
+        replaced = (replaced | stale) - worse
         num_kept = len(older[IDENTITY].drop_duplicates())
         runs = _concat([older, runs]).sort_values([*IDENTITY, "stage"], ignore_index=True)
     if (out / "curves.csv").exists():
-        curves = _concat([_without(read_curves_csv(out / "curves.csv"), set(rows)), curves])
+        curves = _concat([_without(read_curves_csv(out / "curves.csv"), replaced), curves])
     columns = [*CURVE_COLUMNS, *head_columns(curves)]
     curves = curves.loc[:, columns].sort_values([*IDENTITY, "step"], ignore_index=True)
     return Collected(
@@ -130,6 +148,7 @@ def collect(roots: Sequence[Path], out: Path, *, task_prefix: str = "mqar") -> C
         num_other=num_other,
         not_ended=not_ended,
         no_history=no_history,
+        notes=notes,
     )
 
 
@@ -198,7 +217,6 @@ def _disagreement(
     other_folder: Path,
     other_rows: list[dict[str, Any]],
 ) -> str:
-    run = ", ".join(f"{name} {value}" for name, value in zip(IDENTITY, key, strict=True) if value)
     detail = f"{len(rows)} and {len(other_rows)} stages"
     for row, other in zip(_result(rows), _result(other_rows), strict=False):
         different = [name for name in RUN_COLUMNS if row.get(name) != other.get(name)]
@@ -208,19 +226,52 @@ def _disagreement(
             detail = f"{where}{name} {row.get(name)!r} and {other.get(name)!r}"
             break
     return (
-        f"{folder} and {other_folder} hold different results of the same run ({run}): {detail}; "
+        f"{folder} and {other_folder} hold different results of the same run ({describe_run(key)}): {detail}; "
         "expected one result a run. Move one of them away. Nothing was written"
     )
 
 
-def _curves(folders: dict[Identity, Path]) -> tuple[pd.DataFrame, list[Path]]:
+def _identities(frame: pd.DataFrame) -> set[Identity]:
+    return set(frame[IDENTITY].itertuples(index=False, name=None))
+
+
+def _of_protocols(
+    older: pd.DataFrame, protocols: dict[Any, str | None], notes: list[str]
+) -> tuple[pd.DataFrame, set[Identity]]:
+    """The older rows without those of another protocol than the runs on disk, and the runs so dropped."""
+    stale: set[Identity] = set()
+    for (task, scale), found in protocols.items():
+        here = (older["task"] == task) & (older["scale"] == scale) & (older["protocol_hash"] != found)
+        # None: nothing finished on disk, and so nothing that could stand in their place.
+        dropped = _identities(older.loc[here]) if found else set()
+        if dropped:
+            notes.append(
+                f"dropped from the older runs.csv, {task}/{scale}: {len(dropped)} runs of protocol "
+                f"{', '.join(sorted(older.loc[here, 'protocol_hash'].unique()))}; those found are of {found}"
+            )
+        stale |= dropped
+    return _without(older, stale), stale
+
+
+def _failed_again(
+    older: pd.DataFrame, runs: pd.DataFrame, folders: dict[Identity, Path], notes: list[str]
+) -> set[Identity]:
+    """The runs that failed on disk, but are finished ones in the older rows."""
+    worse = _identities(older.loc[older["status"] == "finished"]) & _identities(runs.loc[runs["status"] == "failed"])
+    notes += [
+        f"kept the finished run of the older runs.csv: {folders[key]} holds a failed one" for key in sorted(worse)
+    ]
+    return worse
+
+
+def _curves(folders: dict[Identity, Path], lengths: dict[Identity, int | None]) -> tuple[pd.DataFrame, list[Path]]:
     frames, no_history = [], []
     for key, folder in folders.items():
         path = folder / "history.csv"
         if not path.exists():
             no_history.append(folder)
             continue
-        history = read_history(path)
+        history = read_history(path, lengths[key])
         identity = pd.DataFrame([key] * len(history), columns=IDENTITY)
         frames.append(pd.concat([identity, history], axis=1))
     empty = pd.DataFrame({name: [] for name in CURVE_COLUMNS})

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from palimpsa.analysis.protocol import protocol_hash
 from palimpsa.analysis.schema import (
     CURVE_COLUMNS,
     HEAD_PREFIXES,
@@ -50,11 +51,18 @@ def find_run_dirs(root: Path) -> tuple[list[Path], list[Path]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A result.json as its dictionary, checked for `format` only. Raises ResultError."""
+    """A result.json as its dictionary, checked for `format` only.
+
+    Raises ResultError; NaN and Infinity, which Python would read but JSON does not have, are errors too.
+    """
     expected = f"expected a complete result of format {RESULT_FORMAT}"
+
+    def reject(constant: str) -> None:
+        raise ResultError(f"{path}: holds {constant}, which is not JSON, {expected} (null where there is no number)")
+
     try:
         text = path.read_text(encoding="utf-8")
-        result = json.loads(text)
+        result = json.loads(text, parse_constant=reject)
     except json.JSONDecodeError as error:
         raise ResultError(
             f"{path}: not valid JSON ({len(text)} characters; line {error.lineno}, column "
@@ -79,7 +87,8 @@ def result_rows(path: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
     top = Block(path, "", result)
     run, provenance = top.block("run"), top.block("provenance")
     # task.seq_len is null in a curriculum; the other protocol trains one run a length.
-    task = top.block("config").block("task")
+    config = top.block("config")
+    task = config.block("task")
     versions = provenance.block("versions").values
     common = {
         "task": run.get("task", "text"),
@@ -95,6 +104,7 @@ def result_rows(path: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
         "num_parameters": run.get("num_parameters", "count", optional=True),
         "vocab_size": task.get("vocab_size", "count", optional=True),
         "config_hash": top.get("config_hash", "text"),
+        "protocol_hash": protocol_hash(config.values),
         "git_revision": provenance.get("git_revision", "text", optional=True),
         "git_dirty": provenance.get("git_dirty", "bool", optional=True),
         "versions": ";".join(f"{k}={v}" for k, v in sorted(versions.items()) if v is not None),
@@ -109,6 +119,12 @@ def result_rows(path: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
             raise ResultError(f"{path}: stages[{index}] is {shorten(values)}, expected an object")
         stages.append(_stage_row(Block(path, f"stages[{index}].", values)))
     return [common | stage for stage in stages or [{}]]
+
+
+def history_length(path: Path, result: dict[str, Any]) -> int | None:
+    """How many rows the run's history.csv must have (metrics.history_rows); None in results without that number."""
+    metrics = Block(path, "", result).get("metrics", "object", optional=True)
+    return Block(path, "metrics.", metrics or {}).get("history_rows", "count", optional=True)
 
 
 def _stage_row(stage: Block) -> dict[str, Any]:
@@ -148,14 +164,21 @@ def read_run_dir(folder: Path) -> pd.DataFrame:
     return runs_frame(result_rows(path, read_json(path)))
 
 
-def read_history(path: Path) -> pd.DataFrame:
+def read_history(path: Path, num_rows: int | None = None) -> pd.DataFrame:
     """The learning curves of one run: CURVE_COLUMNS from step on, and the columns of single heads.
 
     One row a logged step (an optimizer step counted over all stages); rows of the same step are
     joined, and steps at which none of these columns was logged are left out. What was not measured
-    is NaN. Raises ResultError.
+    is NaN.
+
+    num_rows: how many rows the file must have, where known (`history_length`). Raises ResultError; a file that
+    does not end with a line end was cut inside its last row.
     """
     frame = _read_csv(path, {"step": "int64", "stage": "Int64", "loss": "float64"})
+    if not path.read_bytes().endswith((b"\n", b"\r")):
+        raise ResultError(f"{path}: row {len(frame)} has no line end, expected one; was the file cut short?")
+    if num_rows not in (None, len(frame)):
+        raise ResultError(f"{path}: holds {len(frame)} rows, expected the {num_rows} that its result.json counts")
     if not frame["step"].is_monotonic_increasing:
         raise ResultError(f"{path}: column step goes down, expected training steps counted over all stages")
     heads = head_columns(frame)

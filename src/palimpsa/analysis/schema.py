@@ -13,7 +13,8 @@ IDENTITY = ["task", "scale", "model", "lr", "seed", "run_seq_len"]
 
 # runs.csv, one row a run and stage: column -> dtype. Units: steps and wall_time_s as named;
 # accuracies are fractions of the query positions; losses in nats; state_size in recurrent floats a
-# layer and sequence.
+# layer and sequence. config_hash: of all that a run computes; protocol_hash: of what the runs of one
+# figure share (`protocol.protocol_hash`).
 RUN_COLUMNS = {
     "task": "str",
     "scale": "str",
@@ -38,6 +39,7 @@ RUN_COLUMNS = {
     "num_parameters": "Int64",
     "vocab_size": "Int64",
     "config_hash": "str",
+    "protocol_hash": "str",
     "git_revision": "str",
     "git_dirty": "str",
     "versions": "str",
@@ -63,7 +65,7 @@ _KINDS = {
     "string": "a string",
     "status": '"finished" or "failed"',
     "count": "an integer >= 0",
-    "number": "a number",
+    "number": "a finite number",
     "positive": "a number > 0",
     "accuracy": "a number from 0 to 1",
     "accuracies": "a list of numbers from 0 to 1 or null",
@@ -92,7 +94,7 @@ def matches(value: Any, kind: str) -> bool:
         case "count":
             return isinstance(value, int) and not isinstance(value, bool) and value >= 0
         case "number":
-            return _is_number(value)
+            return _is_number(value) and abs(value) < math.inf
         case "positive":
             return _is_number(value) and 0 < value < math.inf
         case "accuracy":

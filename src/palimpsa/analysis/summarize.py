@@ -51,8 +51,8 @@ def summarize(rows: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
     for rule, dots in by_rule.items():
         for model, label, lr in chosen.loc[:, ["model", "label", "lr"]].itertuples(index=False, name=None):
             own = rows.loc[rows["model"] == model]
-            figure = own.loc[own["test_accuracy"].notna(), STAGE].drop_duplicates()
-            # A model that never got so far still has its place in the table.
+            figure = finished_stages(own).loc[:, STAGE].drop_duplicates()
+            # A model whose runs all failed, at whatever stage, still has its place in the table.
             reached = figure.sort_values(STAGE) if len(figure) else stages
             tried = own.loc[own["lr"] == lr] if rule == VALIDATION and not np.isnan(lr) else own
             for seq_len, num_pairs in reached.itertuples(index=False, name=None):

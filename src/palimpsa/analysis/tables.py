@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from palimpsa.analysis.select_lr import STAGE, score_learning_rates
+from palimpsa.analysis.select_lr import STAGE, score_learning_rates, seeds_text
 from palimpsa.analysis.style import model_order
 from palimpsa.analysis.summarize import BEST_PER_SEED, VALIDATION, plateau_exits
 
@@ -27,8 +27,9 @@ _HEADER = [
     "median",
     "seeds > 99%",
     "plateau exit",
-    "best lr per seed*",
 ]
+# What the first table shows of the other rule.
+_OPTIMISTIC = ["mean ± std*", "seeds > 99%*"]
 
 
 def title(task: str) -> str:
@@ -45,16 +46,14 @@ def subtitle(scale: str) -> str:
     return DEMONSTRATION.get(scale, f"{scale} scale")
 
 
-def table_cells(summary: pd.DataFrame) -> list[list[str]]:
-    """The table's cells as text, one row a model and stage; accuracies in % of the queries."""
+def table_cells(summary: pd.DataFrame, rule: str) -> list[list[str]]:
+    """The cells of _HEADER as text by one rule, one row a model and stage; accuracies in % of the queries."""
     keys = ["model", *STAGE]
-    other = summary.loc[summary["rule"] == BEST_PER_SEED].set_index(keys)
-    shown = summary.loc[summary["rule"] == VALIDATION]
+    shown = summary.loc[summary["rule"] == rule]
     rank = {model: i for i, model in enumerate(model_order(shown["model"]))}
     shown = shown.sort_values(keys, key=lambda c: c.map(rank) if c.name == "model" else c)
     rows = []
     for row in shown.to_dict("records"):
-        best = other.loc[tuple(row[key] for key in keys)]
         rows.append(
             [
                 row["label"],
@@ -70,10 +69,16 @@ def table_cells(summary: pd.DataFrame) -> list[list[str]]:
                 _percent(row["median"]),
                 "-" if math.isnan(row["share_above"]) else f"{100 * row['share_above']:.0f}%",
                 _steps(row["plateau_exit_step"]),
-                _plus_minus(best["mean"], best["std"]),
             ]
         )
     return rows
+
+
+def _both_rules(summary: pd.DataFrame) -> list[list[str]]:
+    """The cells by the validation rule, then those of _OPTIMISTIC; both rules have the same rows in the same order."""
+    places = [_HEADER.index(name.removesuffix("*")) for name in _OPTIMISTIC]
+    pairs = zip(table_cells(summary, VALIDATION), table_cells(summary, BEST_PER_SEED), strict=True)
+    return [[*cells, *(other[place] for place in places)] for cells, other in pairs]
 
 
 def _percent(fraction: float) -> str:
@@ -109,7 +114,7 @@ def to_markdown(summary: pd.DataFrame, rows: pd.DataFrame, chosen: pd.DataFrame,
     """
     warning = ". No ordering of models follows from it" if scale in DEMONSTRATION else ""
     lines = [f"# {title(task)}", "", f"**{subtitle(scale)}{warning}.**", ""]
-    lines += _markdown_table(_HEADER, table_cells(summary))
+    lines += _markdown_table([*_HEADER, *_OPTIMISTIC], _both_rules(summary))
     lines += [
         "",
         "Test accuracy over the query positions, %; mean, sample standard deviation and median "
@@ -118,13 +123,20 @@ def to_markdown(summary: pd.DataFrame, rows: pd.DataFrame, chosen: pd.DataFrame,
         "Plateau exit: median training steps within the stage until the loss left its plateau.",
         "",
         "The learning rate of a model is the one with the best mean validation accuracy. "
-        "\\* A second reading, optimistic: the best learning rate of each seed and length by the "
-        "reported test accuracy itself.",
+        "\\* The optimistic reading of the table below.",
+        "",
+        "## Optimistic reading: the best learning rate of each seed",
+        "",
+        "The learning rate of each seed and length with the best test accuracy, the reported number itself; "
+        "lr: the rates used, and by how many seeds. Any rate of a finished run takes part.",
+        "",
+        *_markdown_table(_HEADER, table_cells(summary, BEST_PER_SEED)),
         "",
         "## Learning rates",
         "",
         "Mean validation accuracy over the lengths of the table, %, over the seeds that all "
-        "rates of the model have; a failed run counts 0. Bold: chosen.",
+        "compared rates of the model have; a failed run counts 0. Bold: chosen. Not compared: rates with "
+        "fewer seeds than the model's rate with the second most.",
         "",
         *_learning_rates(rows, chosen),
         "",
@@ -151,11 +163,16 @@ def _learning_rates(rows: pd.DataFrame, chosen: pd.DataFrame) -> list[str]:
     cells = []
     for model in model_order(scores["model"].unique()):
         own = scores.loc[scores["model"] == model].set_index("lr")
-        row = [by_model.loc[model, "label"], _count(own["num_seeds"].min())]
-        if not own["common_seeds"].all():
+        compared = own.loc[own["compared"]]
+        row = [by_model.loc[model, "label"], _count(compared["num_seeds"].min())]
+        if not compared["common_seeds"].all():
             row[1] += " (none in common)"
         for lr in rates:
-            cell = _percent(own.loc[lr, "score"]) if lr in own.index else ""
+            cell = ""
+            if lr in compared.index:
+                cell = _percent(compared.loc[lr, "score"])
+            elif lr in own.index:
+                cell = f"not compared ({seeds_text(own.loc[lr, 'num_seeds'])})"
             row.append(f"**{cell}**" if lr == by_model.loc[model, "lr"] else cell)
         cells.append(row)
     return _markdown_table(["model", "seeds compared", *(f"lr {lr:g}" for lr in rates)], cells)
@@ -185,8 +202,8 @@ def print_table(summary: pd.DataFrame, *, task: str, scale: str, console: Consol
     for name in ("model", "lr", "L", "seeds", "mean±std", "median", ">99%", "exit", "mean*±std"):
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
     previous = None
-    for cells in table_cells(summary):
-        row = dict(zip(_HEADER, cells, strict=True))
+    for cells in _both_rules(summary):
+        row = dict(zip([*_HEADER, *_OPTIMISTIC], cells, strict=True))
         new = row["model"] != previous
         previous = row["model"]
         if new and table.row_count:
@@ -201,7 +218,7 @@ def print_table(summary: pd.DataFrame, *, task: str, scale: str, console: Consol
             row["median"],
             row["seeds > 99%"],
             row["plateau exit"],
-            row["best lr per seed*"].replace(" ", ""),
+            row["mean ± std*"].replace(" ", ""),
         )
     console = console or Console()
     console.print(f"\n{title(task)}: test accuracy, %\n{subtitle(scale)}\n", highlight=False)

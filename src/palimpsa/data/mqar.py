@@ -60,6 +60,9 @@ class MQARSpec:
     power: float = 0.01
 
     def __post_init__(self) -> None:
+        for name in ("seq_len", "num_pairs", "vocab_size"):
+            if not isinstance(getattr(self, name), int):
+                raise TypeError(f"{name}: got {getattr(self, name)!r}, expected an int")
         if self.seq_len < 4 or self.seq_len % 2:
             raise ValueError(f"seq_len: got {self.seq_len}, expected an even number >= 4")
         if not 1 <= self.num_pairs <= self.seq_len // 4:
@@ -92,7 +95,7 @@ def mqar_examples(spec: MQARSpec, *, seed: int, split: str, stage: int, examples
     Args:
         spec: the difficulty.
         seed: the run's seed, >= 0.
-        split: "train", "validation" or "test": three streams that never meet.
+        split: "train", "validation" or "test": disjoint streams of random numbers.
         stage: the stage of a curriculum, >= 0.
         examples: [B] int64 indices; the result lies on their device.
 

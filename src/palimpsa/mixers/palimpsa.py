@@ -67,8 +67,8 @@ class PalimpsaMixer(Mixer):
         forgetting: str,
     ) -> None:
         super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
-        if not importance_prior > 0:
-            raise ValueError(f"importance_prior: got {importance_prior}, expected > 0")
+        if not 0 < importance_prior < float("inf"):
+            raise ValueError(f"importance_prior: got {importance_prior}, expected > 0 and finite")
         self.decay = Decay(num_heads, forgetting)
         self.plasticity = Plasticity(d_model, num_heads, head_v_dim) if metaplastic else None
         self.skip = nn.Parameter(torch.ones(num_heads))
