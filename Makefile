@@ -101,8 +101,8 @@ lint: setup ## Check style, formatting and types
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
 
-# train.py ends with 1 where runs failed: the others are still worth a figure. Anything above 1 is a wrong
-# command line or an interrupt.
+# train.py ends with 1 where runs failed: the others are still worth a figure. 2 is a wrong command line, 130 an
+# interrupt.
 mqar: check-scale setup ## Reproduce Figures 2 and 3 (MQAR): train, collect, plot; finished runs are skipped
 	@echo "mqar: scale $(SCALE) ($(SCALE_WHY)), JOBS=$(JOBS) at a time; runs go to results/runs"
 	@status=0; \

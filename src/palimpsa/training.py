@@ -280,7 +280,7 @@ def _quiet_lightning() -> None:
     """Keeps Lightning from repeating for each run of a sweep what is meant so."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for meant in (
-        "(.*dataloader is not resumable|Checkpoint directory)",  # the loader only counts; a resume writes where it wrote
+        "(.*dataloader is not resumable|Checkpoint directory)",  # a resume goes on where it was, and its loader counts
         ".*treespec, LeafSpec",  # Lightning's own use of torch
         "Triton is not supported",  # fla's reference code is what the CPU is meant to run
     ):

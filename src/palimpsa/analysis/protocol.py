@@ -20,10 +20,13 @@ FREE_KEYS = (
     "task.directory",
     "scale.seeds",
     "scale.learning_rates",
+    "scale.requires_gpu",
+    "scale.checkpoint_every",
     "results_dir",
     "run_dir",
     "logger",
     "trainer.progress_bar",
+    "trainer.checkpoint_every",
 )
 
 _ADVICE = (
