@@ -173,12 +173,23 @@ def test_every_shipped_config_is_checked_and_built(scale, task, model, compose_c
 def test_ctrl_c_exits_with_130_and_says_how_to_go_on(mode, tiny_overrides, tmp_path):
     long = ["task.stages=[{seq_len:8,num_pairs:2,max_steps:100000}]", "task.stop_accuracy=2"]
     command = [sys.executable, str(ROOT / "scripts/train.py"), *mode, *tiny_overrides, *long, f"results_dir={tmp_path}"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background of a shell has SIGINT ignored, and would hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    try:
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, told
     assert "interrupted; the same command goes on where it stopped" in told
     assert not list(tmp_path.rglob("result.json"))
