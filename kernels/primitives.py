@@ -1,0 +1,100 @@
+"""What the Triton kernels share: the cut of packed sequences into pieces, reciprocals, loads, the table of tile sizes."""
+
+# B batch, T time, H heads, K key dim, V value dim, N sequences
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+# Neither the interpreter nor a GPU of another make knows PTX.
+HAS_PTX = not INTERPRETED and torch.version.cuda is not None
+
+# The largest K and V: the width at which tiles were sized and tested.
+MAX_DIM = 256
+# Decays within one block of tokens are taken together unless they fall below exp(-MAX_DECAY): their inverse is used as
+# a weight, and products of two importances with such weights must stay far from the end of float32.
+MAX_DECAY = 10.0
+
+
+@triton.jit
+def reciprocal(x, HAS_PTX: tl.constexpr):
+    """1 / x to one unit in the last place; the plain division of Triton costs eight instructions more."""
+    if HAS_PTX:
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return 1.0 / x
+
+
+@triton.jit
+def locate(piece, T, pieces_each, cu_seqlens, offsets, sequence_of, LENGTH: tl.constexpr, IS_PACKED: tl.constexpr):
+    """The sequence of a piece, its number there, its first token and how many tokens it has (0 beyond the last)."""
+    if IS_PACKED:
+        n = tl.load(sequence_of + piece)
+        index = piece - tl.load(offsets + n).to(tl.int32)
+        start = tl.load(cu_seqlens + n).to(tl.int64) + index * LENGTH
+        end = tl.load(cu_seqlens + n + 1).to(tl.int64)
+    else:
+        n = piece // pieces_each
+        index = piece - n * pieces_each
+        start = n.to(tl.int64) * T + index * LENGTH
+        end = (n + 1).to(tl.int64) * T
+    return n, index, start, tl.maximum(tl.minimum(end - start, LENGTH), 0).to(tl.int32)
+
+
+@triton.jit
+def load(pointers, mask, IS_EVEN: tl.constexpr):
+    """A float32 load, masked only where a tile can reach past an edge."""
+    if IS_EVEN:
+        return tl.load(pointers).to(tl.float32)
+    else:
+        return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store(pointers, x, mask, IS_EVEN: tl.constexpr):
+    if IS_EVEN:
+        tl.store(pointers, x)
+    else:
+        tl.store(pointers, x, mask=mask)
+
+
+class Pieces(NamedTuple):
+    """Sequences cut into pieces of at most `length` tokens, without reading `cu_seqlens` on the host.
+
+    Attributes:
+        count: pieces there may be; those beyond the last real one are empty.
+        each: pieces of every sequence, when all are equally long.
+        offsets: [N + 1] or None, the first piece of each packed sequence.
+        sequence_of: [count] or None, the sequence of each piece.
+    """
+
+    length: int
+    count: int
+    each: int
+    offsets: Tensor | None
+    sequence_of: Tensor | None
+
+
+def cut(num_sequences: int, num_tokens: int, length: int, cu_seqlens: Tensor | None) -> Pieces:
+    """Cuts `num_sequences` sequences of `num_tokens` tokens, or the packed ones of `cu_seqlens`, into pieces."""
+    if cu_seqlens is None:
+        each = triton.cdiv(num_tokens, length)
+        return Pieces(length, num_sequences * each, each, None, None)
+    # Every sequence ends with at most one piece that is not full.
+    count = num_tokens // length + num_sequences
+    pieces = (cu_seqlens.diff() + (length - 1)) // length
+    offsets = torch.nn.functional.pad(pieces.cumsum(0), (1, 0))
+    numbers = torch.arange(count, device=cu_seqlens.device)
+    # The last sequence takes the empty rest: its pieces there begin after its end.
+    sequence_of = torch.searchsorted(offsets[1:], numbers, right=True).clamp_(max=num_sequences - 1)
+    return Pieces(length, count, 0, offsets, sequence_of.to(torch.int32))
+
+
+def power_of_two_tile(size: int, choices: tuple[int, ...]) -> int:
+    """The largest of `choices` (descending) that wastes least of `size`."""
+    return min(choices, key=lambda tile: (triton.cdiv(size, tile) * tile, -tile))
