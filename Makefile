@@ -1,7 +1,7 @@
 # `make` lists the targets. Any POSIX sh and GNU make will do; every Python package lives in .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint mqar figures sweep clean check-scale
+.PHONY: help setup test lint mqar figures sweep bench clean check-scale
 # The prerequisites of a target are steps in an order; parallel runs are the launcher's business (JOBS).
 .NOTPARALLEL:
 
@@ -45,7 +45,7 @@ help: ## List the targets
 	@echo "  SCALE     $(SCALES): the size of an experiment (default: h200 with a GPU, else laptop)"
 	@echo "  JOBS      runs at a time (default: one a core at laptop scale, else 1)"
 	@echo "  SWEEP     the sweep of make sweep, a file of configs/sweep (default: $(SWEEP))"
-	@echo "  ARGS      more Hydra overrides for mqar and sweep, more pytest arguments for test"
+	@echo "  ARGS      more Hydra overrides for mqar, sweep and bench, more pytest arguments for test"
 	@echo "  PYTHON    the interpreter that set-up uses (default: python3.11, else python3.12, else python3)"
 	@echo "  PY        an environment of your own, PY=python, to be used as it is instead of .venv"
 
@@ -118,6 +118,10 @@ mqar: check-scale setup ## Reproduce Figures 2 and 3 (MQAR): train, collect, plo
 
 figures: setup ## Draw the figures again from the committed results (no GPU, no network)
 	$(PY) scripts/plot_figures.py --results results/mqar $(SCALE_ARG)
+	$(if $(wildcard results/kernels/operators_*.csv results/kernels/throughput_*.csv),$(PY) scripts/plot_benchmark.py --results results/kernels)
+
+bench: setup ## Time the operators, each checked first: on the GPU, or small on a CPU (ARGS="cases=[table]")
+	$(PY) scripts/benchmark.py $(ARGS)
 
 sweep: check-scale setup ## Run another sweep: make sweep SWEEP=learning_rate ARGS="model=gla"
 	@echo "sweep: $(SWEEP) at scale $(SCALE) ($(SCALE_WHY)), JOBS=$(JOBS) at a time"

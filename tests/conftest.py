@@ -33,6 +33,17 @@ TINY = (
     "logger=csv",
 )
 
+TINY_BENCHMARK = (
+    "device=cpu",
+    "sizes=cpu",
+    "warmup_ms=0.1",
+    "repeat_ms=0.1",
+    "presets.cpu.copy_mib=1",
+    "presets.cpu.table=[{name:tiny,B:2,T:20,H:2,K:4,V:6}]",
+    "presets.cpu.decode={name:tiny,B:2,T:1,H:2,K:4,V:6}",
+    "presets.cpu.against_length={H:2,K:4,V:6,tokens_per_call:32,lengths:[16,32],decode_batch:2,decode_steps:2}",
+)
+
 
 def _compose(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
@@ -49,6 +60,12 @@ def compose_config():
 def tiny_overrides() -> tuple[str, ...]:
     """The command line of a run of 19 steps."""
     return TINY
+
+
+@pytest.fixture
+def tiny_benchmark() -> tuple[str, ...]:
+    """The command line of a benchmark of a few seconds, on the CPU."""
+    return TINY_BENCHMARK
 
 
 @pytest.fixture

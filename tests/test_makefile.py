@@ -115,7 +115,7 @@ def test_help_is_the_default_goal_and_lists_every_public_target(checkout):
     public = set(re.findall(r"^([a-z][a-z-]*):.*## ", text, flags=re.MULTILINE))
     phony = set(re.search(r"^\.PHONY: (.*)$", text, flags=re.MULTILINE)[1].split())
     assert phony - {"check-scale"} == public
-    assert {"help", "setup", "test", "lint", "mqar", "figures", "sweep", "clean"} <= public
+    assert {"help", "setup", "test", "lint", "mqar", "figures", "sweep", "bench", "clean"} <= public
     result = checkout.make("help")
     assert result.returncode == 0
     listed = re.findall(r"^  ([a-z][a-z-]*) +\S", result.stdout, flags=re.MULTILINE)
@@ -161,6 +161,20 @@ def test_figures_need_no_gpu_and_name_a_scale_only_when_asked(checkout):
     assert commands(asked.stdout) == [f"{plot} --scale h200"]
 
 
+def test_figures_of_the_benchmark_are_drawn_where_it_was_run(checkout):
+    measured = checkout.root / "results" / "kernels" / "operators_nvidia-h200.csv"
+    measured.parent.mkdir(parents=True)
+    measured.touch()
+    assert commands(checkout.make("-n", "figures").stdout)[1:] == [
+        "scripts/plot_benchmark.py --results results/kernels"
+    ]
+
+
+def test_bench_passes_its_overrides_on(checkout):
+    result = checkout.make("-n", "bench", "ARGS=cases=[table]")
+    assert commands(result.stdout) == ["scripts/benchmark.py cases=[table]"]
+
+
 @pytest.mark.parametrize("target", ["mqar", "sweep"])
 @pytest.mark.parametrize("scale", ["tiny", "", "laptop h200"])
 def test_unknown_scale_stops_at_once_and_lists_the_choices(checkout, target, scale):
@@ -195,7 +209,7 @@ def test_setup_installs_torch_alone_then_the_lock_then_the_package(checkout):
     assert "PIP_EXTRA_INDEX_URL" in result.stdout
 
 
-@pytest.mark.parametrize("target", ["test", "lint", "mqar", "figures", "sweep"])
+@pytest.mark.parametrize("target", ["test", "lint", "mqar", "figures", "sweep", "bench"])
 def test_targets_set_up_by_themselves_and_only_once(checkout, target):
     checkout.add_python()
     assert checkout.make(target).returncode == 0

@@ -63,8 +63,8 @@ def test_readme_has_commands_and_ci_runs_make_test():
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if line not in RUN_BY_CI])
-def test_command_of_the_readme_runs(line, checkout, tiny_overrides):
-    overrides = tiny_overrides
+def test_command_of_the_readme_runs(line, checkout, tiny_overrides, tiny_benchmark):
+    overrides = tiny_benchmark if line.startswith("make bench") else tiny_overrides
     if "mqar_scratch" in line:
         overrides = (*(o for o in overrides if not o.startswith("task.stages")), "task.seq_len=16")
         overrides = (*overrides, "task.num_train_examples=16", "task.num_epochs=2")
@@ -77,6 +77,8 @@ def test_command_of_the_readme_runs(line, checkout, tiny_overrides):
     if line == "make mqar":
         assert "results/mqar/figure2_laptop.png" in done.stdout
         assert "Palimpsa-D" in done.stdout, "the table is shown on the terminal"
+    if line == "make bench":
+        assert "results/kernels/figure5_cpu.png" in done.stdout
 
 
 def test_a_second_make_mqar_trains_nothing(checkout, tiny_overrides):

@@ -85,13 +85,13 @@ def check_config(cfg: DictConfig) -> None:
     _check_task(cfg.task)
 
 
-def schema_keys(parents: list[str]) -> list[str]:
+def schema_keys(parents: list[str], schema: type = TrainConfig) -> list[str]:
     """The keys that the schema knows below a path; empty where it leaves them open.
 
     >>> schema_keys(["scale", "scratch"])
     ['seq_len', 'num_train_examples', 'num_epochs']
     """
-    node: Any = TrainConfig
+    node: Any = schema
     for parent in parents:
         node = typing.get_type_hints(node).get(parent) if dataclasses.is_dataclass(node) else None
     return [field.name for field in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import hydra
 import yaml
@@ -20,16 +17,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from palimpsa.checks import check_config, schema_keys
-from palimpsa.config import register_schema
-from palimpsa.errors import ConfigError, RunDirectoryError, nearest
+from palimpsa.checks import check_config
+from palimpsa.composition import CONFIG_DIR, check_writable, explain
+from palimpsa.config import TrainConfig, register_schema
+from palimpsa.errors import ConfigError, RunDirectoryError
 from palimpsa.progress import SweepProgress
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 CONFIG_NAME = "train"
 
 register_schema()
@@ -117,7 +114,7 @@ def preflight(overrides: list[str], multirun: bool, config_dir: str | None = Non
         except yaml.YAMLError as error:
             raise ConfigError(f"configs: got a file that is not YAML: {' '.join(str(error).split())}") from error
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_explain(error, overrides)) from error
+            raise ConfigError(explain(error, overrides, CONFIG_NAME, TrainConfig)) from error
 
 
 def _preflight(overrides: list[str], multirun: bool) -> tuple[DictConfig, int | None]:
@@ -184,60 +181,4 @@ def _check_run(cfg: DictConfig) -> None:
             raise ConfigError(
                 f"trainer: got {cfg.trainer.name}, expected one on the GPU with {asked_by}; add trainer=gpu"
             )
-    _check_writable(cfg.results_dir, Path(cfg.run_dir))
-
-
-def _check_writable(results_dir: str, run_dir: Path) -> None:
-    """Tries to write where the run's directory is, or in the nearest parent that there is."""
-    folder = run_dir.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"results_dir: got {results_dir!r}, expected a directory that can be written ({folder}: {error.strerror})"
-        ) from error
-
-
-def _explain(error: Exception, overrides: list[str]) -> str:
-    """One line about a composition error: the key, what is wrong with it, and the nearest known key or option."""
-    # Hydra wraps the error that names the key; the innermost one is the most exact.
-    chain: list[BaseException] = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    text = "\n".join(map(str, chain))
-
-    option = re.search(r"Could not find '([\w/]+)/([\w.-]+)'", text)
-    if option:
-        group, name = option.groups()
-        choices = GlobalHydra.instance().config_loader().get_group_options(group)
-        return f"{group}: got {name!r}, expected one of {', '.join(choices)}{nearest(name, choices)}"
-
-    attributes = [getattr(link, "full_key", None) for link in reversed(chain)]
-    named = [str(key) for key in attributes if key] or re.findall(r"full_key: (\S+)", text)
-    lines = [line.strip() for line in text.splitlines()]
-    reasons = [line for line in lines if re.match(r"(Key|Value|Cannot|Missing|Interpolation key) ", line)]
-    reason = reasons[-1] if reasons else str(chain[-1]).splitlines()[0].strip()
-    file = re.search(r"In '([\w/]+)': .* raised while composing", text)
-    where = f"configs/{file.group(1)}.yaml: " if file else ""
-    if not named:
-        return f"{where or ' '.join(overrides) + ': '}{reason}"
-    full_key = re.sub(r"\[(\d+)\]", r".\1", named[0])
-    *parents, key = full_key.split(".")
-    siblings = _known_keys(parents)
-    if key in siblings or not siblings:
-        return f"{where}{full_key}: {reason}"
-    return f"{where}{full_key}: unknown key, expected one of {', '.join(siblings)}{nearest(key, siblings)}"
-
-
-def _known_keys(parents: list[str]) -> list[str]:
-    """The keys below a path: the schema's, or those of the default config where the schema leaves them open."""
-    node: Any = OmegaConf.to_container(compose(CONFIG_NAME), resolve=False)
-    for parent in parents:
-        if isinstance(node, list) and parent.isdecimal() and int(parent) < len(node):
-            node = node[int(parent)]
-        else:
-            node = node.get(parent) if isinstance(node, dict) else None
-    return schema_keys(parents) or ([str(key) for key in node] if isinstance(node, dict) else [])
+    check_writable(cfg.results_dir, Path(cfg.run_dir))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+REVISION_VARIABLE = "PALIMPSA_REVISION"
 PACKAGES = (
     "torch",
     "triton",
@@ -25,14 +27,18 @@ PACKAGES = (
 def provenance(accelerator: str) -> dict[str, Any]:
     """Git revision, versions, device and command of this process; None for what cannot be told.
 
+    Where there is no git or no checkout (a copy of the tree on another machine), the environment variable
+    PALIMPSA_REVISION tells the revision. Whether the copy was edited stays unknown then.
+
     Args:
         accelerator: "cpu" or "gpu", what the run uses.
     """
     root = Path(__file__).parent
     revision = _git(root, "rev-parse", "HEAD")
-    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    # What a run writes is not what it was computed with.
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)results")
     return {
-        "git_revision": revision,
+        "git_revision": revision or os.environ.get(REVISION_VARIABLE) or None,
         "git_dirty": None if revision is None else bool(changes),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "device": _device(accelerator),

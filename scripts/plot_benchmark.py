@@ -1,0 +1,31 @@
+"""Draws the figures of the operator benchmark again from its CSV files. No torch, no GPU, no network."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from palimpsa.analysis.kernel_figures import draw_all
+from palimpsa.analysis.schema import ResultError
+
+
+def main() -> int:
+    """0, or 1 with one line on stderr when something could not be read or written."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results/kernels"),
+        help="folder of operators_*.csv and throughput_*.csv, where figures go too",
+    )
+    try:
+        paths = draw_all(parser.parse_args().results)
+    except (ResultError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for path in paths:
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""The benchmark's figures from its CSV files alone."""
+
+import csv
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from palimpsa.analysis.kernel_figures import against_length, draw_all, draw_device, figure5, per_element
+from palimpsa.analysis.kernel_load import read_benchmark_csv
+from palimpsa.analysis.kernel_schema import COLUMNS, OPERATORS, OPERATORS_OF_CASE
+from palimpsa.analysis.schema import ResultError
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMITTED = ROOT / "results/kernels"
+SLUG = "nvidia-h200"
+LENGTHS = [512, 1024, 2048, 4096]
+
+
+def write(folder: Path, kind: str, rows: list[dict], slug: str = SLUG) -> None:
+    folder.mkdir(exist_ok=True)
+    shared = {"H": 16, "K": 48, "V": 96, "dtype": "bfloat16", "device": "NVIDIA H200", "git_revision": "0" * 40}
+    shared |= {"date": "2026-11-23T00:00:00+00:00", "versions": "torch 2.11.0", "note": "", "sizes": "h200"}
+    with (folder / f"{kind}_{slug}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS[kind], restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([shared | row for row in rows])
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """CSV files as an H200 writes them, with invented numbers."""
+    rows = [{"case": "copy", "shape": "2048 MiB", "operator": "copy", "B": 1, "T": 1, "bandwidth_gb_s": 4000}]
+    for place, name in enumerate(OPERATORS_OF_CASE["table"]):
+        for shape in ("mqar", "170m"):
+            rows.append({"case": "table", "shape": shape, "operator": name, "B": 8, "T": 4096})
+            rows[-1] |= {
+                "forward_ps_per_element": 0.7 / (place + 1),
+                "forward_backward_ps_per_element": 3 / (place + 1),
+            }
+            rows[-1] |= {"limit_ps_per_element": 0.27 if name == "palimpsa" else ""}
+    for place, name in enumerate(OPERATORS_OF_CASE["lengths"]):
+        for T in LENGTHS:
+            rows.append({"case": "lengths", "shape": "against_length", "operator": name, "B": 32768 // T, "T": T})
+            rows[-1] |= {"forward_ms": 1 + place, "forward_backward_ms": 4 + place, "peak_memory_mib": 100 + place}
+    write(tmp_path, "operators", rows)
+    rows = []
+    for name in OPERATORS_OF_CASE["throughput"]:
+        speed = 10_000 if name == "palimpsa" else 30_000
+        for T in LENGTHS:
+            rows.append({"case": "prefill", "shape": "against_length", "operator": name, "B": 32768 // T, "T": T})
+            rows[-1] |= {"thousand_tokens_per_s": speed}
+        rows.append({"case": "decode", "shape": "against_length", "operator": name, "B": 64, "T": 1})
+        rows[-1] |= {"thousand_tokens_per_s": speed / 20}
+    write(tmp_path, "throughput", rows)
+    return tmp_path
+
+
+def test_every_figure_is_drawn_and_is_the_same_file_again(folder):
+    paths = draw_device(folder, SLUG)
+    stems = ("against_length", "figure5", "per_element")
+    assert [path.name for path in paths] == [f"{stem}_{SLUG}.{suffix}" for stem in stems for suffix in ("png", "svg")]
+    before = [path.read_bytes() for path in paths if path.name.startswith("figure5")]
+    (folder / f"operators_{SLUG}.csv").unlink()
+    assert [path.read_bytes() for path in draw_device(folder, SLUG)] == before
+
+
+def test_one_line_an_operator_on_logarithmic_axes(folder):
+    rows = read_benchmark_csv(folder, "operators", SLUG)
+    figure = against_length(rows.loc[rows["case"] == "lengths"])
+    assert len(figure.axes) == 3
+    for axes in figure.axes:
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+        assert [line.get_label() for line in axes.lines] == list(OPERATORS_OF_CASE["lengths"])
+        for line in axes.lines:
+            assert list(line.get_xdata()) == LENGTHS
+    assert "NVIDIA H200 · bfloat16 · 2026-11-23" in figure.get_suptitle()
+
+
+def test_without_memory_its_panel_is_left_out(folder):
+    rows = read_benchmark_csv(folder, "operators", SLUG)
+    rows["peak_memory_mib"] = float("nan")
+    assert len(against_length(rows.loc[rows["case"] == "lengths"]).axes) == 2
+
+
+def test_figure5_shows_how_many_times_slower_than_simple_gla(folder):
+    figure = figure5(read_benchmark_csv(folder, "throughput", SLUG))
+    prefill, decode, ratio = figure.axes
+    assert len(prefill.lines) == len(decode.lines) == 3
+    assert "simple GLA" in ratio.get_title()
+    lines = {line.get_label(): list(line.get_ydata()) for line in ratio.lines}
+    assert lines["palimpsa"] == [3.0] * len(LENGTHS)
+    assert lines["palimpsa_without_metaplasticity"] == [1.0] * len(LENGTHS)
+
+
+def test_without_simple_gla_the_ratio_is_to_the_control(folder):
+    rows = read_benchmark_csv(folder, "throughput", SLUG)
+    ratio = figure5(rows.loc[rows["operator"] != "simple_gla"]).axes[2]
+    assert OPERATORS["palimpsa_without_metaplasticity"] in ratio.get_title()
+    assert list(ratio.lines[0].get_ydata()) == [3.0] * len(LENGTHS)
+
+
+def test_bars_are_the_table_and_the_line_is_the_limit(folder):
+    rows = read_benchmark_csv(folder, "operators", SLUG)
+    forward, both = per_element(rows.loc[rows["case"] == "table"]).axes
+    assert len(forward.patches) == len(both.patches) == 6
+    assert forward.patches[0].get_height() == 0.7
+    assert [line.get_ydata()[0] for line in forward.lines] == [0.27]
+    assert forward.get_ylim()[0] < 0.27
+    assert not both.lines
+
+
+def test_what_was_not_measured_has_no_figure(folder):
+    (folder / f"throughput_{SLUG}.csv").unlink()
+    assert {path.stem for path in draw_device(folder, SLUG)} == {f"against_length_{SLUG}", f"per_element_{SLUG}"}
+
+
+def test_devices_have_figures_of_their_own(folder):
+    (folder / f"operators_{SLUG}.csv").unlink()
+    shutil.copy(folder / f"throughput_{SLUG}.csv", folder / "throughput_cpu.csv")
+    assert {path.stem for path in draw_all(folder)} == {"figure5_cpu", f"figure5_{SLUG}"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("case,shape", "case,form", "columns"),
+        (",0.7,", ",fast,", "something else than numbers"),
+        (",palimpsa,", ",palimpso,", "unknown operator palimpso"),
+    ],
+)
+def test_a_damaged_file_is_one_error_that_names_it(folder, old, new, expected):
+    path = folder / f"operators_{SLUG}.csv"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ResultError, match=expected) as caught:
+        draw_all(folder)
+    assert str(path) in str(caught.value)
+
+
+def test_the_script_draws_without_torch_and_says_what_is_missing(folder, tmp_path):
+    (folder / f"operators_{SLUG}.csv").unlink()
+    script = [sys.executable, "-X", "importtime", str(ROOT / "scripts/plot_benchmark.py"), "--results"]
+    done = subprocess.run([*script, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{folder}/figure5_{SLUG}.png" in done.stdout
+    assert "| torch\n" not in done.stderr
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = subprocess.run([sys.executable, *script[3:], str(empty)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not list(COMMITTED.glob("*_nvidia-*.csv")), reason="no benchmark of a GPU is committed")
+def test_committed_figures_follow_from_the_committed_csv(tmp_path):
+    for path in COMMITTED.glob("*_nvidia-*.csv"):
+        shutil.copy(path, tmp_path)
+    drawn = draw_all(tmp_path)
+    assert {path.name for path in drawn} == {p.name for p in COMMITTED.glob("*_nvidia-*") if p.suffix != ".csv"}
+    for path in drawn:
+        assert path.read_bytes() == (COMMITTED / path.name).read_bytes(), path.name

@@ -1,0 +1,118 @@
+"""The float64 formulas that results are held to, and the numbers that times become."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from palimpsa.analysis.kernel_schema import OPERATORS
+from palimpsa.benchmark import measure
+from palimpsa.benchmark.operators import REGISTRY, Shape
+from palimpsa.benchmark.store import slug
+
+SHAPE = Shape("tiny", 2, 23, 2, 4, 6)
+
+
+def inputs(name: str, dtype: torch.dtype = torch.float32):
+    return REGISTRY[name].inputs(SHAPE, dtype, torch.Generator().manual_seed(0))
+
+
+def naive_formula(name: str):
+    """fla's formula token by token, from its file alone: importing fla takes ten seconds without a GPU."""
+    folder = {"gated_deltanet": "gated_delta_rule"}.get(name, name)
+    (package,) = importlib.util.find_spec("fla").submodule_search_locations
+    spec = importlib.util.spec_from_file_location("naive", Path(package) / "ops" / folder / "naive.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, f"naive_recurrent_{folder}")
+
+
+def test_every_operator_of_the_files_is_there():
+    assert list(REGISTRY) == list(OPERATORS)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_fresh_inputs_are_leaves_of_the_dtype_asked_for(name):
+    x = inputs(name, torch.bfloat16)
+    assert all(value.is_leaf and value.requires_grad for value in x.values())
+    for key, value in x.items():
+        assert value.dtype == (torch.float32 if key in ("g", "importance_prior") else torch.bfloat16)
+        assert value.isfinite().all()
+    assert "g" not in x or (x["g"] <= 0).all()
+
+
+@pytest.mark.parametrize("name", ["simple_gla", "gla", "gated_deltanet"])
+def test_the_formula_of_linear_attention_is_that_of_fla(name):
+    x = {key: value.detach() for key, value in inputs(name).items()}
+    order, arguments = {
+        "simple_gla": ("qkvg", {}),
+        "gla": ("qkvg", {"output_final_state": True}),
+        "gated_deltanet": (("q", "k", "v", "beta", "g"), {"output_final_state": True}),
+    }[name]
+    o, state = naive_formula(name)(*(x[key] for key in order), **arguments)
+    expected, (expected_state,) = REGISTRY[name].reference({key: value.double() for key, value in x.items()})
+    assert measure.relative_error(o, expected) < 1e-6
+    assert measure.relative_error(state, expected_state) < 1e-6
+
+
+def test_keys_of_the_gated_delta_rule_have_length_one():
+    torch.testing.assert_close(inputs("gated_deltanet")["k"].norm(dim=-1), torch.ones(2, 23, 2))
+
+
+@pytest.mark.parametrize("name", ["palimpsa", "palimpsa_without_metaplasticity", "softmax_attention"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-3)], ids=str)
+def test_errors_are_those_of_the_dtype(name, dtype, tolerance):
+    errors = measure.check_operator(REGISTRY[name], 4, 6, dtype, torch.Generator().manual_seed(1))
+    assert 0 < errors.forward < tolerance
+    assert errors.backward is not None
+    assert 0 < errors.backward < tolerance
+
+
+def test_an_error_that_is_no_number_is_refused():
+    for errors in (measure.Errors(math.nan), measure.Errors(0.0, math.nan)):
+        with pytest.raises(measure.WrongResultError):
+            errors.check("it", 1.0)
+    assert math.isnan(measure._worst([0.0, math.nan, 1.0]))
+
+
+def test_the_error_of_nothing_expected_is_nothing_only_for_nothing():
+    zero = torch.zeros(3, dtype=torch.float64)
+    assert measure.relative_error(zero, zero) == 0
+    assert measure.relative_error(None, zero) == 0
+    assert measure.relative_error(zero + 1, zero) > 1
+    assert measure.relative_error(None, zero + 1) == 1
+
+
+def test_the_limit_is_one_reciprocal_an_element_of_all_multiprocessors():
+    assert measure.limit_ps_per_element(132, 1.75e9) == pytest.approx(1e12 / (132 * 16 * 1.75e9))
+    assert measure.limit_ps_per_element(66) == pytest.approx(2 * measure.limit_ps_per_element(132))
+
+
+def test_the_clock_drops_gradients_before_each_call():
+    leaf = torch.ones(1, requires_grad=True)
+    seen = []
+
+    def call() -> None:
+        seen.append(leaf.grad)
+        leaf.sum().backward()
+
+    assert measure.Clock("cpu", 0.01, 1.0).median_ms(call, [leaf]) > 0
+    assert len(seen) >= 2
+    assert set(seen) == {None}
+
+
+def test_a_slug_is_a_part_of_a_file_name():
+    assert slug("NVIDIA GeForce RTX 3090 (Ti)") == "nvidia-geforce-rtx-3090-ti"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_operator_is_right_on_a_gpu(name):
+    generator = torch.Generator("cuda").manual_seed(0)
+    errors = measure.check_operator(REGISTRY[name], 48, 96, torch.bfloat16, generator)
+    assert errors.forward < 1e-2
+    assert errors.backward is not None
+    assert errors.backward < 2e-2
