@@ -12,36 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .forward import chunk_states, slice_heads, widen
-from .primitives import HAS_PTX, INTERPRETED, MAX_DECAY, cut, load, locate, reciprocal, store
+from .forward import Sequences, chunk_states, scaled, scan, slice_heads, widen
+from .primitives import HAS_PTX, INTERPRETED, MAX_DECAY, locate, reciprocal
 
 # Tokens between two chunk states, and between two states that a program keeps in its scratch.
 CHUNK = 32
 BLOCK = 4
-
-
-@triton.jit
-def _add_flow(
-    M, J, dM, E, weight, prior_h, factor, dvar_factor, q_at, k_at, k2_at, v_at, beta_at, do_at, dvar_at, in_k, in_v,
-    EVEN_K: tl.constexpr, EVEN_V: tl.constexpr, IS_WIDE: tl.constexpr, HAS_DVAR: tl.constexpr, HAS_PTX: tl.constexpr,
-):  # fmt: skip
-    """Writes one token into M and J, and adds what its read gives to the gradients of the states it started from."""
-    k_t, q_t = load(k_at, in_k, EVEN_K)[:, None], load(q_at, in_k, EVEN_K)[:, None]
-    if IS_WIDE:
-        k2_t = load(k2_at, in_k, EVEN_K)[:, None]
-    else:
-        k2_t = k_t * k_t
-    M += k_t * (load(v_at, in_v, EVEN_V) * weight)[None, :]
-    J += k2_t * (load(beta_at, in_v, EVEN_V) * weight)[None, :]
-    inverse = reciprocal(J + prior_h * weight, HAS_PTX)
-    mean = M * inverse
-    change = (load(do_at, in_v, EVEN_V) * factor)[None, :] * inverse
-    dM += q_t * change
-    E += q_t * (change * mean)
-    if HAS_DVAR:
-        dvar = load(dvar_at, in_v, EVEN_V) * dvar_factor
-        E += (q_t * q_t) * (dvar[None, :] * inverse * inverse)
-    return M, J, dM, E
 
 
 # Without a known alignment of the states the lanes lie along V: see forward.py.
@@ -49,12 +25,18 @@ def _add_flow(
 def _flow_kernel(
     q, k, k_squared, v, beta, g, prior, do, dvar, M_in, J_in, flow_M, flow_E, segment_decay,
     cu_seqlens, offsets, sequence_of, chunk_offsets, T, H, first_head, num_heads, segments_each, chunks_each,
-    do_scale, dvar_scale,
-    K: tl.constexpr, V: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr, SEGMENT: tl.constexpr, CHUNK: tl.constexpr,
-    S: tl.constexpr, IS_WIDE: tl.constexpr, HAS_DVAR: tl.constexpr, IS_PACKED: tl.constexpr,
-    MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, PAIRS: tl.constexpr, VT: tl.constexpr,
+    SEGMENT: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
+    HAS_DVAR: tl.constexpr, IS_PACKED: tl.constexpr, MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
 ):  # fmt: skip
-    """The flow that the tokens of one segment add to the state before it, and how much of a later flow they let pass."""
+    """The flow that the tokens of one segment add to the state before it, and how much of a later flow they let pass.
+
+    Two tokens an iteration and states divided by the decay since they were last true to scale, as in forward.py.
+    """
+    HALF: tl.constexpr = 8
+    KT: tl.constexpr = 2 * HALF * PAIRS
+    EVEN_K: tl.constexpr = K % KT == 0
+    tiles_v: tl.constexpr = (V + VT - 1) // VT
     segment = tl.program_id(0) // num_heads
     local_head = tl.program_id(0) % num_heads
     h = first_head + local_head
@@ -66,184 +48,102 @@ def _flow_kernel(
         chunk = tl.load(chunk_offsets + n).to(tl.int64) + index * (SEGMENT // CHUNK)
     else:
         chunk = n.to(tl.int64) * chunks_each + index * (SEGMENT // CHUNK)
-    EVEN_K: tl.constexpr = K % KT == 0
-    EVEN_V: tl.constexpr = V % VT == 0
-    tiles_v: tl.constexpr = (V + VT - 1) // VT
-    kk = (tl.program_id(1) // tiles_v) * KT + tl.arange(0, KT)
+    kk = (tl.program_id(1) // tiles_v) * KT + tl.arange(0, HALF)
     vv = (tl.program_id(1) % tiles_v) * VT + tl.arange(0, VT)
-    in_k, in_v = kk < K, vv < V
-    in_tile = in_k[:, None] & in_v[None, :]
-    tile = kk[:, None] * V + vv[None, :]
+    in_v = vv < V
+    both = tl.arange(0, 2)
     prior_h = tl.load(prior + h).to(tl.float32)
-    row = start * H + h
-    k_row = start * num_heads + local_head if IS_WIDE else row
-    k_step = (num_heads if IS_WIDE else H) * K
-    q_at, k_at, k2_at = q + k_row * K + kk, k + k_row * K + kk, k_squared + k_row * K + kk
-    v_at, beta_at, g_at = v + row * V + vv, beta + row * V + vv, g + row
-    do_at, dvar_at = do + row * V + vv, dvar + row * V + vv
 
     if num_tokens > 0:
-        state = (chunk * num_heads + local_head) * (K * V) + tile
-        M, J = load(M_in + state, in_tile, EVEN_K and EVEN_V), load(J_in + state, in_tile, EVEN_K and EVEN_V)
-        dM = tl.zeros([KT, VT], tl.float32)
-        E = tl.zeros([KT, VT], tl.float32)
+        state = (chunk * num_heads + local_head) * (K * V) + vv[None, :]
+        out = (segment.to(tl.int64) * num_heads + local_head) * (K * V) + vv[None, :]
+        Ms, Js, dMs, Es = (), (), (), ()
+        for i in tl.static_range(2 * PAIRS):
+            tile = (kk + i * HALF)[:, None] * V
+            in_tile = (kk + i * HALF < K)[:, None] & in_v[None, :]
+            Ms = Ms + (tl.load(M_in + state + tile, mask=in_tile, other=0.0),)
+            Js = Js + (tl.load(J_in + state + tile, mask=in_tile, other=0.0),)
+            dMs = dMs + (tl.zeros([HALF, VT], tl.float32),)
+            Es = Es + (tl.zeros([HALF, VT], tl.float32),)
+        row = start * H + h
+        wide_row = start * num_heads + local_head
+        k_step, v_step = num_heads * K, H * V
+        pair = kk[:, None] + both[None, :] * HALF
+        q_at, k_at, k2_at = q + wide_row * K + pair, k + wide_row * K + pair, k_squared + wide_row * K + pair
+        value = row * V + vv[:, None] + both * v_step
+        v_at, beta_at, do_at, dvar_at, g_at = v + value, beta + value, do + value, dvar + value, g + row
         # exp(decay): since the states were last true to scale; passed: from the segment's start until then.
         decay = 0.0
         passed = 1.0
-        for first in range(0, num_tokens, S):
-            num = tl.minimum(num_tokens - first, S)
-            total = decay
-            for i in tl.static_range(S):
-                total += tl.load(g_at + i * H, mask=i < num, other=0.0).to(tl.float32)
-            if (num == S) & (total > -MAX_DECAY):
-                for i in tl.static_range(S):
-                    decay += tl.load(g_at + i * H).to(tl.float32)
-                    M, J, dM, E = _add_flow(
-                        M, J, dM, E, tl.exp(-decay), prior_h, passed * do_scale, passed * tl.exp(-decay) * dvar_scale,
-                        q_at + i * k_step, k_at + i * k_step, k2_at + i * k_step, v_at + i * H * V, beta_at + i * H * V,
-                        do_at + i * H * V, dvar_at + i * H * V, in_k, in_v, EVEN_K, EVEN_V, IS_WIDE, HAS_DVAR, HAS_PTX,
-                    )  # fmt: skip
-            else:
-                for j in range(num):
-                    alpha = tl.exp(decay + tl.load(g_at + j * H).to(tl.float32))
-                    decay = 0.0
+        for t in tl.range(0, num_tokens, 2, num_stages=STAGES):
+            in_v_t = in_v[:, None] & (t + both < num_tokens)[None, :]
+            vs = tl.split(tl.load(v_at, mask=in_v_t, other=0.0).to(tl.float32))
+            betas = tl.split(tl.load(beta_at, mask=in_v_t, other=0.0).to(tl.float32))
+            dos = tl.split(tl.load(do_at, mask=in_v_t, other=0.0).to(tl.float32))
+            if HAS_DVAR:
+                dvars = tl.split(tl.load(dvar_at, mask=in_v_t, other=0.0).to(tl.float32))
+            gs = (tl.load(g_at), tl.load(g_at + H, mask=t + 1 < num_tokens, other=0.0))
+            for u in tl.static_range(2):
+                decay += gs[u].to(tl.float32)
+                if decay < -MAX_DECAY:
+                    alpha = tl.exp(decay)
+                    Ms, Js = scaled(Ms, alpha), scaled(Js, alpha)
                     passed *= alpha
-                    M, J, dM, E = _add_flow(
-                        M * alpha, J * alpha, dM, E, 1.0, prior_h, passed * do_scale, passed * dvar_scale,
-                        q_at + j * k_step, k_at + j * k_step, k2_at + j * k_step, v_at + j * H * V, beta_at + j * H * V,
-                        do_at + j * H * V, dvar_at + j * H * V, in_k, in_v, EVEN_K, EVEN_V, IS_WIDE, HAS_DVAR, HAS_PTX,
-                    )  # fmt: skip
-            q_at += S * k_step
-            k_at += S * k_step
-            k2_at += S * k_step
-            v_at += S * H * V
-            beta_at += S * H * V
-            g_at += S * H
-            do_at += S * H * V
-            dvar_at += S * H * V
-        out = (segment.to(tl.int64) * num_heads + local_head) * (K * V) + tile
-        store(flow_M + out, dM, in_tile, EVEN_K and EVEN_V)
-        store(flow_E + out, E, in_tile, EVEN_K and EVEN_V)
+                    decay = 0.0
+                weight = tl.exp(-decay)
+                v_t, beta_t = (vs[u] * weight)[None, :], (betas[u] * weight)[None, :]
+                do_t = (dos[u] * passed)[None, :]
+                new_Ms, new_Js, new_dMs, new_Es = (), (), (), ()
+                for i in tl.static_range(PAIRS):
+                    here = 2 * i * HALF
+                    in_pair = pair + here < K
+                    if EVEN_K:
+                        in_pair = pair < K
+                    in_pair = in_pair & (t + u < num_tokens)
+                    ks = tl.split(tl.load(k_at + u * k_step + here, mask=in_pair, other=0.0))
+                    qs = tl.split(tl.load(q_at + u * k_step + here, mask=in_pair, other=0.0))
+                    k2s = tl.split(tl.load(k2_at + u * k_step + here, mask=in_pair, other=0.0))
+                    for j in tl.static_range(2):
+                        q_t = qs[j][:, None]
+                        M, J = Ms[2 * i + j] + ks[j][:, None] * v_t, Js[2 * i + j] + k2s[j][:, None] * beta_t
+                        inverse = reciprocal(J + prior_h * weight, HAS_PTX)
+                        mean = M * inverse
+                        change = do_t * inverse
+                        dM, E = dMs[2 * i + j] + q_t * change, Es[2 * i + j] + q_t * (change * mean)
+                        if HAS_DVAR:
+                            E += (q_t * q_t) * ((dvars[u] * (passed * weight))[None, :] * inverse * inverse)
+                        new_Ms, new_Js, new_dMs, new_Es = new_Ms + (M,), new_Js + (J,), new_dMs + (dM,), new_Es + (E,)
+                Ms, Js, dMs, Es = new_Ms, new_Js, new_dMs, new_Es
+            q_at += 2 * k_step
+            k_at += 2 * k_step
+            k2_at += 2 * k_step
+            v_at += 2 * v_step
+            beta_at += 2 * v_step
+            do_at += 2 * v_step
+            dvar_at += 2 * v_step
+            g_at += 2 * H
+        for i in tl.static_range(2 * PAIRS):
+            tile = (kk + i * HALF)[:, None] * V
+            in_tile = (kk + i * HALF < K)[:, None] & in_v[None, :]
+            tl.store(flow_M + out + tile, dMs[i], mask=in_tile)
+            tl.store(flow_E + out + tile, Es[i], mask=in_tile)
         if tl.program_id(1) == 0:
             tl.store(segment_decay + segment.to(tl.int64) * num_heads + local_head, passed * tl.exp(decay))
 
 
 @triton.jit
-def _flow_scan_kernel(
-    flow_M, flow_E, segment_decay, final_M, final_E, offsets, H, first_head, num_heads, segments_each,
-    SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr, HAS_FINAL: tl.constexpr, IS_PACKED: tl.constexpr,
-):  # fmt: skip
-    """Turns what each segment adds into the flow that reaches its end, from the last segment back, in place."""
-    n = tl.program_id(0) // num_heads
-    local_head = tl.program_id(0) % num_heads
-    if IS_PACKED:
-        first = tl.load(offsets + n).to(tl.int64)
-        num = (tl.load(offsets + n + 1) - first).to(tl.int32)
-    else:
-        first = n.to(tl.int64) * segments_each
-        num = segments_each
-    i = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
-    mask = i < SIZE
-    if HAS_FINAL:
-        final = (n.to(tl.int64) * H + first_head + local_head) * SIZE + i
-        dM = tl.load(final_M + final, mask=mask, other=0.0)
-        E = tl.load(final_E + final, mask=mask, other=0.0)
-    else:
-        dM = tl.zeros([BLOCK_SIZE], tl.float32)
-        E = tl.zeros([BLOCK_SIZE], tl.float32)
-    for step in range(num):
-        segment = (first + (num - 1 - step)) * num_heads + local_head
-        at = segment * SIZE + i
-        # The first segment has added nothing: nobody asks for the flow before it here.
-        inner = mask & (step < num - 1)
-        own_M = tl.load(flow_M + at, mask=inner, other=0.0)
-        own_E = tl.load(flow_E + at, mask=inner, other=0.0)
-        passed = tl.load(segment_decay + segment, mask=step < num - 1, other=0.0)
-        tl.store(flow_M + at, dM, mask=mask)
-        tl.store(flow_E + at, E, mask=mask)
-        dM = dM * passed + own_M
-        E = E * passed + own_E
-
-
-@triton.jit
-def _load_keys(pointers, mask, EVEN_K: tl.constexpr):
-    return load(pointers, mask, EVEN_K)[:, :, None]
-
-
-@triton.jit
-def _load_values(pointers, mask, EVEN_V: tl.constexpr):
-    return load(pointers, mask, EVEN_V)[None, :, :]
-
-
-@triton.jit
-def _write_token(M, J, weight, k_at, v_at, beta_at, in_k, in_v, EVEN_K: tl.constexpr, EVEN_V: tl.constexpr):
-    k_t = _load_keys(k_at, in_k, EVEN_K)
-    M += k_t * (_load_values(v_at, in_v, EVEN_V) * weight)
-    J += (k_t * k_t) * (_load_values(beta_at, in_v, EVEN_V) * weight)
-    return M, J
-
-
-@triton.jit
 def _sum_in_thread(x, EK: tl.constexpr, LK: tl.constexpr, VT: tl.constexpr):
-    """[EK, LK, VT] -> [EK, LK, VT / 4]: the sums that need no exchange between threads, so they can be combined first."""
+    """[EK, LK, VT] -> [EK, LK, VT / 4]: the sums that need no exchange between threads, to be combined before those."""
     return tl.sum(tl.reshape(x, EK, LK, VT // 4, 4), 3)
 
 
 @triton.jit
-def _token_gradients(
-    M, J, dM, E, sum_E, weight, prior_h,
-    q_at, k_at, v_at, beta_at, do_at, dvar_at, dq_at, dk_at, dv_at, dbeta_at, dv_sum_at, dbeta_sum_at, dg_at,
-    in_k, in_v, store_v, is_first, is_last, do_scale, dvar_scale, dq_scale,
-    EK: tl.constexpr, LK: tl.constexpr, VT: tl.constexpr, EVEN_K: tl.constexpr, EVEN_V: tl.constexpr,
-    ONE_TILE: tl.constexpr, HAS_DVAR: tl.constexpr, HAS_PTX: tl.constexpr,
-):  # fmt: skip
-    """All gradients of one token, given M and J after it and the flow that reaches it, in the scale of `weight`."""
-    q_t, k_t = _load_keys(q_at, in_k, EVEN_K), _load_keys(k_at, in_k, EVEN_K)
-    do_t = _load_values(do_at, in_v, EVEN_V) * do_scale
-    inverse = reciprocal(J + prior_h * weight, HAS_PTX)
-    mean = M * inverse
-    to_M = q_t * (do_t * inverse)
-    to_E = to_M * mean
-    dq_t = _sum_in_thread(mean * do_t, EK, LK, VT)
-    if HAS_DVAR:
-        dvar_t = _load_values(dvar_at, in_v, EVEN_V) * (dvar_scale * weight)
-        spread = q_t * (dvar_t * inverse)
-        to_E += q_t * (spread * inverse)
-        dq_t += 2.0 * _sum_in_thread(dvar_t * inverse, EK, LK, VT) * q_t
-    dM += to_M
-    E += to_E
-
-    v_t, beta_t = _load_values(v_at, in_v, EVEN_V), _load_values(beta_at, in_v, EVEN_V)
-    tl.store(dq_at, tl.sum(dq_t, 2) * dq_scale, mask=in_k)
-    of_M = _sum_in_thread(dM * (v_t * weight), EK, LK, VT)
-    of_E = _sum_in_thread(E * (beta_t * weight), EK, LK, VT)
-    tl.store(dk_at, tl.sum(of_M - (2.0 * k_t) * of_E, 2), mask=in_k)
-
-    dv_t = tl.sum(dM * k_t, 0) * weight
-    dbeta_t = tl.sum(E * (k_t * k_t), 0) * -weight
-    own_E = tl.sum(to_E, 0) * weight
-    sum_E += own_E
-    # What this token adds to the sum over time that is the gradient of its log decay: README.md.
-    dg_t = prior_h * own_E - tl.reshape(v_t, LK, VT) * dv_t - tl.reshape(beta_t, LK, VT) * dbeta_t
-    if HAS_DVAR:
-        dg_t -= tl.sum(q_t * spread, 0)
-    dg_t = tl.sum(tl.reshape(dg_t, LK * VT))
-    dv_t = tl.broadcast_to(tl.sum(dv_t, 0)[None, :], LK, VT)
-    dbeta_t = tl.broadcast_to(tl.sum(dbeta_t, 0)[None, :], LK, VT)
-    if ONE_TILE:
-        tl.store(dv_at, dv_t, mask=store_v)
-        tl.store(dbeta_at, dbeta_t, mask=store_v)
-    else:
-        again = in_v & (not is_first)
-        dv_t += tl.load(dv_sum_at, mask=again, other=0.0)
-        dbeta_t += tl.load(dbeta_sum_at, mask=again, other=0.0)
-        tl.store(dv_sum_at, dv_t, mask=store_v & (not is_last))
-        tl.store(dbeta_sum_at, dbeta_t, mask=store_v & (not is_last))
-        tl.store(dv_at, dv_t, mask=store_v & is_last)
-        tl.store(dbeta_at, dbeta_t, mask=store_v & is_last)
-        dg_t += tl.load(dg_at, mask=not is_first, other=0.0)
-    tl.store(dg_at, dg_t)
-    return dM, E, sum_E
+def _load_token(k_at, v_at, beta_at, in_k, in_v):
+    """k, v and beta of one token, [EK, LK, 1] and [1, LK, VT]; nothing is written by zeros."""
+    k_t = tl.load(k_at, mask=in_k, other=0.0).to(tl.float32)[:, :, None]
+    v_t = tl.load(v_at, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
+    beta_t = tl.load(beta_at, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
+    return k_t, v_t, beta_t
 
 
 @triton.jit
@@ -251,21 +151,21 @@ def _gradients_kernel(
     q, k, v, beta, g, prior, do, dvar, M_in, J_in, flow_M, flow_E,
     dq, dk, dv, dbeta, dv_sum, dbeta_sum, dg_terms, dg_anchor, E_terms, start_M, start_E, scratch,
     cu_seqlens, offsets, sequence_of, chunk_offsets, num_items, num_tokens_all, T, H, first_head, num_heads,
-    segments_each, chunks_each, num_chunks, do_scale, dvar_scale, dq_scale,
+    segments_each, chunks_each, num_chunks, dq_scale,
     K: tl.constexpr, V: tl.constexpr, EK: tl.constexpr, LK: tl.constexpr, VT: tl.constexpr,
-    SEGMENT: tl.constexpr, CHUNK: tl.constexpr,
-    IS_WIDE: tl.constexpr, FLOW: tl.constexpr, HAS_DVAR: tl.constexpr, IS_PACKED: tl.constexpr,
-    WANTS_START: tl.constexpr, MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
+    SEGMENT: tl.constexpr, CHUNK: tl.constexpr, S: tl.constexpr, STAGES: tl.constexpr,
+    FLOW: tl.constexpr, HAS_DVAR: tl.constexpr, IS_PACKED: tl.constexpr, WANTS_START: tl.constexpr,
+    MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
 ):  # fmt: skip
     """All gradients of one segment, head and tile of V: one tile of K after the other, chunks and tokens backwards.
 
-    A state is [EK, LK, VT] with key ek + EK * lk: EK in registers, LK and VT / 4 over the lanes of one warp.
+    A state is [EK, LK, VT] with key ek + EK * lk: EK in registers, LK and VT / 4 over the lanes of one warp. In every
+    chunk the states are computed forwards and kept once every S tokens; then, block by block from the end, S states
+    are computed from the one kept and used in reverse.
     """
     KT: tl.constexpr = EK * LK
     EVEN_K: tl.constexpr = K % KT == 0
-    EVEN_V: tl.constexpr = V % VT == 0
     ONE_TILE: tl.constexpr = K <= KT
-    S: tl.constexpr = 4
     tiles_v: tl.constexpr = (V + VT - 1) // VT
     key = tl.arange(0, EK)[:, None] + (tl.arange(0, LK) * EK)[None, :]
     lane_value = tl.zeros([LK, 1], tl.int32) + tl.arange(0, VT)[None, :]
@@ -292,25 +192,25 @@ def _gradients_kernel(
         prior_h = tl.load(prior + h).to(tl.float32)
         row = start * H + h
         wide_row = start * num_heads + local_head
-        k_row = wide_row if IS_WIDE else row
-        k_step = (num_heads if IS_WIDE else H) * K
+        k_step, v_step, sum_step = num_heads * K, H * V, num_heads * V
         # Gradients of q and k are sums over tiles of V: with one tile they are final.
-        dk_row = row if tiles_v == 1 else tile_v.to(tl.int64) * num_tokens_all * num_heads + wide_row
+        of_tile = tile_v.to(tl.int64) * num_tokens_all * num_heads + wide_row
+        dk_row = row if tiles_v == 1 else of_tile
         dk_step = (H if tiles_v == 1 else num_heads) * K
         sum_E = tl.zeros([LK, VT], tl.float32)
 
         for k0 in range(0, K, KT):
             is_first, is_last = k0 == 0, k0 + KT >= K
             kk = k0 + key
-            in_k = kk < K
+            in_k = key < KT if EVEN_K else kk < K
             in_tile = in_k[:, :, None] & in_v[None, :, :]
             tile = kk[:, :, None] * V + vv[None, :, :]
-            q_0, k_0 = q + k_row * K + kk, k + k_row * K + kk
+            q_0, k_0 = q + wide_row * K + kk, k + wide_row * K + kk
             dq_0, dk_0 = dq + dk_row * K + kk, dk + dk_row * K + kk
             v_0, beta_0, do_0, dvar_0 = v + row * V + vv, beta + row * V + vv, do + row * V + vv, dvar + row * V + vv
             dv_0, dbeta_0 = dv + row * V + vv, dbeta + row * V + vv
             dv_sum_0, dbeta_sum_0 = dv_sum + wide_row * V + vv, dbeta_sum + wide_row * V + vv
-            g_0, dg_0 = g + row, dg_terms + tile_v.to(tl.int64) * num_tokens_all * num_heads + wide_row
+            g_0, dg_0 = g + row, dg_terms + of_tile
             if FLOW == 0:
                 dM = tl.zeros([EK, LK, VT], tl.float32)
                 E = tl.zeros([EK, LK, VT], tl.float32)
@@ -319,128 +219,131 @@ def _gradients_kernel(
                     flow = (n.to(tl.int64) * H + h) * (K * V) + tile
                 else:
                     flow = (segment.to(tl.int64) * num_heads + local_head) * (K * V) + tile
-                dM = load(flow_M + flow, in_tile, EVEN_K and EVEN_V)
-                E = load(flow_E + flow, in_tile, EVEN_K and EVEN_V)
+                dM = tl.load(flow_M + flow, mask=in_tile, other=0.0)
+                E = tl.load(flow_E + flow, mask=in_tile, other=0.0)
 
             num_inner = (num_tokens + CHUNK - 1) // CHUNK
             for back in range(num_inner):
-                inner = num_inner - 1 - back
-                num_here = tl.minimum(num_tokens - inner * CHUNK, CHUNK)
-                state = ((first_chunk + inner) * num_heads + local_head) * (K * V) + tile
-                M = load(M_in + state, in_tile, EVEN_K and EVEN_V)
-                J = load(J_in + state, in_tile, EVEN_K and EVEN_V)
-                # Forwards: the states before every block of S tokens.
-                for first in range(0, num_here, S):
-                    t = inner * CHUNK + first
-                    tl.store(kept + first // S * (2 * KT * VT), M)
-                    tl.store(kept + first // S * (2 * KT * VT) + KT * VT, J)
-                    num = tl.minimum(num_here - first, S)
-                    total = 0.0
-                    for i in tl.static_range(S):
-                        total += tl.load(g_0 + (t + i) * H, mask=i < num, other=0.0).to(tl.float32)
-                    if (num == S) & (total > -MAX_DECAY):
-                        decay = 0.0
-                        for i in tl.static_range(S):
-                            decay += tl.load(g_0 + (t + i) * H).to(tl.float32)
-                            M, J = _write_token(
-                                M, J, tl.exp(-decay), k_0 + (t + i) * k_step, v_0 + (t + i) * H * V,
-                                beta_0 + (t + i) * H * V, in_k, in_v, EVEN_K, EVEN_V,
-                            )  # fmt: skip
-                        M *= tl.exp(total)
-                        J *= tl.exp(total)
-                    else:
-                        for j in range(num):
-                            alpha = tl.exp(tl.load(g_0 + (t + j) * H).to(tl.float32))
-                            M, J = _write_token(
-                                M * alpha, J * alpha, 1.0, k_0 + (t + j) * k_step, v_0 + (t + j) * H * V,
-                                beta_0 + (t + j) * H * V, in_k, in_v, EVEN_K, EVEN_V,
-                            )  # fmt: skip
-                anchor_at = dg_anchor + (tile_v.to(tl.int64) * num_chunks + first_chunk + inner) * num_heads + local_head
-                anchor = tl.sum(tl.reshape(dM * M - E * J, KT * VT))
-                tl.store(anchor_at, anchor + tl.load(anchor_at, mask=not is_first, other=0.0))
-
+                chunk_start = (num_inner - 1 - back) * CHUNK
+                num_here = tl.minimum(num_tokens - chunk_start, CHUNK)
                 num_blocks = (num_here + S - 1) // S
-                for back_block in range(num_blocks):
-                    first = (num_blocks - 1 - back_block) * S
-                    t = inner * CHUNK + first
-                    M = tl.load(kept + first // S * (2 * KT * VT))
-                    J = tl.load(kept + first // S * (2 * KT * VT) + KT * VT)
-                    num = tl.minimum(num_here - first, S)
-                    total = 0.0
+                state = ((first_chunk + num_inner - 1 - back) * num_heads + local_head) * (K * V) + tile
+                M = tl.load(M_in + state, mask=in_tile, other=0.0)
+                J = tl.load(J_in + state, mask=in_tile, other=0.0)
+                # Nothing of the chunk before may still be read from the scratch.
+                tl.debug_barrier()
+                for block in tl.range(0, num_blocks, num_stages=STAGES):
+                    t = chunk_start + block * S
+                    tl.store(kept + block * (2 * KT * VT), M)
+                    tl.store(kept + block * (2 * KT * VT) + KT * VT, J)
+                    decay = 0.0
                     for i in tl.static_range(S):
-                        total += tl.load(g_0 + (t + i) * H, mask=i < num, other=0.0).to(tl.float32)
-                    k_t, v_t, beta_t = k_0 + t * k_step, v_0 + t * H * V, beta_0 + t * H * V
-                    if (num == S) & (total > -MAX_DECAY):
-                        g_t = g_0 + t * H
-                        d1 = tl.load(g_t).to(tl.float32)
-                        d2 = d1 + tl.load(g_t + H).to(tl.float32)
-                        d3 = d2 + tl.load(g_t + 2 * H).to(tl.float32)
-                        w1, w2, w3, w4 = tl.exp(-d1), tl.exp(-d2), tl.exp(-d3), tl.exp(-total)
-                        M1, J1 = _write_token(M, J, w1, k_t, v_t, beta_t, in_k, in_v, EVEN_K, EVEN_V)
-                        M2, J2 = _write_token(
-                            M1, J1, w2, k_t + k_step, v_t + H * V, beta_t + H * V, in_k, in_v, EVEN_K, EVEN_V
-                        )
-                        M3, J3 = _write_token(
-                            M2, J2, w3, k_t + 2 * k_step, v_t + 2 * H * V, beta_t + 2 * H * V,
-                            in_k, in_v, EVEN_K, EVEN_V,
+                        is_token = t + i < num_tokens
+                        k_t, v_t, beta_t = _load_token(
+                            k_0 + (t + i) * k_step, v_0 + (t + i) * v_step, beta_0 + (t + i) * v_step,
+                            in_k & is_token, in_v & is_token,
                         )  # fmt: skip
-                        M4, J4 = _write_token(
-                            M3, J3, w4, k_t + 3 * k_step, v_t + 3 * H * V, beta_t + 3 * H * V,
-                            in_k, in_v, EVEN_K, EVEN_V,
+                        decay += tl.load(g_0 + (t + i) * H, mask=is_token, other=0.0).to(tl.float32)
+                        if decay < -MAX_DECAY:
+                            M, J = M * tl.exp(decay), J * tl.exp(decay)
+                            decay = 0.0
+                        weight = tl.exp(-decay)
+                        M += k_t * (v_t * weight)
+                        J += (k_t * k_t) * (beta_t * weight)
+                    M, J = M * tl.exp(decay), J * tl.exp(decay)
+                anchor_at = dg_anchor + (tile_v.to(tl.int64) * num_chunks + first_chunk + num_inner - 1 - back) * num_heads
+                anchor = tl.sum(tl.reshape(dM * M - E * J, KT * VT))
+                anchor += tl.load(anchor_at + local_head, mask=not is_first, other=0.0)
+                tl.store(anchor_at + local_head, anchor)
+                # What one thread has kept another one may read.
+                tl.debug_barrier()
+
+                for back_block in tl.range(0, num_blocks, num_stages=STAGES):
+                    block = num_blocks - 1 - back_block
+                    t = chunk_start + block * S
+                    M = tl.load(kept + block * (2 * KT * VT))
+                    J = tl.load(kept + block * (2 * KT * VT) + KT * VT)
+                    # After every token: the states, the weight of their scale, and what a change of scale came to.
+                    Ms, Js, weights, changes, tokens = (), (), (), (), ()
+                    decay = 0.0
+                    for i in tl.static_range(S):
+                        is_token = t + i < num_tokens
+                        token = _load_token(
+                            k_0 + (t + i) * k_step, v_0 + (t + i) * v_step, beta_0 + (t + i) * v_step,
+                            in_k & is_token, in_v & is_token,
                         )  # fmt: skip
-                        dM *= tl.exp(total)
-                        E *= tl.exp(total)
-                        for i in tl.static_range(S - 1, -1, -1):
-                            if i == 3:
-                                Mi, Ji, wi = M4, J4, w4
-                            elif i == 2:
-                                Mi, Ji, wi = M3, J3, w3
-                            elif i == 1:
-                                Mi, Ji, wi = M2, J2, w2
-                            else:
-                                Mi, Ji, wi = M1, J1, w1
-                            at_v = (t + i) * H * V
-                            at_sum = (t + i) * num_heads * V
-                            dM, E, sum_E = _token_gradients(
-                                Mi, Ji, dM, E, sum_E, wi, prior_h,
-                                q_0 + (t + i) * k_step, k_0 + (t + i) * k_step, v_0 + at_v, beta_0 + at_v,
-                                do_0 + at_v, dvar_0 + at_v, dq_0 + (t + i) * dk_step, dk_0 + (t + i) * dk_step,
-                                dv_0 + at_v, dbeta_0 + at_v, dv_sum_0 + at_sum, dbeta_sum_0 + at_sum,
-                                dg_0 + (t + i) * num_heads,
-                                in_k, in_v, store_v, is_first, is_last, do_scale, dvar_scale, dq_scale,
-                                EK, LK, VT, EVEN_K, EVEN_V, ONE_TILE, HAS_DVAR, HAS_PTX,
-                            )  # fmt: skip
-                    else:
-                        # The end of a sequence, or decays too strong to take together: token by token, each from the
-                        # state before the block.
-                        for back_j in range(num):
-                            j = num - 1 - back_j
-                            Mj, Jj = M, J
-                            alpha_j = 1.0
-                            for m in range(j + 1):
-                                alpha_j = tl.exp(tl.load(g_0 + (t + m) * H).to(tl.float32))
-                                Mj, Jj = _write_token(
-                                    Mj * alpha_j, Jj * alpha_j, 1.0, k_t + m * k_step, v_t + m * H * V,
-                                    beta_t + m * H * V, in_k, in_v, EVEN_K, EVEN_V,
-                                )  # fmt: skip
-                            at_w = (t + j) * H * V
-                            at_total = (t + j) * num_heads * V
-                            dM, E, sum_E = _token_gradients(
-                                Mj, Jj, dM, E, sum_E, 1.0, prior_h,
-                                q_0 + (t + j) * k_step, k_0 + (t + j) * k_step, v_0 + at_w, beta_0 + at_w,
-                                do_0 + at_w, dvar_0 + at_w, dq_0 + (t + j) * dk_step, dk_0 + (t + j) * dk_step,
-                                dv_0 + at_w, dbeta_0 + at_w, dv_sum_0 + at_total, dbeta_sum_0 + at_total,
-                                dg_0 + (t + j) * num_heads,
-                                in_k, in_v, store_v, is_first, is_last, do_scale, dvar_scale, dq_scale,
-                                EK, LK, VT, EVEN_K, EVEN_V, ONE_TILE, HAS_DVAR, HAS_PTX,
-                            )  # fmt: skip
-                            dM *= alpha_j
-                            E *= alpha_j
+                        decay += tl.load(g_0 + (t + i) * H, mask=is_token, other=0.0).to(tl.float32)
+                        change = 1.0
+                        if decay < -MAX_DECAY:
+                            change = tl.exp(decay)
+                            M, J = M * change, J * change
+                            decay = 0.0
+                        weight = tl.exp(-decay)
+                        M += token[0] * (token[1] * weight)
+                        J += (token[0] * token[0]) * (token[2] * weight)
+                        Ms, Js, tokens = Ms + (M,), Js + (J,), tokens + (token,)
+                        weights, changes = weights + (weight,), changes + (change,)
+                    dM, E = dM * tl.exp(decay), E * tl.exp(decay)
+
+                    for i in tl.static_range(S - 1, -1, -1):
+                        is_token = t + i < num_tokens
+                        M, J, weight = Ms[i], Js[i], weights[i]
+                        k_t, v_t, beta_t = tokens[i]
+                        q_t = tl.load(q_0 + (t + i) * k_step, mask=in_k & is_token, other=0.0)[:, :, None]
+                        do_t = tl.load(do_0 + (t + i) * v_step, mask=in_v & is_token, other=0.0)
+                        do_t = do_t.to(tl.float32)[None, :, :]
+                        inverse = reciprocal(J + prior_h * weight, HAS_PTX)
+                        mean = M * inverse
+                        to_M = q_t * (do_t * inverse)
+                        to_E = to_M * mean
+                        dq_t = _sum_in_thread(mean * do_t, EK, LK, VT)
+                        if HAS_DVAR:
+                            dvar_t = tl.load(dvar_0 + (t + i) * v_step, mask=in_v & is_token, other=0.0)
+                            dvar_t = dvar_t.to(tl.float32)[None, :, :] * weight
+                            spread = q_t * (dvar_t * inverse)
+                            to_E += q_t * (spread * inverse)
+                            dq_t += 2.0 * _sum_in_thread(dvar_t * inverse, EK, LK, VT) * q_t
+                        dM += to_M
+                        E += to_E
+
+                        at = (t + i) * dk_step
+                        tl.store(dq_0 + at, tl.sum(dq_t, 2) * dq_scale, mask=in_k & is_token)
+                        of_M = _sum_in_thread(dM * (v_t * weight), EK, LK, VT)
+                        of_E = _sum_in_thread(E * (beta_t * weight), EK, LK, VT)
+                        tl.store(dk_0 + at, tl.sum(of_M - (2.0 * k_t) * of_E, 2), mask=in_k & is_token)
+
+                        dv_t = tl.sum(dM * k_t, 0) * weight
+                        dbeta_t = tl.sum(E * (k_t * k_t), 0) * -weight
+                        own_E = tl.sum(to_E, 0) * weight
+                        sum_E += own_E
+                        # What this token adds to the sum over time that is the gradient of its log decay: README.md.
+                        dg_t = prior_h * own_E - tl.reshape(v_t, LK, VT) * dv_t - tl.reshape(beta_t, LK, VT) * dbeta_t
+                        if HAS_DVAR:
+                            dg_t -= tl.sum(q_t * spread, 0)
+                        dg_t = tl.sum(tl.reshape(dg_t, LK * VT))
+                        dv_t = tl.broadcast_to(tl.sum(dv_t, 0)[None, :], LK, VT)
+                        dbeta_t = tl.broadcast_to(tl.sum(dbeta_t, 0)[None, :], LK, VT)
+                        at_v, at_sum, at_g = (t + i) * v_step, (t + i) * sum_step, (t + i) * num_heads
+                        store_t = store_v & is_token
+                        if not ONE_TILE:
+                            again = in_v & is_token & (not is_first)
+                            dv_t += tl.load(dv_sum_0 + at_sum, mask=again, other=0.0)
+                            dbeta_t += tl.load(dbeta_sum_0 + at_sum, mask=again, other=0.0)
+                            dg_t += tl.load(dg_0 + at_g, mask=is_token & (not is_first), other=0.0)
+                            tl.store(dv_sum_0 + at_sum, dv_t, mask=store_t & (not is_last))
+                            tl.store(dbeta_sum_0 + at_sum, dbeta_t, mask=store_t & (not is_last))
+                        tl.store(dv_0 + at_v, dv_t, mask=store_t & is_last)
+                        tl.store(dbeta_0 + at_v, dbeta_t, mask=store_t & is_last)
+                        tl.store(dg_0 + at_g, dg_t, mask=is_token)
+                        if changes[i] != 1.0:
+                            dM, E = dM * changes[i], E * changes[i]
             if WANTS_START:
                 if (index == 0) & (num_tokens > 0):
-                    at = (n.to(tl.int64) * H + h) * (K * V) + tile
-                    store(start_M + at, dM, in_tile, EVEN_K and EVEN_V)
-                    store(start_E + at, E, in_tile, EVEN_K and EVEN_V)
+                    at_start = (n.to(tl.int64) * H + h) * (K * V) + tile
+                    tl.store(start_M + at_start, dM, mask=in_tile)
+                    tl.store(start_E + at_start, E, mask=in_tile)
+            # The sums over tiles of keys pass from the threads that store them to those that load them.
+            tl.debug_barrier()
         tl.store(
             E_terms + (segment.to(tl.int64) * num_heads + local_head) * tiles_v + tile_v,
             tl.sum(tl.reshape(sum_E, LK * VT)),
@@ -514,11 +417,11 @@ def plan_backward(num_tokens: int, num_sequences: int, H: int, K: int, V: int, n
     segment = 128
     num_chunks = num_tokens // CHUNK + num_sequences
     num_segments = num_tokens // segment + num_sequences
-    bytes_a_head = 8 * num_chunks * K * V + 8 * num_segments * K * V + 4 * num_tokens * tiles_v
+    bytes_a_head = 8 * (num_chunks + num_segments) * K * V + 4 * num_tokens * tiles_v + 12 * num_tokens * K
     if tiles_v > 1:
         bytes_a_head += 8 * num_tokens * K * tiles_v
     if tiles_k > 1:
-        bytes_a_head += 12 * num_tokens * K + 8 * num_tokens * V
+        bytes_a_head += 8 * num_tokens * V
     slices = slice_heads(H, bytes_a_head)
     # One segment a sequence needs no flows from others, and is best where sequences and heads alone fill the GPU.
     longest = triton.cdiv(num_tokens, max(1, num_sequences))
@@ -548,59 +451,45 @@ def backward(
     """Gradients of `forward`'s arguments, in their dtypes; `mean` and `importance` are the final state if dmean is given."""
     B, T, H, K = q.shape
     V = v.shape[-1]
-    N = B if cu_seqlens is None else cu_seqlens.numel() - 1
-    num_tokens = B * T
+    sequences = Sequences.of(g, importance_prior, mean0, importance0, cu_seqlens)
+    N, num_tokens, packed = sequences.num, B * T, cu_seqlens is not None
     float32 = {"dtype": torch.float32, "device": q.device}
     dq, dk, dv, dbeta = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(beta)
     dg = torch.empty_like(g)
-    final_M = final_E = None
+    final = None
     if dmean is not None and dimportance is not None and mean is not None and importance is not None:
-        final_M = dmean / importance
-        final_E = final_M * mean - dimportance
-    start_M = start_E = None
+        final_M = dmean.float() / importance
+        final = (final_M, final_M * mean - dimportance)
+    start = None
     if mean0 is not None:
         # A sequence without tokens passes what reaches its end.
-        zeros = torch.zeros(N, H, K, V, **float32)
-        start_M, start_E = (zeros, zeros.clone()) if final_M is None else (final_M.clone(), final_E.clone())
+        start = (torch.zeros(N, H, K, V, **float32), torch.zeros(N, H, K, V, **float32))
+        if final is not None:
+            start = (final[0].clone(), final[1].clone())
     sum_E = torch.zeros(H, **float32)
 
     if v.numel() > 0:
         programs = num_resident_programs(q.device)
         plan = plan_backward(num_tokens, N, H, K, V, programs)
-        chunks = cut(N, T, CHUNK, cu_seqlens)
-        segments = cut(N, T, plan.segment_size, cu_seqlens)
-        longest = T if cu_seqlens is not None else segments.each * plan.segment_size
-        is_single = segments.each == 1 or longest <= plan.segment_size
+        chunks, segments = sequences.cut(CHUNK), sequences.cut(plan.segment_size)
+        is_single = plan.segment_size >= T
         tiles_k, tiles_v = triton.cdiv(K, plan.EK * plan.LK), triton.cdiv(V, plan.VT)
-        packed = cu_seqlens is not None
-        wide = tiles_v > 1
+        dvar_or_any = do if dvar is None else dvar
         for first_head, num_heads in plan.head_slices:
-            states = chunk_states(
-                k, v, beta, g, importance_prior, mean0, importance0, cu_seqlens, chunks, first_head, num_heads, None
-            )
-            qs, ks, k_squared = widen(q, k, scale, first_head, num_heads) if wide else (q, k, k)
-            do_scale, dq_scale = (1.0, scale) if wide else (scale, 1.0)
-            dvar_scale = do_scale * do_scale
-            flow = (final_M, final_E) if final_M is not None else (q, q)
-            kind = 0 if final_M is None else 1
+            states = chunk_states(k, v, beta, g, importance_prior, sequences, chunks, first_head, num_heads)
+            q32, k32, k_squared = widen(q, k, scale, first_head, num_heads)
+            flow, kind = (final, 1) if final is not None else ((q32, q32), 0)
             if not is_single:
-                kind = 2
-                flow = tuple(torch.empty(segments.count, num_heads, K, V, **float32) for _ in range(2))
+                flow, kind = tuple(torch.empty(segments.count, num_heads, K, V, **float32) for _ in range(2)), 2
                 segment_decay = torch.empty(segments.count, num_heads, **float32)
-                KT, VT = 16, plan.VT
-                _flow_kernel[(segments.count * num_heads, triton.cdiv(K, KT) * triton.cdiv(V, VT))](
-                    qs, ks, k_squared, v, beta, g, importance_prior, do, do if dvar is None else dvar, *states, *flow,
+                _flow_kernel[(segments.count * num_heads, triton.cdiv(K, 16) * triton.cdiv(V, plan.VT))](
+                    q32, k32, k_squared, v, beta, g, importance_prior, do, dvar_or_any, *states, *flow,
                     segment_decay, cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets,
-                    T, H, first_head, num_heads, segments.each, chunks.each, do_scale, dvar_scale,
-                    K, V, KT, VT, plan.segment_size, CHUNK, BLOCK,
-                    IS_WIDE=wide, HAS_DVAR=dvar is not None, IS_PACKED=packed, MAX_DECAY=MAX_DECAY, HAS_PTX=HAS_PTX,
-                    num_warps=1, maxnreg=168,
+                    T, H, first_head, num_heads, segments.each, chunks.each,
+                    K, V, 1, plan.VT, plan.segment_size, CHUNK, 3,
+                    HAS_DVAR=dvar is not None, IS_PACKED=packed, MAX_DECAY=MAX_DECAY, HAS_PTX=HAS_PTX, num_warps=1,
                 )  # fmt: skip
-                size = 128
-                _flow_scan_kernel[(N * num_heads, triton.cdiv(K * V, size))](
-                    *flow, segment_decay, final_M, final_E, segments.offsets, H, first_head, num_heads, segments.each,
-                    K * V, size, HAS_FINAL=final_M is not None, IS_PACKED=packed, num_warps=1,
-                )  # fmt: skip
+                scan(*flow, segment_decay, sequences, segments, final, None, H, first_head, reverse=True)
             parts = [dq, dk]
             if tiles_v > 1:
                 parts = [torch.empty(tiles_v, num_tokens, num_heads, K, **float32) for _ in range(2)]
@@ -612,16 +501,14 @@ def backward(
             E_terms = torch.empty(segments.count, num_heads, tiles_v, **float32)
             num_items = segments.count * num_heads * tiles_v
             num_here = min(num_items, programs)
-            tile = plan.EK * plan.LK * plan.VT
-            scratch = torch.empty(num_here, CHUNK // BLOCK * 2 * tile, **float32)
+            scratch = torch.empty(num_here, CHUNK // BLOCK * 2 * plan.EK * plan.LK * plan.VT, **float32)
             _gradients_kernel[(num_here,)](
-                qs, ks, v, beta, g, importance_prior, do, do if dvar is None else dvar, *states, *flow,
-                *parts, dv, dbeta, *sums, dg_terms, dg_anchor, E_terms,
-                g if start_M is None else start_M, g if start_E is None else start_E, scratch,
+                q32, k32, v, beta, g, importance_prior, do, dvar_or_any, *states, *flow, *parts, dv, dbeta, *sums,
+                dg_terms, dg_anchor, E_terms, *(start or (g, g)), scratch,
                 cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets, num_items, num_tokens, T, H,
-                first_head, num_heads, segments.each, chunks.each, chunks.count, do_scale, dvar_scale, dq_scale,
-                K, V, plan.EK, plan.LK, plan.VT, plan.segment_size, CHUNK,
-                IS_WIDE=wide, FLOW=kind, HAS_DVAR=dvar is not None, IS_PACKED=packed, WANTS_START=start_M is not None,
+                first_head, num_heads, segments.each, chunks.each, chunks.count, scale,
+                K, V, plan.EK, plan.LK, plan.VT, plan.segment_size, CHUNK, BLOCK, 2,
+                FLOW=kind, HAS_DVAR=dvar is not None, IS_PACKED=packed, WANTS_START=start is not None,
                 MAX_DECAY=MAX_DECAY, HAS_PTX=HAS_PTX, num_warps=1,
             )  # fmt: skip
             if tiles_v > 1:
@@ -638,10 +525,11 @@ def backward(
 
     # README.md: what forgetting gives back of the prior, over all tokens, telescopes.
     dprior = -sum_E
-    if final_E is not None:
-        dprior -= final_E.sum((0, 2, 3))
+    if final is not None:
+        dprior -= final[1].sum((0, 2, 3))
     dmean0 = dimportance0 = None
-    if mean0 is not None and importance0 is not None and start_M is not None and start_E is not None:
+    if mean0 is not None and importance0 is not None and start is not None:
+        start_M, start_E = start
         dprior += start_E.sum((0, 2, 3))
         dmean0 = (importance0 * start_M).to(mean0.dtype)
         dimportance0 = (mean0 * start_M - start_E).to(importance0.dtype)

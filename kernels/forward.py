@@ -11,77 +11,140 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .primitives import HAS_PTX, MAX_DECAY, Pieces, cut, load, locate, power_of_two_tile, reciprocal, store
+from .primitives import HAS_PTX, MAX_DECAY, Pieces, cut, locate, smallest_cover, reciprocal
 
 
 @triton.jit
 def _states_kernel(
-    k, v, beta, g, prior, mean0, importance0,
-    M_out, J_out, mean_out, importance_out,
-    cu_seqlens, offsets, T, H, first_head, num_heads, chunks_each,
-    K: tl.constexpr, V: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr, C: tl.constexpr,
-    HAS_INITIAL: tl.constexpr, STORE_CHUNKS: tl.constexpr, STORE_FINAL: tl.constexpr, IS_PACKED: tl.constexpr,
+    k, v, beta, g, prior, M_start, J_start, M_out, J_out, M_end, J_end, decay_end,
+    cu_seqlens, offsets, sequence_of, chunk_offsets, T, H, first_head, num_heads, segments_each, chunks_each,
+    K: tl.constexpr, V: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr,
+    SEGMENT: tl.constexpr, CHUNK: tl.constexpr, DOT: tl.constexpr,
+    START: tl.constexpr, STORE_CHUNKS: tl.constexpr, END: tl.constexpr, IS_PACKED: tl.constexpr,
 ):  # fmt: skip
-    """M and J before every chunk of one sequence and head, and the state after it: one program a tile of [K, V]."""
-    n = tl.program_id(0) // num_heads
+    """M and J through one segment and head, by matrix products over DOT tokens: one program a tile of [K, V].
+
+    START: 0 from zero, 1 from the state before the sequence, 2 from the state before the segment.
+    END: 1 stores the state after the sequence, 2 the state after the segment and its decay.
+    """
+    segment = tl.program_id(0) // num_heads
     local_head = tl.program_id(0) % num_heads
     h = first_head + local_head
+    n, index, start, num_tokens = locate(segment, T, segments_each, cu_seqlens, offsets, sequence_of, SEGMENT, IS_PACKED)
     tiles_v: tl.constexpr = (V + VT - 1) // VT
     kk = (tl.program_id(1) // tiles_v) * KT + tl.arange(0, KT)
     vv = (tl.program_id(1) % tiles_v) * VT + tl.arange(0, VT)
-    tt = tl.arange(0, C)
+    tt = tl.arange(0, DOT)
     in_k, in_v = kk < K, vv < V
     in_tile = in_k[:, None] & in_v[None, :]
     tile = kk[:, None] * V + vv[None, :]
-    if IS_PACKED:
-        start = tl.load(cu_seqlens + n).to(tl.int64)
-        num_tokens = (tl.load(cu_seqlens + n + 1) - start).to(tl.int32)
-        chunk = tl.load(offsets + n).to(tl.int64)
-    else:
-        start = n.to(tl.int64) * T
-        num_tokens = T
-        chunk = n.to(tl.int64) * chunks_each
-    prior_h = tl.load(prior + h).to(tl.float32)
-    state = (n.to(tl.int64) * H + h) * (K * V) + tile
-    if HAS_INITIAL:
-        importance = tl.load(importance0 + state, mask=in_tile, other=1.0).to(tl.float32)
-        M = importance * tl.load(mean0 + state, mask=in_tile, other=0.0).to(tl.float32)
-        J = importance - prior_h
-    else:
+    of_sequence = (n.to(tl.int64) * H + h) * (K * V) + tile
+    of_segment = (segment.to(tl.int64) * num_heads + local_head) * (K * V) + tile
+    if START == 0:
         M = tl.zeros([KT, VT], tl.float32)
         J = tl.zeros([KT, VT], tl.float32)
-    out = (chunk * num_heads + local_head) * (K * V) + tile
+    else:
+        before = of_sequence if START == 1 else of_segment
+        M = tl.load(M_start + before, mask=in_tile, other=0.0)
+        J = tl.load(J_start + before, mask=in_tile, other=0.0)
+    if STORE_CHUNKS:
+        if IS_PACKED:
+            chunk = tl.load(chunk_offsets + n).to(tl.int64) + index * (SEGMENT // CHUNK)
+        else:
+            chunk = n.to(tl.int64) * chunks_each + index * (SEGMENT // CHUNK)
+        out = (chunk * num_heads + local_head) * (K * V) + tile
 
     row = start * H + h
     k_at = k + row * K + tt[None, :] * (H * K) + kk[:, None]
     v_at = v + row * V + tt[:, None] * (H * V) + vv[None, :]
     beta_at = beta + row * V + tt[:, None] * (H * V) + vv[None, :]
     g_at = g + row + tt * H
-    for first in range(0, num_tokens, C):
+    passed = 1.0
+    for first in range(0, num_tokens, DOT):
         if STORE_CHUNKS:
-            tl.store(M_out + out, M, mask=in_tile)
-            tl.store(J_out + out, J, mask=in_tile)
-            out += num_heads * (K * V)
+            if first % CHUNK == 0:
+                tl.store(M_out + out, M, mask=in_tile)
+                tl.store(J_out + out, J, mask=in_tile)
+                out += num_heads * (K * V)
         left = num_tokens - first
-        in_chunk = tt < left
-        # Decay of token t's write until the end of the chunk: the sum of what comes after t, itself only sums.
-        later = tl.load(g_at + H, mask=tt < tl.minimum(left, C) - 1, other=0.0).to(tl.float32)
+        in_dot = tt < left
+        # Decay of token t's write until the end of these tokens: a sum of what comes after t. A difference of two sums
+        # would lose small decays, and turn a reset into NaN.
+        later = tl.load(g_at + H, mask=tt < tl.minimum(left, DOT) - 1, other=0.0).to(tl.float32)
         since = tl.exp(tl.cumsum(later, 0, reverse=True))
-        total = tl.exp(tl.sum(tl.load(g_at, mask=in_chunk, other=0.0).to(tl.float32), 0))
-        k_t = tl.load(k_at, mask=in_k[:, None] & in_chunk[None, :], other=0.0).to(tl.float32)
-        in_v_t = in_chunk[:, None] & in_v[None, :]
+        total = tl.exp(tl.sum(tl.load(g_at, mask=in_dot, other=0.0).to(tl.float32), 0))
+        passed *= total
+        k_t = tl.load(k_at, mask=in_k[:, None] & in_dot[None, :], other=0.0).to(tl.float32)
+        in_v_t = in_dot[:, None] & in_v[None, :]
         v_t = tl.load(v_at, mask=in_v_t, other=0.0).to(tl.float32) * since[:, None]
         beta_t = tl.load(beta_at, mask=in_v_t, other=0.0).to(tl.float32) * since[:, None]
         M = tl.dot(k_t, v_t, M * total, input_precision="tf32x3")
         J = tl.dot(k_t * k_t, beta_t, J * total, input_precision="tf32x3")
-        k_at += C * H * K
-        v_at += C * H * V
-        beta_at += C * H * V
-        g_at += C * H
-    if STORE_FINAL:
-        importance = J + prior_h
-        tl.store(mean_out + state, M / importance, mask=in_tile)
-        tl.store(importance_out + state, importance, mask=in_tile)
+        k_at += DOT * H * K
+        v_at += DOT * H * V
+        beta_at += DOT * H * V
+        g_at += DOT * H
+    if END == 1:
+        # A piece beyond the last one is no sequence.
+        if index == 0:
+            tl.store(M_end + of_sequence, M, mask=in_tile)
+            tl.store(J_end + of_sequence, J, mask=in_tile)
+    if END == 2:
+        if num_tokens > 0:
+            tl.store(M_end + of_segment, M, mask=in_tile)
+            tl.store(J_end + of_segment, J, mask=in_tile)
+            if tl.program_id(1) == 0:
+                tl.store(decay_end + segment.to(tl.int64) * num_heads + local_head, passed)
+
+
+@triton.jit
+def scan_kernel(
+    a, b, decay, a_start, b_start, a_end, b_end, offsets, H, first_head, num_heads, segments_each,
+    SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr, AHEAD: tl.constexpr, REVERSE: tl.constexpr,
+    HAS_START: tl.constexpr, HAS_END: tl.constexpr, IS_PACKED: tl.constexpr,
+):  # fmt: skip
+    """x_s -> what came before segment s: x = decay_s x + own_s from segment to segment, in place, for a and b.
+
+    Forwards from a state before the sequence, in reverse from a flow after it; what is left goes to a_end and b_end.
+    In reverse the first segment has nothing of its own, because nobody asks what comes before it.
+    """
+    n = tl.program_id(0) // num_heads
+    local_head = tl.program_id(0) % num_heads
+    if IS_PACKED:
+        first = tl.load(offsets + n).to(tl.int64)
+        num = (tl.load(offsets + n + 1) - first).to(tl.int32)
+    else:
+        first = n.to(tl.int64) * segments_each
+        num = segments_each
+    i = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+    inside = i < SIZE
+    of_sequence = (n.to(tl.int64) * H + first_head + local_head) * SIZE + i
+    if HAS_START:
+        x = tl.load(a_start + of_sequence, mask=inside, other=0.0)
+        y = tl.load(b_start + of_sequence, mask=inside, other=0.0)
+    else:
+        x = tl.zeros([BLOCK_SIZE], tl.float32)
+        y = tl.zeros([BLOCK_SIZE], tl.float32)
+    for step in range(0, num, AHEAD):
+        # All loads before all stores: the compiler cannot know that they never meet.
+        own_x, own_y, passed = (), (), ()
+        for j in tl.static_range(AHEAD):
+            s = step + j
+            segment = (first + (num - 1 - s if REVERSE else s)) * num_heads + local_head
+            has_own = s < (num - 1 if REVERSE else num)
+            own_x = own_x + (tl.load(a + segment * SIZE + i, mask=inside & has_own, other=0.0),)
+            own_y = own_y + (tl.load(b + segment * SIZE + i, mask=inside & has_own, other=0.0),)
+            passed = passed + (tl.load(decay + segment, mask=has_own, other=1.0),)
+        for j in tl.static_range(AHEAD):
+            s = step + j
+            segment = (first + (num - 1 - s if REVERSE else s)) * num_heads + local_head
+            tl.store(a + segment * SIZE + i, x, mask=inside & (s < num))
+            tl.store(b + segment * SIZE + i, y, mask=inside & (s < num))
+            x = x * passed[j] + own_x[j]
+            y = y * passed[j] + own_y[j]
+    if HAS_END:
+        tl.store(a_end + of_sequence, x, mask=inside)
+        tl.store(b_end + of_sequence, y, mask=inside)
 
 
 @triton.jit
@@ -99,50 +162,11 @@ def _widen_kernel(q, k, q32, k32, k_squared, scale, first_head, H, num_heads, K:
 
 
 @triton.jit
-def _read_token(
-    Ma, Ja, Mb, Jb, weight, prior_h,
-    q_at, k_at, k2_at, v_at, beta_at, o_at, variance_at, o_sum_at, variance_sum_at,
-    in_a, in_b, in_v, is_first, is_last, scale,
-    HALF: tl.constexpr, EVEN_K: tl.constexpr, EVEN_V: tl.constexpr, ONE_TILE: tl.constexpr,
-    IS_WIDE: tl.constexpr, HAS_VARIANCE: tl.constexpr, HAS_PTX: tl.constexpr,
-):  # fmt: skip
-    """Writes one token into the two halves of a tile and reads it: the states are divided by the decay since `weight`
-    was 1, so that forgetting costs nothing here."""
-    ka, kb = load(k_at, in_a, EVEN_K), load(k_at + HALF, in_b, EVEN_K)
-    qa, qb = load(q_at, in_a, EVEN_K), load(q_at + HALF, in_b, EVEN_K)
-    if IS_WIDE:
-        k2a, k2b = load(k2_at, in_a, EVEN_K), load(k2_at + HALF, in_b, EVEN_K)
-    else:
-        k2a, k2b = ka * ka, kb * kb
-    v_t = (load(v_at, in_v, EVEN_V) * weight)[None, :]
-    beta_t = (load(beta_at, in_v, EVEN_V) * weight)[None, :]
-    Ma += ka[:, None] * v_t
-    Mb += kb[:, None] * v_t
-    Ja += k2a[:, None] * beta_t
-    Jb += k2b[:, None] * beta_t
-    Ia, Ib = Ja + prior_h * weight, Jb + prior_h * weight
-    # One reciprocal for two entries: x / a + y / b = (x b + y a) / (a b).
-    inverse = reciprocal(Ia * Ib, HAS_PTX)
-    o_t = tl.sum(((qa[:, None] * Ma) * Ib + (qb[:, None] * Mb) * Ia) * inverse, 0)
-    if not IS_WIDE:
-        o_t *= scale
-    if ONE_TILE:
-        store(o_at, o_t, in_v, EVEN_V)
-    else:
-        o_t += tl.load(o_sum_at, mask=in_v & (not is_first), other=0.0)
-        tl.store(o_sum_at, o_t, mask=in_v & (not is_last))
-        tl.store(o_at, o_t, mask=in_v & is_last)
-    if HAS_VARIANCE:
-        var_t = tl.sum(((qa * qa)[:, None] * Ib + (qb * qb)[:, None] * Ia) * inverse, 0) * weight
-        if not IS_WIDE:
-            var_t *= scale * scale
-        if ONE_TILE:
-            store(variance_at, var_t, in_v, EVEN_V)
-        else:
-            var_t += tl.load(variance_sum_at, mask=in_v & (not is_first), other=0.0)
-            tl.store(variance_sum_at, var_t, mask=in_v & (not is_last))
-            tl.store(variance_at, var_t, mask=in_v & is_last)
-    return Ma, Ja, Mb, Jb
+def scaled(tiles, factor):
+    out = ()
+    for i in tl.static_range(len(tiles)):
+        out = out + (tiles[i] * factor,)
+    return out
 
 
 # The layout of a tile follows from how its states are loaded. Without a known alignment they are loaded one by one,
@@ -150,83 +174,120 @@ def _read_token(
 @triton.jit(do_not_specialize_on_alignment=["M_in", "J_in"])
 def _read_kernel(
     q, k, k_squared, v, beta, g, prior, M_in, J_in, o, variance, o_sum, variance_sum,
-    cu_seqlens, offsets, sequence_of, T, H, first_head, num_heads, chunks_each, scale,
-    K: tl.constexpr, V: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr, C: tl.constexpr, S: tl.constexpr,
-    IS_WIDE: tl.constexpr, HAS_VARIANCE: tl.constexpr, IS_PACKED: tl.constexpr,
-    MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
+    cu_seqlens, offsets, sequence_of, T, H, first_head, num_heads, chunks_each,
+    K: tl.constexpr, V: tl.constexpr, PAIRS: tl.constexpr, VT: tl.constexpr, C: tl.constexpr, STAGES: tl.constexpr,
+    HAS_VARIANCE: tl.constexpr, IS_PACKED: tl.constexpr, MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
 ):  # fmt: skip
-    """o and the variance of one chunk, head and tile of V; one tile of K after the other."""
+    """o and the variance of one chunk, head and tile of V; PAIRS times 2 * 8 keys at a time.
+
+    Two tokens an iteration, so that what is read ahead of them is at least four bytes a thread, which the copy engine
+    needs. States are divided by the decay since they were last true to scale: forgetting costs nothing here.
+    """
+    HALF: tl.constexpr = 8
+    KT: tl.constexpr = 2 * HALF * PAIRS
+    EVEN_K: tl.constexpr = K % KT == 0
+    ONE_TILE: tl.constexpr = K <= KT
     chunk = tl.program_id(0) // num_heads
     local_head = tl.program_id(0) % num_heads
     h = first_head + local_head
     _, _, start, num_tokens = locate(chunk, T, chunks_each, cu_seqlens, offsets, sequence_of, C, IS_PACKED)
-    HALF: tl.constexpr = KT // 2
-    EVEN_K: tl.constexpr = K % KT == 0
-    EVEN_V: tl.constexpr = V % VT == 0
-    ONE_TILE: tl.constexpr = K <= KT
     vv = tl.program_id(1) * VT + tl.arange(0, VT)
     in_v = vv < V
+    both = tl.arange(0, 2)
     prior_h = tl.load(prior + h).to(tl.float32)
     row = start * H + h
+    # Widened keys and queries hold the heads of this call alone, and so do the sums over tiles of keys.
     wide_row = start * num_heads + local_head
-    # Widened keys and queries hold the heads of this call alone.
-    k_row = wide_row if IS_WIDE else row
-    k_step = (num_heads if IS_WIDE else H) * K
-    state = (chunk.to(tl.int64) * num_heads + local_head) * (K * V)
+    k_step, v_step, sum_step = num_heads * K, H * V, num_heads * V
+    state = (chunk.to(tl.int64) * num_heads + local_head) * (K * V) + vv[None, :]
 
     for k0 in range(0, K, KT):
         is_first, is_last = k0 == 0, k0 + KT >= K
         kk = k0 + tl.arange(0, HALF)
-        in_a, in_b = kk < K, kk + HALF < K
-        tile = state + kk[:, None] * V + vv[None, :]
-        mask_a, mask_b = in_a[:, None] & in_v[None, :], in_b[:, None] & in_v[None, :]
-        Ma, Mb = load(M_in + tile, mask_a, EVEN_K and EVEN_V), load(M_in + tile + HALF * V, mask_b, EVEN_K and EVEN_V)
-        Ja, Jb = load(J_in + tile, mask_a, EVEN_K and EVEN_V), load(J_in + tile + HALF * V, mask_b, EVEN_K and EVEN_V)
-        q_at, k_at, k2_at = q + k_row * K + kk, k + k_row * K + kk, k_squared + k_row * K + kk
-        v_at, beta_at, g_at = v + row * V + vv, beta + row * V + vv, g + row
-        o_at, variance_at = o + row * V + vv, variance + row * V + vv
+        Ms, Js = (), ()
+        for i in tl.static_range(2 * PAIRS):
+            tile = state + (kk + i * HALF)[:, None] * V
+            in_tile = (kk + i * HALF < K)[:, None] & in_v[None, :]
+            Ms = Ms + (tl.load(M_in + tile, mask=in_tile, other=0.0),)
+            Js = Js + (tl.load(J_in + tile, mask=in_tile, other=0.0),)
+        # Two halves of a pair side by side, and two tokens side by side.
+        pair = kk[:, None] + both[None, :] * HALF
+        q_at, k_at, k2_at = q + wide_row * K + pair, k + wide_row * K + pair, k_squared + wide_row * K + pair
+        v_at, beta_at = v + row * V + vv[:, None] + both * v_step, beta + row * V + vv[:, None] + both * v_step
+        o_at, variance_at, g_at = o + row * V + vv, variance + row * V + vv, g + row
         o_sum_at, variance_sum_at = o_sum + wide_row * V + vv, variance_sum + wide_row * V + vv
         # Log decay since the states were last true to scale.
         decay = 0.0
-        for first in range(0, num_tokens, S):
-            num = tl.minimum(num_tokens - first, S)
-            total = decay
-            for i in tl.static_range(S):
-                total += tl.load(g_at + i * H, mask=i < num, other=0.0).to(tl.float32)
-            if (num == S) & (total > -MAX_DECAY):
-                for i in tl.static_range(S):
-                    decay += tl.load(g_at + i * H).to(tl.float32)
-                    Ma, Ja, Mb, Jb = _read_token(
-                        Ma, Ja, Mb, Jb, tl.exp(-decay), prior_h,
-                        q_at + i * k_step, k_at + i * k_step, k2_at + i * k_step, v_at + i * H * V, beta_at + i * H * V,
-                        o_at + i * H * V, variance_at + i * H * V,
-                        o_sum_at + i * num_heads * V, variance_sum_at + i * num_heads * V,
-                        in_a, in_b, in_v, is_first, is_last, scale,
-                        HALF, EVEN_K, EVEN_V, ONE_TILE, IS_WIDE, HAS_VARIANCE, HAS_PTX,
-                    )  # fmt: skip
-            else:
-                # The end of a sequence, or decays too strong to take together: each token forgets for itself.
-                for j in range(num):
-                    alpha = tl.exp(decay + tl.load(g_at + j * H).to(tl.float32))
+        for t in tl.range(0, num_tokens, 2, num_stages=STAGES):
+            in_v_t = in_v[:, None] & (t + both < num_tokens)[None, :]
+            vs = tl.split(tl.load(v_at, mask=in_v_t, other=0.0).to(tl.float32))
+            betas = tl.split(tl.load(beta_at, mask=in_v_t, other=0.0).to(tl.float32))
+            if not ONE_TILE:
+                in_sum = in_v_t & (not is_first)
+                os = tl.split(tl.load(o_sum_at[:, None] + both * sum_step, mask=in_sum, other=0.0))
+                if HAS_VARIANCE:
+                    variances = tl.split(tl.load(variance_sum_at[:, None] + both * sum_step, mask=in_sum, other=0.0))
+            gs = (tl.load(g_at), tl.load(g_at + H, mask=t + 1 < num_tokens, other=0.0))
+            for u in tl.static_range(2):
+                is_token = t + u < num_tokens
+                decay += gs[u].to(tl.float32)
+                # Rare: before the weights below grow too large, and for a reset.
+                if decay < -MAX_DECAY:
+                    Ms, Js = scaled(Ms, tl.exp(decay)), scaled(Js, tl.exp(decay))
                     decay = 0.0
-                    Ma, Ja, Mb, Jb = _read_token(
-                        Ma * alpha, Ja * alpha, Mb * alpha, Jb * alpha, 1.0, prior_h,
-                        q_at + j * k_step, k_at + j * k_step, k2_at + j * k_step, v_at + j * H * V, beta_at + j * H * V,
-                        o_at + j * H * V, variance_at + j * H * V,
-                        o_sum_at + j * num_heads * V, variance_sum_at + j * num_heads * V,
-                        in_a, in_b, in_v, is_first, is_last, scale,
-                        HALF, EVEN_K, EVEN_V, ONE_TILE, IS_WIDE, HAS_VARIANCE, HAS_PTX,
-                    )  # fmt: skip
-            q_at += S * k_step
-            k_at += S * k_step
-            k2_at += S * k_step
-            v_at += S * H * V
-            beta_at += S * H * V
-            g_at += S * H
-            o_at += S * H * V
-            variance_at += S * H * V
-            o_sum_at += S * num_heads * V
-            variance_sum_at += S * num_heads * V
+                weight = tl.exp(-decay)
+                v_t, beta_t = (vs[u] * weight)[None, :], (betas[u] * weight)[None, :]
+                if ONE_TILE:
+                    o_t = tl.zeros([VT], tl.float32)
+                    variance_t = tl.zeros([VT], tl.float32)
+                else:
+                    o_t = os[u]
+                    if HAS_VARIANCE:
+                        variance_t = variances[u]
+                new_Ms, new_Js = (), ()
+                for i in tl.static_range(PAIRS):
+                    here = 2 * i * HALF
+                    if EVEN_K:
+                        in_pair = is_token & (pair < K)
+                    else:
+                        in_pair = is_token & (pair + here < K)
+                    ka, kb = tl.split(tl.load(k_at + u * k_step + here, mask=in_pair, other=0.0))
+                    qa, qb = tl.split(tl.load(q_at + u * k_step + here, mask=in_pair, other=0.0))
+                    k2a, k2b = tl.split(tl.load(k2_at + u * k_step + here, mask=in_pair, other=0.0))
+                    qa, qb = qa[:, None], qb[:, None]
+                    Ma, Mb = Ms[2 * i] + ka[:, None] * v_t, Ms[2 * i + 1] + kb[:, None] * v_t
+                    Ja, Jb = Js[2 * i] + k2a[:, None] * beta_t, Js[2 * i + 1] + k2b[:, None] * beta_t
+                    new_Ms, new_Js = new_Ms + (Ma, Mb), new_Js + (Ja, Jb)
+                    Ia, Ib = Ja + prior_h * weight, Jb + prior_h * weight
+                    # One reciprocal for two entries: x / a + y / b = (x b + y a) / (a b).
+                    inverse = reciprocal(Ia * Ib, HAS_PTX)
+                    o_t += tl.sum((qa * Ma * Ib + qb * Mb * Ia) * inverse, 0)
+                    if HAS_VARIANCE:
+                        variance_t += tl.sum((qa * qa * Ib + qb * qb * Ia) * inverse, 0) * weight
+                Ms, Js = new_Ms, new_Js
+                in_o = in_v & is_token
+                if ONE_TILE:
+                    tl.store(o_at + u * v_step, o_t, mask=in_o)
+                    if HAS_VARIANCE:
+                        tl.store(variance_at + u * v_step, variance_t, mask=in_o)
+                else:
+                    tl.store(o_at + u * v_step, o_t, mask=in_o & is_last)
+                    tl.store(o_sum_at + u * sum_step, o_t, mask=in_o & (not is_last))
+                    if HAS_VARIANCE:
+                        tl.store(variance_at + u * v_step, variance_t, mask=in_o & is_last)
+                        tl.store(variance_sum_at + u * sum_step, variance_t, mask=in_o & (not is_last))
+            q_at += 2 * k_step
+            k_at += 2 * k_step
+            k2_at += 2 * k_step
+            v_at += 2 * v_step
+            beta_at += 2 * v_step
+            g_at += 2 * H
+            o_at += 2 * v_step
+            variance_at += 2 * v_step
+            o_sum_at += 2 * sum_step
+            variance_sum_at += 2 * sum_step
+        # What one thread has stored for the next tile of keys another one may load.
+        tl.debug_barrier()
 
 
 class ForwardResult(NamedTuple):
@@ -236,41 +297,118 @@ class ForwardResult(NamedTuple):
     importance: Tensor | None
 
 
+class Sequences(NamedTuple):
+    """Where the sequences of a call lie in memory, and the states before them."""
+
+    num: int
+    num_tokens: int
+    cu_seqlens: Tensor | None
+    M_start: Tensor | None
+    J_start: Tensor | None
+
+    @classmethod
+    def of(
+        cls, g: Tensor, prior: Tensor, mean0: Tensor | None, importance0: Tensor | None, cu_seqlens: Tensor | None
+    ) -> "Sequences":
+        num = g.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
+        M_start = J_start = None
+        if mean0 is not None and importance0 is not None:
+            importance0 = importance0.float()
+            M_start = (mean0.float() * importance0).contiguous()
+            J_start = (importance0 - prior.float()[:, None, None]).contiguous()
+        return cls(num, g.shape[1], cu_seqlens, M_start, J_start)
+
+    def cut(self, length: int) -> Pieces:
+        return cut(self.num, self.num_tokens, length, self.cu_seqlens)
+
+
+# Tokens a matrix product of _states_kernel takes: with more, the three products that stand for one in float32 spill.
+DOT = 32
+# Programs of four warps from which on the sequences and heads alone keep a GPU busy.
+MANY_PROGRAMS = 264
+
+
+def scan(
+    a: Tensor,
+    b: Tensor,
+    decay: Tensor,
+    sequences: Sequences,
+    segments: Pieces,
+    start: tuple[Tensor, Tensor] | None,
+    end: tuple[Tensor, Tensor] | None,
+    H: int,
+    first_head: int,
+    reverse: bool,
+) -> None:
+    """Runs `scan_kernel` over a and b, each [segments, num_heads, K, V]."""
+    size, num_heads = a.shape[2] * a.shape[3], a.shape[1]
+    block = 128
+    scan_kernel[(sequences.num * num_heads, triton.cdiv(size, block))](
+        a, b, decay, *(start or (a, b)), *(end or (a, b)), segments.offsets, H, first_head, num_heads, segments.each,
+        size, block, 4, reverse, start is not None, end is not None, sequences.cu_seqlens is not None, num_warps=1,
+    )  # fmt: skip
+
+
 def chunk_states(
     k: Tensor,
     v: Tensor,
     beta: Tensor,
     g: Tensor,
     prior: Tensor,
-    mean0: Tensor | None,
-    importance0: Tensor | None,
-    cu_seqlens: Tensor | None,
-    chunks: Pieces | None,
+    sequences: Sequences,
+    chunks: Pieces,
     first_head: int,
     num_heads: int,
-    final: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor] | None:
-    """M and J before every chunk, each [chunks, num_heads, K, V] float32; writes the final state where wanted."""
-    B, T, H, K = k.shape
+    end: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """M and J before every chunk, each [chunks, num_heads, K, V] float32; `end` takes those after every sequence."""
+    T, H, K = k.shape[1:]
     V = v.shape[-1]
-    N = B if cu_seqlens is None else cu_seqlens.numel() - 1
-    states = None
-    if chunks is not None:
-        states = tuple(k.new_empty(chunks.count, num_heads, K, V, dtype=torch.float32) for _ in range(2))
-    KT = power_of_two_tile(K, (32, 16))
-    VT = power_of_two_tile(V, (64, 32, 16))
-    grid = (N * num_heads, triton.cdiv(K, KT) * triton.cdiv(V, VT))
-    # A pointer that is not used still has to be one.
-    M_out, J_out = states or (prior, prior)
-    mean_out, importance_out = final or (prior, prior)
-    _states_kernel[grid](
-        k, v, beta, g, prior, mean0, importance0, M_out, J_out, mean_out, importance_out,
-        cu_seqlens, None if chunks is None else chunks.offsets, T, H, first_head, num_heads,
-        0 if chunks is None else chunks.each,
-        K, V, KT, VT, 64 if chunks is None else chunks.length,
-        HAS_INITIAL=mean0 is not None, STORE_CHUNKS=chunks is not None, STORE_FINAL=final is not None,
-        IS_PACKED=cu_seqlens is not None, num_warps=4,
-    )  # fmt: skip
+    KT = smallest_cover(K, (32, 16))
+    VT = smallest_cover(V, (64, 32, 16))
+    tiles = triton.cdiv(K, KT) * triton.cdiv(V, VT)
+
+    def empty(count: int) -> tuple[Tensor, Tensor]:
+        x, y = (k.new_empty(count, num_heads, K, V, dtype=torch.float32) for _ in range(2))
+        return x, y
+
+    def run(
+        segments: Pieces,
+        start: tuple[Tensor, Tensor] | None,
+        start_kind: int,
+        out: tuple[Tensor, Tensor] | None,
+        ends: tuple[Tensor, Tensor] | None,
+        end_kind: int,
+        decay: Tensor,
+    ) -> None:
+        # A pointer that is not used still has to be one.
+        _states_kernel[(segments.count * num_heads, tiles)](
+            k, v, beta, g, prior, *(start or (prior, prior)), *(out or (prior, prior)), *(ends or (prior, prior)), decay,
+            sequences.cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets, T, H, first_head, num_heads,
+            segments.each, chunks.each, K, V, KT, VT, segments.length, chunks.length, DOT,
+            START=start_kind, STORE_CHUNKS=out is not None, END=end_kind, IS_PACKED=sequences.cu_seqlens is not None,
+            num_warps=4,
+        )  # fmt: skip
+
+    start = None
+    if sequences.M_start is not None and sequences.J_start is not None:
+        start = (sequences.M_start, sequences.J_start)
+    if sequences.num * num_heads * tiles >= MANY_PROGRAMS or chunks.each == 1:
+        states = empty(chunks.count)
+        whole = sequences.cut(triton.next_power_of_2(max(sequences.num_tokens, chunks.length)))
+        run(whole, start, int(start is not None), states, end, int(end is not None), g)
+        return states
+    # Too few sequences and heads to fill a GPU: what every segment adds, then a scan over the segments, then, where
+    # chunks are shorter than segments, all segments again from the states that are now known.
+    segments = chunks if chunks.length >= 128 else sequences.cut(512)
+    starts = empty(segments.count)
+    decay = k.new_empty(segments.count, num_heads, dtype=torch.float32)
+    run(segments, None, 0, None, starts, 2, decay)
+    scan(*starts, decay, sequences, segments, start, end, H, first_head, reverse=False)
+    if segments is chunks:
+        return starts
+    states = empty(chunks.count)
+    run(segments, starts, 2, states, None, 0, decay)
     return states
 
 
@@ -291,36 +429,37 @@ def forward(
     """The operator without checks and without autograd: contiguous arguments of `palimpsa`, in float32 or less."""
     B, T, H, K = q.shape
     V = v.shape[-1]
-    N = B if cu_seqlens is None else cu_seqlens.numel() - 1
+    sequences = Sequences.of(g, importance_prior, mean0, importance0, cu_seqlens)
     o = torch.empty_like(v)
     variance = torch.empty_like(v) if output_variance else None
-    final = None
+    end = None
     if output_final_state:
-        final = tuple(q.new_empty(N, H, K, V, dtype=torch.float32) for _ in range(2))
-    has_tokens = o.numel() > 0
-    plan = plan_forward(B * T, N, H, K, V)
-    chunks = cut(N, T, plan.chunk_size, cu_seqlens) if has_tokens else None
-    wide = not plan.is_one_tile
-    for first_head, num_heads in plan.head_slices if has_tokens or final else ():
-        states = chunk_states(
-            k, v, beta, g, importance_prior, mean0, importance0, cu_seqlens, chunks, first_head, num_heads, final
-        )
-        if states is None:
-            continue
-        qs = ks = k_squared = k
-        sums = [o, o]
-        if wide:
-            qs, ks, k_squared = widen(q, k, scale, first_head, num_heads)
-            sums = [v.new_empty(B * T, num_heads, V, dtype=torch.float32) for _ in range(1 + output_variance)] * 2
-        _read_kernel[(chunks.count * num_heads, triton.cdiv(V, plan.VT))](
-            qs if wide else q, ks, k_squared, v, beta, g, importance_prior, *states,
-            o, variance if output_variance else o, sums[0], sums[1],
-            cu_seqlens, chunks.offsets, chunks.sequence_of, T, H, first_head, num_heads, chunks.each, scale,
-            K, V, plan.KT, plan.VT, plan.chunk_size, 4,
-            IS_WIDE=wide, HAS_VARIANCE=output_variance, IS_PACKED=cu_seqlens is not None,
-            MAX_DECAY=MAX_DECAY, HAS_PTX=HAS_PTX, num_warps=1,
-        )  # fmt: skip
-    return ForwardResult(o, variance, *(final or (None, None)))
+        # As a call without tokens leaves them.
+        M_end, J_end = (torch.zeros(sequences.num, H, K, V, dtype=torch.float32, device=q.device) for _ in range(2))
+        if sequences.M_start is not None and sequences.J_start is not None:
+            M_end, J_end = sequences.M_start.clone(), sequences.J_start.clone()
+        end = (M_end, J_end)
+    if o.numel() > 0:
+        plan = plan_forward(B * T, sequences.num, H, K, V)
+        chunks = sequences.cut(plan.chunk_size)
+        for first_head, num_heads in plan.head_slices:
+            states = chunk_states(k, v, beta, g, importance_prior, sequences, chunks, first_head, num_heads, end)
+            wide = widen(q, k, scale, first_head, num_heads)
+            sums = [o, o]
+            if K > plan.KT:
+                sums = [v.new_empty(B * T, num_heads, V, dtype=torch.float32) for _ in range(1 + output_variance)] * 2
+            _read_kernel[(chunks.count * num_heads, triton.cdiv(V, plan.VT))](
+                *wide, v, beta, g, importance_prior, *states, o, o if variance is None else variance, sums[0], sums[1],
+                cu_seqlens, chunks.offsets, chunks.sequence_of, T, H, first_head, num_heads, chunks.each,
+                K, V, plan.KT // 16, plan.VT, plan.chunk_size, 3,
+                HAS_VARIANCE=output_variance, IS_PACKED=cu_seqlens is not None,
+                MAX_DECAY=MAX_DECAY, HAS_PTX=HAS_PTX, num_warps=1,
+            )  # fmt: skip
+    if end is None:
+        return ForwardResult(o, variance, None, None)
+    M, J = end
+    importance = J.add_(importance_prior.float()[:, None, None])
+    return ForwardResult(o, variance, M.div_(importance), importance)
 
 
 def widen(q: Tensor, k: Tensor, scale: float, first_head: int, num_heads: int) -> list[Tensor]:
@@ -338,7 +477,6 @@ class ForwardPlan(NamedTuple):
     chunk_size: int
     KT: int
     VT: int
-    is_one_tile: bool
     head_slices: list[tuple[int, int]]
 
 
@@ -355,13 +493,13 @@ def slice_heads(num_heads: int, bytes_a_head: int) -> list[tuple[int, int]]:
 
 def plan_forward(num_tokens: int, num_sequences: int, H: int, K: int, V: int) -> ForwardPlan:
     """The table of tile sizes, one entry a class of shapes."""
-    KT = 16
-    VT = power_of_two_tile(V, (64, 32, 16) if K > KT else (32, 16))
+    KT = smallest_cover(K, (48, 32, 16))
+    VT = smallest_cover(V, (32, 16))
     # Longer chunks move fewer states; shorter ones fill the GPU.
     num_programs = triton.cdiv(num_tokens, 128) * H * triton.cdiv(V, VT)
     chunk_size = 128 if num_programs >= 4096 else 64
     num_chunks = num_tokens // chunk_size + num_sequences
-    bytes_a_head = 8 * num_chunks * K * V
+    bytes_a_head = 8 * num_chunks * K * V + 12 * num_tokens * K
     if K > KT:
-        bytes_a_head += 12 * num_tokens * K + 8 * num_tokens * V
-    return ForwardPlan(chunk_size, KT, VT, K <= KT, slice_heads(H, bytes_a_head))
+        bytes_a_head += 8 * num_tokens * V
+    return ForwardPlan(chunk_size, KT, VT, slice_heads(H, bytes_a_head))

@@ -46,23 +46,6 @@ def locate(piece, T, pieces_each, cu_seqlens, offsets, sequence_of, LENGTH: tl.c
     return n, index, start, tl.maximum(tl.minimum(end - start, LENGTH), 0).to(tl.int32)
 
 
-@triton.jit
-def load(pointers, mask, IS_EVEN: tl.constexpr):
-    """A float32 load, masked only where a tile can reach past an edge."""
-    if IS_EVEN:
-        return tl.load(pointers).to(tl.float32)
-    else:
-        return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def store(pointers, x, mask, IS_EVEN: tl.constexpr):
-    if IS_EVEN:
-        tl.store(pointers, x)
-    else:
-        tl.store(pointers, x, mask=mask)
-
-
 class Pieces(NamedTuple):
     """Sequences cut into pieces of at most `length` tokens, without reading `cu_seqlens` on the host.
 
@@ -95,6 +78,6 @@ def cut(num_sequences: int, num_tokens: int, length: int, cu_seqlens: Tensor | N
     return Pieces(length, count, 0, offsets, sequence_of.to(torch.int32))
 
 
-def power_of_two_tile(size: int, choices: tuple[int, ...]) -> int:
-    """The largest of `choices` (descending) that wastes least of `size`."""
-    return min(choices, key=lambda tile: (triton.cdiv(size, tile) * tile, -tile))
+def smallest_cover(size: int, tiles: tuple[int, ...]) -> int:
+    """The tile whose multiples cover `size` with the least waste, the first of equals."""
+    return min(tiles, key=lambda tile: triton.cdiv(size, tile) * tile)
