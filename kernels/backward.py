@@ -12,12 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .forward import Sequences, chunk_states, scaled, scan, slice_heads, widen
+from .forward import SCRATCH_BYTES, Sequences, chunk_states, scaled, scan, slice_heads, widen
 from .primitives import HAS_PTX, INTERPRETED, MAX_DECAY, locate, reciprocal
 
-# Tokens between two chunk states, and between two states that a program keeps in its scratch.
-CHUNK = 32
-BLOCK = 4
+# Tokens between two states that the backward starts from: over more, taking tokens out of a state again would lose
+# precision, and over fewer, the states would take more time to move than to use.
+CHUNK = 16
+# Within so many tokens a smaller decay is better met token by token: the way back divides by it.
+MAX_CHUNK_DECAY = 4.0
 
 
 # Without a known alignment of the states the lanes lie along V: see forward.py.
@@ -138,30 +140,21 @@ def _sum_in_thread(x, EK: tl.constexpr, LK: tl.constexpr, VT: tl.constexpr):
 
 
 @triton.jit
-def _load_token(k_at, v_at, beta_at, in_k, in_v):
-    """k, v and beta of one token, [EK, LK, 1] and [1, LK, VT]; nothing is written by zeros."""
-    k_t = tl.load(k_at, mask=in_k, other=0.0).to(tl.float32)[:, :, None]
-    v_t = tl.load(v_at, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
-    beta_t = tl.load(beta_at, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
-    return k_t, v_t, beta_t
-
-
-@triton.jit
 def _gradients_kernel(
-    q, k, v, beta, g, prior, do, dvar, M_in, J_in, flow_M, flow_E,
-    dq, dk, dv, dbeta, dv_sum, dbeta_sum, dg_terms, dg_anchor, E_terms, start_M, start_E, scratch,
+    q, k, v, beta, g, prior, do, dvar, M_in, J_in, M_end, J_end, flow_M, flow_E,
+    dq, dk, dv, dbeta, dv_sum, dbeta_sum, dg_terms, dg_anchor, E_terms, start_M, start_E,
     cu_seqlens, offsets, sequence_of, chunk_offsets, num_items, num_tokens_all, T, H, first_head, num_heads,
     segments_each, chunks_each, num_chunks, dq_scale,
     K: tl.constexpr, V: tl.constexpr, EK: tl.constexpr, LK: tl.constexpr, VT: tl.constexpr,
-    SEGMENT: tl.constexpr, CHUNK: tl.constexpr, S: tl.constexpr, STAGES: tl.constexpr,
+    SEGMENT: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
     FLOW: tl.constexpr, HAS_DVAR: tl.constexpr, IS_PACKED: tl.constexpr, WANTS_START: tl.constexpr,
     MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
 ):  # fmt: skip
     """All gradients of one segment, head and tile of V: one tile of K after the other, chunks and tokens backwards.
 
-    A state is [EK, LK, VT] with key ek + EK * lk: EK in registers, LK and VT / 4 over the lanes of one warp. In every
-    chunk the states are computed forwards and kept once every S tokens; then, block by block from the end, S states
-    are computed from the one kept and used in reverse.
+    A state is [EK, LK, VT] with key ek + EK * lk: EK in registers, LK and VT / 4 over the lanes of one warp. Each chunk
+    starts from the state after it and takes its tokens out again one by one. That is exact to rounding as long as no
+    importance has grown much within the chunk; where one has, the states come from the one before the chunk instead.
     """
     KT: tl.constexpr = EK * LK
     EVEN_K: tl.constexpr = K % KT == 0
@@ -169,9 +162,6 @@ def _gradients_kernel(
     tiles_v: tl.constexpr = (V + VT - 1) // VT
     key = tl.arange(0, EK)[:, None] + (tl.arange(0, LK) * EK)[None, :]
     lane_value = tl.zeros([LK, 1], tl.int32) + tl.arange(0, VT)[None, :]
-    slot = (tl.arange(0, EK)[:, None, None] * LK + tl.arange(0, LK)[None, :, None]) * VT
-    slot += tl.arange(0, VT)[None, None, :]
-    kept = scratch + tl.program_id(0).to(tl.int64) * (CHUNK // S * 2 * KT * VT) + slot
 
     for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
         tile_v = item % tiles_v
@@ -185,6 +175,10 @@ def _gradients_kernel(
             first_chunk = tl.load(chunk_offsets + n).to(tl.int64) + index * (SEGMENT // CHUNK)
         else:
             first_chunk = n.to(tl.int64) * chunks_each + index * (SEGMENT // CHUNK)
+        if IS_PACKED:
+            is_end = start + num_tokens == tl.load(cu_seqlens + n + 1)
+        else:
+            is_end = start + num_tokens == (n + 1).to(tl.int64) * T
         vv = tile_v * VT + lane_value
         in_v = vv < V
         # Every row of lanes holds the same sums over keys: the first one stores them.
@@ -222,121 +216,128 @@ def _gradients_kernel(
                 dM = tl.load(flow_M + flow, mask=in_tile, other=0.0)
                 E = tl.load(flow_E + flow, mask=in_tile, other=0.0)
 
-            num_inner = (num_tokens + CHUNK - 1) // CHUNK
-            for back in range(num_inner):
-                chunk_start = (num_inner - 1 - back) * CHUNK
-                num_here = tl.minimum(num_tokens - chunk_start, CHUNK)
-                num_blocks = (num_here + S - 1) // S
-                state = ((first_chunk + num_inner - 1 - back) * num_heads + local_head) * (K * V) + tile
-                M = tl.load(M_in + state, mask=in_tile, other=0.0)
-                J = tl.load(J_in + state, mask=in_tile, other=0.0)
-                # Nothing of the chunk before may still be read from the scratch.
-                tl.debug_barrier()
-                for block in tl.range(0, num_blocks, num_stages=STAGES):
-                    t = chunk_start + block * S
-                    tl.store(kept + block * (2 * KT * VT), M)
-                    tl.store(kept + block * (2 * KT * VT) + KT * VT, J)
-                    decay = 0.0
-                    for i in tl.static_range(S):
-                        is_token = t + i < num_tokens
-                        k_t, v_t, beta_t = _load_token(
-                            k_0 + (t + i) * k_step, v_0 + (t + i) * v_step, beta_0 + (t + i) * v_step,
-                            in_k & is_token, in_v & is_token,
-                        )  # fmt: skip
-                        decay += tl.load(g_0 + (t + i) * H, mask=is_token, other=0.0).to(tl.float32)
-                        if decay < -MAX_DECAY:
-                            M, J = M * tl.exp(decay), J * tl.exp(decay)
-                            decay = 0.0
-                        weight = tl.exp(-decay)
-                        M += k_t * (v_t * weight)
-                        J += (k_t * k_t) * (beta_t * weight)
-                    M, J = M * tl.exp(decay), J * tl.exp(decay)
-                anchor_at = dg_anchor + (tile_v.to(tl.int64) * num_chunks + first_chunk + num_inner - 1 - back) * num_heads
-                anchor = tl.sum(tl.reshape(dM * M - E * J, KT * VT))
-                anchor += tl.load(anchor_at + local_head, mask=not is_first, other=0.0)
-                tl.store(anchor_at + local_head, anchor)
-                # What one thread has kept another one may read.
-                tl.debug_barrier()
+            last = (num_tokens - 1).to(tl.int64)
+            q_at, k_at, dq_at, dk_at = q_0 + last * k_step, k_0 + last * k_step, dq_0 + last * dk_step, dk_0 + last * dk_step
+            v_at, beta_at, do_at, dvar_at = (
+                v_0 + last * v_step, beta_0 + last * v_step, do_0 + last * v_step, dvar_0 + last * v_step
+            )  # fmt: skip
+            dv_at, dbeta_at = dv_0 + last * v_step, dbeta_0 + last * v_step
+            dv_sum_at, dbeta_sum_at = dv_sum_0 + last * sum_step, dbeta_sum_0 + last * sum_step
+            dg_at, g_at = dg_0 + last * num_heads, g_0 + last * H
+            M = tl.zeros([EK, LK, VT], tl.float32)
+            J = tl.zeros([EK, LK, VT], tl.float32)
+            # Log decay from the start of the chunk to the token, while the states are to be multiplied by it.
+            decay = 0.0
+            from_start = False
+            for back in tl.range(0, num_tokens, num_stages=STAGES):
+                t = num_tokens - 1 - back
+                q_t = tl.load(q_at, mask=in_k, other=0.0)[:, :, None]
+                k_t = tl.load(k_at, mask=in_k, other=0.0)[:, :, None]
+                v_t = tl.load(v_at, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
+                beta_t = tl.load(beta_at, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
+                do_t = tl.load(do_at, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
+                g_t = tl.load(g_at).to(tl.float32)
+                if (t % CHUNK == CHUNK - 1) | (back == 0):
+                    chunk = first_chunk + t // CHUNK
+                    state = (chunk * num_heads + local_head) * (K * V) + tile
+                    if (back == 0) & is_end:
+                        end = (n.to(tl.int64) * H + h) * (K * V) + tile
+                        M = tl.load(M_end + end, mask=in_tile, other=0.0)
+                        J = tl.load(J_end + end, mask=in_tile, other=0.0)
+                    else:
+                        M = tl.load(M_in + state + num_heads * (K * V), mask=in_tile, other=0.0)
+                        J = tl.load(J_in + state + num_heads * (K * V), mask=in_tile, other=0.0)
+                    anchor_at = dg_anchor + (tile_v.to(tl.int64) * num_chunks + chunk) * num_heads + local_head
+                    anchor = tl.sum(tl.reshape(dM * M - E * J, KT * VT))
+                    anchor += tl.load(anchor_at, mask=not is_first, other=0.0)
+                    tl.store(anchor_at, anchor)
+                    of_chunk = t // CHUNK * CHUNK + tl.arange(0, CHUNK)
+                    decay = tl.sum(tl.load(g_0 + of_chunk * H, mask=of_chunk <= t, other=0.0).to(tl.float32), 0)
+                    # In the scale of the chunk's start importances only grow: by how much, at most?
+                    grown = (J + prior_h) * tl.exp(-tl.maximum(decay, -MAX_DECAY))
+                    before = tl.load(J_in + state, mask=in_tile, other=0.0) + prior_h
+                    grown = tl.max(tl.reshape(tl.where(grown > 16.0 * before, 1, 0), KT * VT))
+                    from_start = (grown > 0) | (decay < -MAX_DECAY)
+                    if from_start:
+                        decay = 0.0
+                    else:
+                        M, J = M * tl.exp(-decay), J * tl.exp(-decay)
+                        dM, E = dM * tl.exp(decay), E * tl.exp(decay)
+                if from_start:
+                    state = ((first_chunk + t // CHUNK) * num_heads + local_head) * (K * V) + tile
+                    M = tl.load(M_in + state, mask=in_tile, other=0.0)
+                    J = tl.load(J_in + state, mask=in_tile, other=0.0)
+                    for m in range(t // CHUNK * CHUNK, t + 1):
+                        alpha = tl.exp(tl.load(g_0 + m * H).to(tl.float32))
+                        k_m = tl.load(k_0 + m * k_step, mask=in_k, other=0.0)[:, :, None]
+                        v_m = tl.load(v_0 + m * v_step, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
+                        beta_m = tl.load(beta_0 + m * v_step, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
+                        M = M * alpha + k_m * v_m
+                        J = J * alpha + (k_m * k_m) * beta_m
+                weight = tl.exp(-decay)
+                inverse = reciprocal(J + prior_h * weight, HAS_PTX)
+                mean = M * inverse
+                to_M = q_t * (do_t * inverse)
+                to_E = to_M * mean
+                dq_t = _sum_in_thread(mean * do_t, EK, LK, VT)
+                if HAS_DVAR:
+                    dvar_t = tl.load(dvar_at, mask=in_v, other=0.0).to(tl.float32)[None, :, :] * weight
+                    spread = q_t * (dvar_t * inverse)
+                    to_E += q_t * (spread * inverse)
+                    dq_t += 2.0 * _sum_in_thread(dvar_t * inverse, EK, LK, VT) * q_t
+                dM += to_M
+                E += to_E
 
-                for back_block in tl.range(0, num_blocks, num_stages=STAGES):
-                    block = num_blocks - 1 - back_block
-                    t = chunk_start + block * S
-                    M = tl.load(kept + block * (2 * KT * VT))
-                    J = tl.load(kept + block * (2 * KT * VT) + KT * VT)
-                    # After every token: the states, the weight of their scale, and what a change of scale came to.
-                    Ms, Js, weights, changes, tokens = (), (), (), (), ()
-                    decay = 0.0
-                    for i in tl.static_range(S):
-                        is_token = t + i < num_tokens
-                        token = _load_token(
-                            k_0 + (t + i) * k_step, v_0 + (t + i) * v_step, beta_0 + (t + i) * v_step,
-                            in_k & is_token, in_v & is_token,
-                        )  # fmt: skip
-                        decay += tl.load(g_0 + (t + i) * H, mask=is_token, other=0.0).to(tl.float32)
-                        change = 1.0
-                        if decay < -MAX_DECAY:
-                            change = tl.exp(decay)
-                            M, J = M * change, J * change
-                            decay = 0.0
-                        weight = tl.exp(-decay)
-                        M += token[0] * (token[1] * weight)
-                        J += (token[0] * token[0]) * (token[2] * weight)
-                        Ms, Js, tokens = Ms + (M,), Js + (J,), tokens + (token,)
-                        weights, changes = weights + (weight,), changes + (change,)
-                    dM, E = dM * tl.exp(decay), E * tl.exp(decay)
+                v_w, beta_w = v_t * weight, beta_t * weight
+                of_M = _sum_in_thread(dM * v_w, EK, LK, VT)
+                of_E = _sum_in_thread(E * beta_w, EK, LK, VT)
+                k2_t = k_t * k_t
+                tl.store(dq_at, tl.sum(dq_t, 2) * dq_scale, mask=in_k)
+                tl.store(dk_at, tl.sum(of_M - (2.0 * k_t) * of_E, 2), mask=in_k)
+                dv_t = tl.sum(dM * k_t, 0) * weight
+                dbeta_t = tl.sum(E * k2_t, 0) * -weight
+                own_E = tl.sum(to_E, 0) * weight
+                sum_E += own_E
+                # What this token adds to the sum over time that is the gradient of its log decay: README.md.
+                dg_t = prior_h * own_E - tl.reshape(v_t, LK, VT) * dv_t - tl.reshape(beta_t, LK, VT) * dbeta_t
+                if HAS_DVAR:
+                    dg_t -= tl.sum(q_t * spread, 0)
+                dg_t = tl.sum(tl.reshape(dg_t, LK * VT))
+                dv_t = tl.broadcast_to(tl.sum(dv_t, 0)[None, :], LK, VT)
+                dbeta_t = tl.broadcast_to(tl.sum(dbeta_t, 0)[None, :], LK, VT)
+                if ONE_TILE:
+                    tl.store(dv_at, dv_t, mask=store_v)
+                    tl.store(dbeta_at, dbeta_t, mask=store_v)
+                else:
+                    dv_t += tl.load(dv_sum_at, mask=in_v & (not is_first), other=0.0)
+                    dbeta_t += tl.load(dbeta_sum_at, mask=in_v & (not is_first), other=0.0)
+                    dg_t += tl.load(dg_at, mask=not is_first, other=0.0)
+                    tl.store(dv_sum_at, dv_t, mask=store_v & (not is_last))
+                    tl.store(dbeta_sum_at, dbeta_t, mask=store_v & (not is_last))
+                    tl.store(dv_at, dv_t, mask=store_v & is_last)
+                    tl.store(dbeta_at, dbeta_t, mask=store_v & is_last)
+                tl.store(dg_at, dg_t)
 
-                    for i in tl.static_range(S - 1, -1, -1):
-                        is_token = t + i < num_tokens
-                        M, J, weight = Ms[i], Js[i], weights[i]
-                        k_t, v_t, beta_t = tokens[i]
-                        q_t = tl.load(q_0 + (t + i) * k_step, mask=in_k & is_token, other=0.0)[:, :, None]
-                        do_t = tl.load(do_0 + (t + i) * v_step, mask=in_v & is_token, other=0.0)
-                        do_t = do_t.to(tl.float32)[None, :, :]
-                        inverse = reciprocal(J + prior_h * weight, HAS_PTX)
-                        mean = M * inverse
-                        to_M = q_t * (do_t * inverse)
-                        to_E = to_M * mean
-                        dq_t = _sum_in_thread(mean * do_t, EK, LK, VT)
-                        if HAS_DVAR:
-                            dvar_t = tl.load(dvar_0 + (t + i) * v_step, mask=in_v & is_token, other=0.0)
-                            dvar_t = dvar_t.to(tl.float32)[None, :, :] * weight
-                            spread = q_t * (dvar_t * inverse)
-                            to_E += q_t * (spread * inverse)
-                            dq_t += 2.0 * _sum_in_thread(dvar_t * inverse, EK, LK, VT) * q_t
-                        dM += to_M
-                        E += to_E
-
-                        at = (t + i) * dk_step
-                        tl.store(dq_0 + at, tl.sum(dq_t, 2) * dq_scale, mask=in_k & is_token)
-                        of_M = _sum_in_thread(dM * (v_t * weight), EK, LK, VT)
-                        of_E = _sum_in_thread(E * (beta_t * weight), EK, LK, VT)
-                        tl.store(dk_0 + at, tl.sum(of_M - (2.0 * k_t) * of_E, 2), mask=in_k & is_token)
-
-                        dv_t = tl.sum(dM * k_t, 0) * weight
-                        dbeta_t = tl.sum(E * (k_t * k_t), 0) * -weight
-                        own_E = tl.sum(to_E, 0) * weight
-                        sum_E += own_E
-                        # What this token adds to the sum over time that is the gradient of its log decay: README.md.
-                        dg_t = prior_h * own_E - tl.reshape(v_t, LK, VT) * dv_t - tl.reshape(beta_t, LK, VT) * dbeta_t
-                        if HAS_DVAR:
-                            dg_t -= tl.sum(q_t * spread, 0)
-                        dg_t = tl.sum(tl.reshape(dg_t, LK * VT))
-                        dv_t = tl.broadcast_to(tl.sum(dv_t, 0)[None, :], LK, VT)
-                        dbeta_t = tl.broadcast_to(tl.sum(dbeta_t, 0)[None, :], LK, VT)
-                        at_v, at_sum, at_g = (t + i) * v_step, (t + i) * sum_step, (t + i) * num_heads
-                        store_t = store_v & is_token
-                        if not ONE_TILE:
-                            again = in_v & is_token & (not is_first)
-                            dv_t += tl.load(dv_sum_0 + at_sum, mask=again, other=0.0)
-                            dbeta_t += tl.load(dbeta_sum_0 + at_sum, mask=again, other=0.0)
-                            dg_t += tl.load(dg_0 + at_g, mask=is_token & (not is_first), other=0.0)
-                            tl.store(dv_sum_0 + at_sum, dv_t, mask=store_t & (not is_last))
-                            tl.store(dbeta_sum_0 + at_sum, dbeta_t, mask=store_t & (not is_last))
-                        tl.store(dv_0 + at_v, dv_t, mask=store_t & is_last)
-                        tl.store(dbeta_0 + at_v, dbeta_t, mask=store_t & is_last)
-                        tl.store(dg_0 + at_g, dg_t, mask=is_token)
-                        if changes[i] != 1.0:
-                            dM, E = dM * changes[i], E * changes[i]
+                if from_start:
+                    dM, E = dM * tl.exp(g_t), E * tl.exp(g_t)
+                else:
+                    M -= k_t * v_w
+                    J -= k2_t * beta_w
+                    decay -= g_t
+                q_at -= k_step
+                k_at -= k_step
+                v_at -= v_step
+                beta_at -= v_step
+                do_at -= v_step
+                dvar_at -= v_step
+                g_at -= H
+                dq_at -= dk_step
+                dk_at -= dk_step
+                dv_at -= v_step
+                dbeta_at -= v_step
+                dv_sum_at -= sum_step
+                dbeta_sum_at -= sum_step
+                dg_at -= num_heads
             if WANTS_START:
                 if (index == 0) & (num_tokens > 0):
                     at_start = (n.to(tl.int64) * H + h) * (K * V) + tile
@@ -404,17 +405,26 @@ class BackwardPlan(NamedTuple):
 
 
 def num_resident_programs(device: torch.device) -> int:
-    """Programs of one warp and 255 registers that a GPU runs at a time."""
+    """Programs of one warp and 168 registers that a GPU runs at a time."""
     if INTERPRETED:
         return 4
-    return 8 * torch.cuda.get_device_properties(device).multi_processor_count
+    return 12 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def plan_backward(num_tokens: int, num_sequences: int, H: int, K: int, V: int, num_programs: int) -> BackwardPlan:
     """The table of tile sizes, one entry a class of shapes."""
     EK, LK, VT = (4, 4, 32) if V > 16 else (2, 8, 16)
     tiles_k, tiles_v = triton.cdiv(K, EK * LK), triton.cdiv(V, VT)
+
+    def waste(items: int) -> float:
+        return triton.cdiv(items, num_programs) * num_programs / max(1, items)
+
+    # One segment a sequence needs no flows from other segments: the best where sequences and heads alone nearly fill
+    # the GPU.
+    longest = triton.cdiv(num_tokens, max(1, num_sequences))
     segment = 128
+    if longest <= segment or (longest <= 4096 and waste(num_sequences * H * tiles_v) < 1.6):
+        segment = max(CHUNK, triton.next_power_of_2(longest))
     num_chunks = num_tokens // CHUNK + num_sequences
     num_segments = num_tokens // segment + num_sequences
     bytes_a_head = 8 * (num_chunks + num_segments) * K * V + 4 * num_tokens * tiles_v + 12 * num_tokens * K
@@ -422,12 +432,13 @@ def plan_backward(num_tokens: int, num_sequences: int, H: int, K: int, V: int, n
         bytes_a_head += 8 * num_tokens * K * tiles_v
     if tiles_k > 1:
         bytes_a_head += 8 * num_tokens * V
-    slices = slice_heads(H, bytes_a_head)
-    # One segment a sequence needs no flows from others, and is best where sequences and heads alone fill the GPU.
-    longest = triton.cdiv(num_tokens, max(1, num_sequences))
-    if num_sequences * slices[0][1] * tiles_v >= 0.9 * num_programs and longest <= 16384:
-        segment = max(CHUNK, triton.next_power_of_2(longest))
-    return BackwardPlan(segment, EK, LK, VT, slices)
+    # Of the groups of heads that fit, the ones that leave the fewest programs idle, and of those the largest.
+    sizes = range(1, max(1, min(H, SCRATCH_BYTES // max(1, bytes_a_head))) + 1)
+
+    def rounds(size: int) -> int:
+        return sum(triton.cdiv(n * num_segments * tiles_v, num_programs) for _, n in slice_heads(H, size))
+
+    return BackwardPlan(segment, EK, LK, VT, slice_heads(H, min(sizes, key=lambda size: (rounds(size), -size))))
 
 
 def backward(
@@ -475,18 +486,20 @@ def backward(
         is_single = plan.segment_size >= T
         tiles_k, tiles_v = triton.cdiv(K, plan.EK * plan.LK), triton.cdiv(V, plan.VT)
         dvar_or_any = do if dvar is None else dvar
+        ends = (torch.empty(N, H, K, V, **float32), torch.empty(N, H, K, V, **float32))
         for first_head, num_heads in plan.head_slices:
-            states = chunk_states(k, v, beta, g, importance_prior, sequences, chunks, first_head, num_heads)
+            states = chunk_states(k, v, beta, g, importance_prior, sequences, chunks, first_head, num_heads, ends)
             q32, k32, k_squared = widen(q, k, scale, first_head, num_heads)
             flow, kind = (final, 1) if final is not None else ((q32, q32), 0)
             if not is_single:
                 flow, kind = tuple(torch.empty(segments.count, num_heads, K, V, **float32) for _ in range(2)), 2
+                pairs = 2 if K % 32 == 0 else 1
                 segment_decay = torch.empty(segments.count, num_heads, **float32)
-                _flow_kernel[(segments.count * num_heads, triton.cdiv(K, 16) * triton.cdiv(V, plan.VT))](
+                _flow_kernel[(segments.count * num_heads, triton.cdiv(K, 16 * pairs) * triton.cdiv(V, plan.VT))](
                     q32, k32, k_squared, v, beta, g, importance_prior, do, dvar_or_any, *states, *flow,
                     segment_decay, cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets,
                     T, H, first_head, num_heads, segments.each, chunks.each,
-                    K, V, 1, plan.VT, plan.segment_size, CHUNK, 3,
+                    K, V, pairs, plan.VT, plan.segment_size, CHUNK, 3,
                     HAS_DVAR=dvar is not None, IS_PACKED=packed, MAX_DECAY=MAX_DECAY, HAS_PTX=HAS_PTX, num_warps=1,
                 )  # fmt: skip
                 scan(*flow, segment_decay, sequences, segments, final, None, H, first_head, reverse=True)
@@ -501,15 +514,14 @@ def backward(
             E_terms = torch.empty(segments.count, num_heads, tiles_v, **float32)
             num_items = segments.count * num_heads * tiles_v
             num_here = min(num_items, programs)
-            scratch = torch.empty(num_here, CHUNK // BLOCK * 2 * plan.EK * plan.LK * plan.VT, **float32)
             _gradients_kernel[(num_here,)](
-                q32, k32, v, beta, g, importance_prior, do, dvar_or_any, *states, *flow, *parts, dv, dbeta, *sums,
-                dg_terms, dg_anchor, E_terms, *(start or (g, g)), scratch,
+                q32, k32, v, beta, g, importance_prior, do, dvar_or_any, *states, *ends, *flow, *parts, dv, dbeta, *sums,
+                dg_terms, dg_anchor, E_terms, *(start or (g, g)),
                 cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets, num_items, num_tokens, T, H,
                 first_head, num_heads, segments.each, chunks.each, chunks.count, scale,
-                K, V, plan.EK, plan.LK, plan.VT, plan.segment_size, CHUNK, BLOCK, 2,
+                K, V, plan.EK, plan.LK, plan.VT, plan.segment_size, CHUNK, 3 if tiles_k == 1 else 2,
                 FLOW=kind, HAS_DVAR=dvar is not None, IS_PACKED=packed, WANTS_START=start is not None,
-                MAX_DECAY=MAX_DECAY, HAS_PTX=HAS_PTX, num_warps=1,
+                MAX_DECAY=MAX_CHUNK_DECAY, HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168,
             )  # fmt: skip
             if tiles_v > 1:
                 size = 256

@@ -4,6 +4,7 @@ README.md in this folder has the equations, the tiling and what it costs.
 """
 
 # B batch, T time, H heads, K key dim, V value dim, N sequences, C chunk size, M = I * mu, J = I - I_prior
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .primitives import HAS_PTX, MAX_DECAY, Pieces, cut, locate, smallest_cover, reciprocal
+from .primitives import HAS_PTX, INTERPRETED, MAX_DECAY, Pieces, cut, locate, smallest_cover, reciprocal
+
+
+@triton.jit
+def exact_dot(a, b, sum, IS_SPLIT: tl.constexpr):
+    """sum + a b in (nearly) float32, from the faster products that a GPU has.
+
+    Two bfloat16 hold 16 bits of a float32: enough where the arguments had 8 or 11. The product of the two low parts
+    would be the size of the rounding of all others.
+    """
+    if not IS_SPLIT:
+        return tl.dot(a, b, sum, input_precision="tf32x3")
+    a_high, b_high = a.to(tl.bfloat16), b.to(tl.bfloat16)
+    a_low, b_low = (a - a_high.to(tl.float32)).to(tl.bfloat16), (b - b_high.to(tl.float32)).to(tl.bfloat16)
+    return tl.dot(a_high, b_high, tl.dot(a_high, b_low, tl.dot(a_low, b_high, sum)))
 
 
 @triton.jit
@@ -20,7 +35,7 @@ def _states_kernel(
     cu_seqlens, offsets, sequence_of, chunk_offsets, T, H, first_head, num_heads, segments_each, chunks_each,
     K: tl.constexpr, V: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr,
     SEGMENT: tl.constexpr, CHUNK: tl.constexpr, DOT: tl.constexpr,
-    START: tl.constexpr, STORE_CHUNKS: tl.constexpr, END: tl.constexpr, IS_PACKED: tl.constexpr,
+    START: tl.constexpr, STORE_CHUNKS: tl.constexpr, END: tl.constexpr, IS_PACKED: tl.constexpr, IS_SPLIT: tl.constexpr,
 ):  # fmt: skip
     """M and J through one segment and head, by matrix products over DOT tokens: one program a tile of [K, V].
 
@@ -78,8 +93,8 @@ def _states_kernel(
         in_v_t = in_dot[:, None] & in_v[None, :]
         v_t = tl.load(v_at, mask=in_v_t, other=0.0).to(tl.float32) * since[:, None]
         beta_t = tl.load(beta_at, mask=in_v_t, other=0.0).to(tl.float32) * since[:, None]
-        M = tl.dot(k_t, v_t, M * total, input_precision="tf32x3")
-        J = tl.dot(k_t * k_t, beta_t, J * total, input_precision="tf32x3")
+        M = exact_dot(k_t, v_t, M * total, IS_SPLIT)
+        J = exact_dot(k_t * k_t, beta_t, J * total, IS_SPLIT)
         k_at += DOT * H * K
         v_at += DOT * H * V
         beta_at += DOT * H * V
@@ -324,8 +339,8 @@ class Sequences(NamedTuple):
 
 # Tokens a matrix product of _states_kernel takes: with more, the three products that stand for one in float32 spill.
 DOT = 32
-# Programs of four warps from which on the sequences and heads alone keep a GPU busy.
-MANY_PROGRAMS = 264
+# Warps from which on the sequences and heads alone keep a GPU busy.
+MANY_WARPS = 1024
 
 
 def scan(
@@ -342,7 +357,8 @@ def scan(
 ) -> None:
     """Runs `scan_kernel` over a and b, each [segments, num_heads, K, V]."""
     size, num_heads = a.shape[2] * a.shape[3], a.shape[1]
-    block = 128
+    # Small blocks where there are few sequences: they are what runs side by side.
+    block = 128 if sequences.num * num_heads * size >= 2**19 else 32
     scan_kernel[(sequences.num * num_heads, triton.cdiv(size, block))](
         a, b, decay, *(start or (a, b)), *(end or (a, b)), segments.offsets, H, first_head, num_heads, segments.each,
         size, block, 4, reverse, start is not None, end is not None, sequences.cu_seqlens is not None, num_warps=1,
@@ -364,8 +380,10 @@ def chunk_states(
     """M and J before every chunk, each [chunks, num_heads, K, V] float32; `end` takes those after every sequence."""
     T, H, K = k.shape[1:]
     V = v.shape[-1]
-    KT = smallest_cover(K, (32, 16))
-    VT = smallest_cover(V, (64, 32, 16))
+    # Wide in K: values and precisions are split for the products once for all keys of a tile.
+    KT = min(128, max(16, triton.next_power_of_2(K)))
+    VT = 32 if V > 16 else 16
+    num_warps = {16: 1, 32: 2}.get(KT, 4)
     tiles = triton.cdiv(K, KT) * triton.cdiv(V, VT)
 
     def empty(count: int) -> tuple[Tensor, Tensor]:
@@ -385,15 +403,16 @@ def chunk_states(
         _states_kernel[(segments.count * num_heads, tiles)](
             k, v, beta, g, prior, *(start or (prior, prior)), *(out or (prior, prior)), *(ends or (prior, prior)), decay,
             sequences.cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets, T, H, first_head, num_heads,
-            segments.each, chunks.each, K, V, KT, VT, segments.length, chunks.length, DOT,
+            segments.each, chunks.each, K, V, KT, VT, segments.length, chunks.length, min(DOT, chunks.length),
             START=start_kind, STORE_CHUNKS=out is not None, END=end_kind, IS_PACKED=sequences.cu_seqlens is not None,
-            num_warps=4,
+            # The interpreter's bfloat16 products are wrong.
+            IS_SPLIT=k.dtype != torch.float32 and not INTERPRETED, num_warps=num_warps,
         )  # fmt: skip
 
     start = None
     if sequences.M_start is not None and sequences.J_start is not None:
         start = (sequences.M_start, sequences.J_start)
-    if sequences.num * num_heads * tiles >= MANY_PROGRAMS or chunks.each == 1:
+    if sequences.num * num_heads * tiles * num_warps >= MANY_WARPS or chunks.each == 1:
         states = empty(chunks.count)
         whole = sequences.cut(triton.next_power_of_2(max(sequences.num_tokens, chunks.length)))
         run(whole, start, int(start is not None), states, end, int(end is not None), g)
@@ -484,17 +503,17 @@ class ForwardPlan(NamedTuple):
 SCRATCH_BYTES = 384 * 2**20
 
 
-def slice_heads(num_heads: int, bytes_a_head: int) -> list[tuple[int, int]]:
-    """(first head, number of heads) of groups of nearly equal size whose scratch fits in SCRATCH_BYTES."""
-    groups = min(num_heads, max(1, triton.cdiv(bytes_a_head * num_heads, SCRATCH_BYTES)))
-    size = triton.cdiv(num_heads, max(1, groups))
-    return [(first, min(size, num_heads - first)) for first in range(0, num_heads, size)]
+def slice_heads(num_heads: int, size: int) -> list[tuple[int, int]]:
+    """(first head, number of heads) of groups of nearly equal size, at most `size`."""
+    groups = triton.cdiv(num_heads, max(1, min(size, num_heads)))
+    bounds = [num_heads * i // groups for i in range(groups + 1)]
+    return [(first, last - first) for first, last in pairwise(bounds)]
 
 
 def plan_forward(num_tokens: int, num_sequences: int, H: int, K: int, V: int) -> ForwardPlan:
     """The table of tile sizes, one entry a class of shapes."""
     KT = smallest_cover(K, (48, 32, 16))
-    VT = smallest_cover(V, (32, 16))
+    VT = 32 if V > 16 else 16
     # Longer chunks move fewer states; shorter ones fill the GPU.
     num_programs = triton.cdiv(num_tokens, 128) * H * triton.cdiv(V, VT)
     chunk_size = 128 if num_programs >= 4096 else 64
@@ -502,4 +521,6 @@ def plan_forward(num_tokens: int, num_sequences: int, H: int, K: int, V: int) ->
     bytes_a_head = 8 * num_chunks * K * V + 12 * num_tokens * K
     if K > KT:
         bytes_a_head += 8 * num_tokens * V
-    return ForwardPlan(chunk_size, KT, VT, slice_heads(H, bytes_a_head))
+    # Half precision inputs take 4 (K + V) bytes a token and head: here the work may take twice that.
+    budget = max(SCRATCH_BYTES, 8 * num_tokens * H * (K + V))
+    return ForwardPlan(chunk_size, KT, VT, slice_heads(H, budget // max(1, bytes_a_head)))
