@@ -1,4 +1,4 @@
-"""The Palimpsa attention operator. Needs torch only; see README.md in this folder."""
+"""The Palimpsa attention operator. Needs torch, and triton on a GPU; see README.md in this folder."""
 
 from .chunked import palimpsa_chunked
 from .ops import palimpsa, palimpsa_step

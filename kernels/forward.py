@@ -163,17 +163,22 @@ def scan_kernel(
 
 
 @triton.jit
-def _widen_kernel(q, k, q32, k32, k_squared, scale, first_head, H, num_heads, K: tl.constexpr, BLOCK: tl.constexpr):
+def _widen_kernel(
+    q, k, q32, k32, k_squared, scale, size, first_head, H: tl.constexpr, num_heads: tl.constexpr, K: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
     """scale * q, k and k^2 in float32 for some of the heads: converted once, not once a tile of values."""
-    t = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = i < num_heads * K
-    source = (t * H + first_head) * K + i
-    target = t * num_heads * K + i
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < size
+    WIDTH: tl.constexpr = num_heads * K
+    if num_heads == H:
+        source = i
+    else:
+        source = i // WIDTH * (H * K) + first_head * K + i % WIDTH
     k_t = tl.load(k + source, mask=mask).to(tl.float32)
-    tl.store(q32 + target, tl.load(q + source, mask=mask).to(tl.float32) * scale, mask=mask)
-    tl.store(k32 + target, k_t, mask=mask)
-    tl.store(k_squared + target, k_t * k_t, mask=mask)
+    tl.store(q32 + i, tl.load(q + source, mask=mask).to(tl.float32) * scale, mask=mask)
+    tl.store(k32 + i, k_t, mask=mask)
+    tl.store(k_squared + i, k_t * k_t, mask=mask)
 
 
 @triton.jit
@@ -419,7 +424,7 @@ def chunk_states(
         return states
     # Too few sequences and heads to fill a GPU: what every segment adds, then a scan over the segments, then, where
     # chunks are shorter than segments, all segments again from the states that are now known.
-    segments = chunks if chunks.length >= 128 else sequences.cut(512)
+    segments = chunks if chunks.length >= 128 else sequences.cut(256)
     starts = empty(segments.count)
     decay = k.new_empty(segments.count, num_heads, dtype=torch.float32)
     run(segments, None, 0, None, starts, 2, decay)
@@ -485,9 +490,9 @@ def widen(q: Tensor, k: Tensor, scale: float, first_head: int, num_heads: int) -
     """scale * q, k and k^2 as [B * T, num_heads, K] float32."""
     B, T, H, K = q.shape
     wide = [q.new_empty(B * T, num_heads, K, dtype=torch.float32) for _ in range(3)]
-    BLOCK = 256
-    _widen_kernel[(B * T, triton.cdiv(num_heads * K, BLOCK))](
-        q, k, *wide, scale, first_head, H, num_heads, K, BLOCK, num_warps=2
+    block = 2048
+    _widen_kernel[(triton.cdiv(wide[0].numel(), block),)](
+        q, k, *wide, scale, wide[0].numel(), first_head, H, num_heads, K, block, num_warps=4
     )
     return wide
 

@@ -1,31 +1,112 @@
 """The public operators, and the choice of the path that computes them."""
 
 # B batch, T time, H heads, K key dim, V value dim, N sequences packed along T
+import importlib.util
 import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .chunked import palimpsa_chunked
+from .chunked import no_tokens, palimpsa_chunked
+from .library import call_forward, call_step
+from .linear import linear_attention
 from .reference import palimpsa_reference
 from .types import PalimpsaOutput, PalimpsaState
-from .validation import check_step_inputs, compute_dtype
+from .validation import check_sequence_inputs, check_step_inputs, check_triton_sizes, debug_enabled, sequence_bounds
+
+# Triton is published for Linux only.
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_SETTINGS = ("reference", "chunked", "triton")
+_DEFAULT_PATH = "chunked"
+# Device type -> path, where the default is not the best one.
+_PATH_OF_DEVICE = {"cuda": "triton"}
+
+
+def _choose_path(device: torch.device, dtype: torch.dtype) -> str:
+    setting = os.environ.get("PALIMPSA_PATH")
+    if setting and setting not in _SETTINGS:
+        raise ValueError(
+            f"the environment variable PALIMPSA_PATH is {setting!r}, expected one of {', '.join(_SETTINGS)}"
+        )
+    if not setting and dtype == torch.float64:
+        return _DEFAULT_PATH
+    path = setting or _PATH_OF_DEVICE.get(device.type, _DEFAULT_PATH)
+    if path == "triton":
+        reason = _why_not_triton(device.type, dtype)
+        if reason:
+            raise ValueError(
+                f"the path triton ({'PALIMPSA_PATH' if setting else 'the default on ' + device.type}) {reason}; "
+                "PALIMPSA_PATH=chunked computes the same"
+            )
+    return path
+
+
+def _why_not_triton(device_type: str, dtype: torch.dtype) -> str:
+    """What keeps the Triton kernels from running, empty if nothing does."""
+    if dtype == torch.float64:
+        return "computes in float32, but q has dtype float64"
+    if not _HAS_TRITON:
+        return "needs the package triton, which is not installed"
+    if device_type == "cuda":
+        return ""
+    from .primitives import INTERPRETED
+
+    if device_type == "cpu" and INTERPRETED:
+        return ""
+    return f"cannot run on device {device_type} (on cpu with TRITON_INTERPRET=1 only, set before triton is imported)"
+
+
+def _palimpsa_triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None,
+    g: Tensor,
+    importance_prior: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state: tuple[Tensor, Tensor] | None = None,
+    output_final_state: bool = False,
+    output_variance: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> PalimpsaOutput:
+    """`palimpsa` by the Triton kernels; without beta and initial state on a GPU by flash-linear-attention's."""
+    scale, state = check_sequence_inputs(q, k, v, beta, g, importance_prior, scale, initial_state, cu_seqlens)
+    B, T, H, K = q.shape
+    N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    check_triton_sizes(B, T, H, K, v.shape[-1], N)
+    if cu_seqlens is not None:
+        if debug_enabled(q.device):
+            sequence_bounds(cu_seqlens, T)
+        # Smaller integers could not hold the sums that are taken of them.
+        cu_seqlens = cu_seqlens if cu_seqlens.dtype in (torch.int32, torch.int64) else cu_seqlens.long()
+    with torch.autocast(q.device.type, enabled=False):
+        if v.numel() == 0:
+            return no_tokens(v, importance_prior, N, K, state, output_final_state, output_variance)
+        # The library's kernels do not run in Triton's interpreter: on a CPU, ours take zeros for beta there too.
+        if beta is None and state is None and q.is_cuda:
+            return linear_attention(
+                q, k, v, g, importance_prior, scale, output_final_state, output_variance, cu_seqlens
+            )
+        beta = torch.zeros_like(v) if beta is None else beta
+        mean, importance = (None, None) if state is None else state
+        o, variance, mean, importance, _ = call_forward(
+            "triton", q, k, v, beta, g, importance_prior, mean, importance, cu_seqlens, scale, 1, 1, False,
+            output_final_state, output_variance,
+        )  # fmt: skip
+    return PalimpsaOutput(
+        o,
+        variance if output_variance else None,
+        PalimpsaState(mean, importance) if output_final_state else None,
+    )
+
 
 _PATHS: dict[str, Callable[..., PalimpsaOutput]] = {
     "reference": palimpsa_reference,
     "chunked": palimpsa_chunked,
+    "triton": _palimpsa_triton,
 }
-_DEFAULT_PATH = "chunked"
-# Device type -> path, where the default is not the best one.
-_PATH_OF_DEVICE: dict[str, str] = {}
-
-
-def _choose_path(device: torch.device) -> Callable[..., PalimpsaOutput]:
-    name = os.environ.get("PALIMPSA_PATH") or _PATH_OF_DEVICE.get(device.type, _DEFAULT_PATH)
-    if name not in _PATHS:
-        raise ValueError(f"the environment variable PALIMPSA_PATH is {name!r}, expected one of {', '.join(_PATHS)}")
-    return _PATHS[name]
 
 
 def palimpsa(
@@ -59,8 +140,10 @@ def palimpsa(
         q, k: [B, T, H, K], queries and keys: float64, float32, bfloat16 or float16.
         v: [B, T, H, V], values, already weighted by their input gate; q's dtype.
         beta: [B, T, H, V], >= 0, the observation precision: how strongly a token consolidates each row. q's dtype
-            or float32. None means 0: importance is never earned, which is simple gated linear attention divided
-            by I_prior, at its cost.
+            or float32. None means 0: importance is never earned. Without an initial state that is simple gated
+            linear attention divided by I_prior, at its cost, on a GPU by flash-linear-attention (to be installed
+            with it, and as exact as it is). With one, importance returns from where it was to the prior, and beta = 0
+            is what runs.
         g: [B, T, H], <= 0, natural log of the decay of one token. Float32 (or float64 with float64 inputs). The
             memory's window is 1 / (1 - exp(g)) tokens; 0 never forgets; -inf resets the memory to the prior
             before the token is written.
@@ -80,8 +163,14 @@ def palimpsa(
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected. Values (signs, NaN) are
             checked when the environment variable PALIMPSA_DEBUG is 1, or unset and the tensors are on the CPU.
+        ImportError: beta is None on a GPU, and flash-linear-attention is not installed.
 
-    The environment variable PALIMPSA_PATH = reference | chunked overrides the implementation.
+    What computes it: `triton` on CUDA devices, up to K = V = 256, in float32 inside; `chunked`, plain PyTorch, on all
+    others and for float64 inputs. The environment variable PALIMPSA_PATH = reference | chunked | triton forces one,
+    and an input that it cannot take is an error. Both have torch.compile, torch.func and torch.vmap rules (vmap over
+    every tensor but cu_seqlens). On CUDA nothing waits for the device, so that a CUDA graph can be captured, and the
+    backward computes the memory again instead of keeping it. Two exceptions: beta=None on CUDA is a break in a
+    compiled graph and has no torch.func rules; and cu_seqlens is read by the host there and by `chunked`.
 
     Example:
         >>> import torch
@@ -97,8 +186,9 @@ def palimpsa(
         >>> torch.allclose(rest.o, out.o[:, 3:], atol=1e-6)
         True
     """
-    path = _choose_path(q.device) if isinstance(q, Tensor) else palimpsa_chunked
-    return path(
+    # What is not a tensor is refused by any path.
+    path = _choose_path(q.device, q.dtype) if isinstance(q, Tensor) else _DEFAULT_PATH
+    return _PATHS[path](
         q,
         k,
         v,
@@ -111,38 +201,6 @@ def palimpsa(
         output_variance=output_variance,
         cu_seqlens=cu_seqlens,
     )
-
-
-@torch.no_grad()
-def _step(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor | None,
-    g: Tensor,
-    importance_prior: Tensor,
-    state: PalimpsaState,
-    scale: float,
-    output_variance: bool,
-) -> PalimpsaOutput:
-    out_dtype, dtype = v.dtype, compute_dtype(q.dtype)
-    q, k, v = q.to(dtype), k.to(dtype)[..., :, None], v.to(dtype)[..., None, :]
-    alpha = g.to(dtype).exp()[..., None, None]
-    prior = importance_prior.to(dtype)[:, None, None]
-    mean, importance = state
-
-    mean.mul_(importance).mul_(alpha).addcmul_(k, v)
-    importance.mul_(alpha).add_((1 - alpha) * prior)
-    if beta is not None:
-        importance.addcmul_(k.square(), beta.to(dtype)[..., None, :])
-    mean.div_(importance)
-
-    o = scale * (q[..., None, :] @ mean).squeeze(-2)
-    variance = None
-    if output_variance:
-        variance = scale**2 * (q.square()[..., None, :] @ importance.reciprocal()).squeeze(-2)
-        variance = variance.to(out_dtype)
-    return PalimpsaOutput(o.to(out_dtype), variance, state)
 
 
 def palimpsa_step(
@@ -159,7 +217,8 @@ def palimpsa_step(
 ) -> PalimpsaOutput:
     """One token of `palimpsa` for decoding: updates `state` in place and reads it.
 
-    Same equations, ranges and dtypes as `palimpsa`. No backward: run it under `torch.no_grad()`.
+    Same equations, ranges, dtypes and paths as `palimpsa`; here beta=None needs no other library. No backward: run it
+    under `torch.no_grad()`.
 
     Args:
         q, k: [B, H, K].
@@ -187,6 +246,9 @@ def palimpsa_step(
         [0.5, 0.6666666865348816, 0.75]
     """
     scale, state = check_step_inputs(q, k, v, beta, g, importance_prior, scale, state)
-    # Autocast would round the reads to half precision.
-    with torch.autocast(q.device.type, enabled=False):
-        return _step(q, k, v, beta, g, importance_prior, state, scale, output_variance)
+    path = _choose_path(q.device, q.dtype)
+    if path == "triton":
+        B, H, K = q.shape
+        check_triton_sizes(B, 1, H, K, v.shape[-1], B)
+    o, variance = call_step(path, q, k, v, beta, g, importance_prior, *state, scale, output_variance)
+    return PalimpsaOutput(o, variance if output_variance else None, state)

@@ -2,7 +2,8 @@
 
 Shapes, dtypes and devices are always checked. Values are checked in debug mode only, because reading them
 costs a pass over the data and, on a GPU, a host synchronisation: PALIMPSA_DEBUG=1 turns it on, 0 off; unset, it is
-on for CPU tensors and off elsewhere. It never runs under torch.compile, where values cannot be read.
+on for CPU tensors and off elsewhere. It never runs under torch.compile, torch.vmap and torch.func.grad, where values
+cannot be read.
 """
 
 # B batch, T time, H heads, K key dim, V value dim, N sequences packed along T
@@ -14,9 +15,14 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 from .types import PalimpsaState
 
+# The largest K and V of the Triton kernels, whose tiles were sized and tested up to there.
+TRITON_MAX_DIM = 256
+# Programs of one launch.
+_MAX_GRID = 2**31
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -63,9 +69,15 @@ def _as_state(name: str, state: object) -> PalimpsaState:
     return PalimpsaState(*state)
 
 
+def under_transforms() -> bool:
+    """Whether a transform of torch.func is active: vmap, where a value is many, or grad."""
+    # Compiled code has no transforms left, and PyTorch's compiler does not know this function.
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def debug_enabled(device: torch.device) -> bool:
     """Whether the values of the arguments are checked; see the module's docstring."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or under_transforms():
         return False
     setting = os.environ.get("PALIMPSA_DEBUG", "")
     if setting not in ("", "0", "1"):
@@ -190,6 +202,10 @@ def check_sequence_inputs(
         if cu_seqlens.ndim != 1 or cu_seqlens.numel() < 2:
             raise ValueError(f"cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected [N + 1] with N >= 1 sequences")
         _check_dtype("cu_seqlens", cu_seqlens, _INTEGER_DTYPES)
+        if under_transforms() and is_batchedtensor(cu_seqlens):
+            raise ValueError(
+                "cu_seqlens cannot be mapped over by torch.vmap: all entries must be packed in the same way"
+            )
         num_states = cu_seqlens.numel() - 1
     _check_common(
         q, k, v, beta, g, importance_prior, "initial_state", state, num_states,
@@ -236,6 +252,26 @@ def check_step_inputs(
                 "pass a contiguous copy"
             )
     return _check_scale(scale, q.shape[-1]), state
+
+
+def check_triton_sizes(B: int, T: int, H: int, K: int, V: int, num_sequences: int) -> None:
+    """Refuses what the Triton kernels cannot take: K or V above 256, or more programs than one launch can have.
+
+    There is no other limit: offsets of whole rows are 64-bit numbers.
+    """
+    for name, letter, size in (("q", "K", K), ("v", "V", V)):
+        if size > TRITON_MAX_DIM:
+            raise ValueError(
+                f"{name} has {letter} = {size}, but the path triton takes {letter} <= {TRITON_MAX_DIM}; "
+                "PALIMPSA_PATH=chunked takes any"
+            )
+    # One program a token, and one a head of 32 tokens, the shortest piece: the largest grids there are.
+    programs = max(B * T, (B * T // 32 + num_sequences) * H)
+    if programs >= _MAX_GRID:
+        raise ValueError(
+            f"q has shape {(B, T, H, K)}: {programs} programs of the path triton, which takes less than 2^31; "
+            "split the batch"
+        )
 
 
 def sequence_bounds(cu_seqlens: Tensor, num_tokens: int) -> list[int]:

@@ -1,8 +1,21 @@
 """Random arguments of the operator, and test ids that carry their sizes: [B2-T63-H4-K48-V96-f64]."""
 
 # B batch, T time, H heads, K key dim, V value dim, N sequences packed along T
+import os
+import sys
+
 import pytest
 import torch
+
+# Without a GPU the Triton kernels run in Triton's interpreter. Triton reads this when it is imported, which no test
+# module does on its own, and only then: it is set while the tests are collected, for the whole process. What else uses
+# Triton here (flash-linear-attention, torch.compile) imports and works as before.
+if not torch.cuda.is_available():
+    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError("triton was imported before tests/kernels/conftest.py could choose its interpreter")
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from palimpsa.kernels import palimpsa_reference
 
 DTYPE_NAMES = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
@@ -11,7 +24,7 @@ def pytest_make_parametrize_id(config, val, argname):
     if argname == "shape":
         return "-".join(f"{name}{size}" for name, size in zip("BTHKV", val, strict=True))
     if isinstance(val, torch.dtype):
-        return DTYPE_NAMES[val]
+        return DTYPE_NAMES.get(val, str(val).removeprefix("torch."))
     if argname in ("num_tokens", "chunk_size"):
         return f"{'T' if argname == 'num_tokens' else 'C'}{val}"
     return None
@@ -107,6 +120,48 @@ def assert_equal(actual, expected, tolerance):
         if x.numel():
             error = (actual[name] - x).abs().max().item() / max(1.0, x.abs().max().item())
             assert error <= tolerance, f"{name}: error {error:.2e} > {tolerance:.0e}"
+
+
+def errors(actual, exact):
+    """Largest absolute error of each entry of a dict of tensors."""
+    return {name: (actual[name].double() - x).abs().max().item() if x.numel() else 0.0 for name, x in exact.items()}
+
+
+def outputs_and_gradients(problem, operator, **options):
+    """Two dicts, of every output and of every argument's gradient through all of them."""
+    found = {}
+
+    def run(*args, **options):
+        out = operator(*args, **options)
+        found.update({name: x.detach() for name, x in flat(out).items()})
+        return out
+
+    return found, problem.gradients(run, **options)
+
+
+def failures(operator, problem, **options):
+    """Outputs and gradients for which err(operator, fp64) > 2 err(reference in that dtype, fp64) + 1e-5."""
+    runs = [
+        outputs_and_gradients(problem, operator, **options),
+        outputs_and_gradients(problem, palimpsa_reference, **options),
+        outputs_and_gradients(problem.to(torch.float64), palimpsa_reference, **options),
+    ]
+    found = {}
+    for kind, (actual, reference, truth) in zip(("", "gradient of "), zip(*runs, strict=True), strict=True):
+        allowed = errors(reference, truth)
+        for name, error in errors(actual, truth).items():
+            # Gradients are sums over thousands of terms: the absolute part is for values of size 1.
+            size = truth[name].abs().max().item() if truth[name].numel() else 0.0
+            limit = 2 * allowed[name] + 1e-5 * max(1.0, size)
+            assert actual[name].dtype == reference[name].dtype, name
+            if not error <= limit:
+                found[kind + name] = f"{error:.2e} > {limit:.2e}"
+    return found
+
+
+@pytest.fixture(name="failures", scope="session")
+def failures_function():
+    return failures
 
 
 @pytest.fixture(name="Problem", scope="session")

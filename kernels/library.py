@@ -1,0 +1,404 @@
+"""`forward`, `backward` and `step` as PyTorch operators: what autograd, torch.compile and vmap have to know of them.
+
+The operators take checked arguments and choose nothing: `path` is "chunked" (scan.py) or "triton" (forward.py,
+backward.py, step.py). Results that were not asked for are empty tensors, because an operator's results cannot be
+None. v holds at least one element.
+"""
+
+# B batch, T time, H heads, K key dim, V value dim, N sequences packed along T, X a dimension that vmap maps over
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import scan
+from .eager_step import step_in_place
+from .validation import compute_dtype, under_transforms
+
+# The folder can also be imported on its own, as `kernels`: each copy has operators of its own.
+_NAMESPACE = "palimpsa" if __package__ == "palimpsa.kernels" else f"palimpsa_{(__package__ or '').replace('.', '_')}"
+
+
+def needs_backward(*tensors: Tensor | None) -> bool:
+    """Whether autograd will follow these arguments."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def _zeros_if_missing(x: Tensor | None, like: Tensor | None) -> Tensor | None:
+    return torch.zeros_like(like) if x is None and like is not None else x
+
+
+def _forward(
+    path: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    g: Tensor,
+    importance_prior: Tensor,
+    mean0: Tensor | None,
+    importance0: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+    num_rows: int,
+    chunk_size: int,
+    save: bool,
+    output_final_state: bool,
+    output_variance: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """o, variance, mean and importance of `palimpsa`, and what `backward` of the chunked path starts from.
+
+    Args:
+        cu_seqlens: for "triton" alone.
+        num_rows, chunk_size: of scan.Plan; for "chunked" alone.
+        save: whether a backward will follow; for "chunked" alone. Without it a backward is right, and slower.
+    """
+    kept = v.new_empty(0, dtype=compute_dtype(v.dtype))
+    with torch.autocast(q.device.type, enabled=False):
+        if path == "triton":
+            from . import forward as triton_forward
+
+            tensors: Any = [_contiguous(x) for x in (q, k, v, beta, g, importance_prior)]
+            states: Any = [_contiguous(x) for x in (mean0, importance0)]
+            run: Any = triton_forward.forward
+            # Triton launches on the current device.
+            with torch.cuda.device_of(q):
+                o, variance, mean, importance = run(
+                    *tensors, scale, *states, output_final_state, output_variance, cu_seqlens
+                )
+        else:
+            o, variance, mean, importance, kept = scan.forward(
+                q, k, v, beta, g, importance_prior, mean0, importance0, scale, scan.Plan(num_rows, chunk_size),
+                save, output_final_state, output_variance,
+            )  # fmt: skip
+    variance, mean, importance = (kept.new_empty(0) if x is None else x for x in (variance, mean, importance))
+    return o, variance, mean, importance, kept
+
+
+def _contiguous(x: Any) -> Any:
+    return None if x is None else x.contiguous()
+
+
+forward = torch.library.custom_op(f"{_NAMESPACE}::forward", _forward, mutates_args=())
+
+
+@forward.register_fake
+def _(
+    path, q, k, v, beta, g, importance_prior, mean0, importance0, cu_seqlens, scale, num_rows, chunk_size, save,
+    output_final_state, output_variance,
+):  # fmt: skip
+    (B, T, H, K), V = q.shape, v.shape[-1]
+    kept = v.new_empty(0, dtype=compute_dtype(v.dtype))
+    num_states = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    state = (num_states, H, K, V) if output_final_state else (0,)
+    if path == "chunked" and save:
+        num_chunks = (T + chunk_size - 1) // chunk_size
+        size = (num_chunks * 2 * B * H * K * V,)
+    else:
+        size = (0,)
+    variance = v.new_empty(v.shape) if output_variance else kept.new_empty(0)
+    return v.new_empty(v.shape), variance, kept.new_empty(state), kept.new_empty(state), kept.new_empty(size)
+
+
+def _backward(
+    path: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    g: Tensor,
+    importance_prior: Tensor,
+    mean0: Tensor | None,
+    importance0: Tensor | None,
+    cu_seqlens: Tensor | None,
+    mean: Tensor | None,
+    importance: Tensor | None,
+    kept: Tensor,
+    d_o: Tensor | None,
+    d_variance: Tensor | None,
+    d_mean: Tensor | None,
+    d_importance: Tensor | None,
+    scale: float,
+    num_rows: int,
+    chunk_size: int,
+    needs_beta: bool,
+    needs_decay: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, beta, g, importance_prior, mean0 and importance0, each in its dtype.
+
+    Args:
+        mean, importance: the final state, if one of its gradients is given.
+        kept: the last result of `forward`.
+        needs_beta: whether beta's gradient is wanted.
+        needs_decay: whether g's or the prior's is.
+    """
+    inputs = (q, k, v, beta, g, importance_prior, mean0, importance0)
+    with torch.autocast(q.device.type, enabled=False):
+        if path == "triton":
+            from . import backward as triton_backward
+
+            if d_mean is not None or d_importance is not None:
+                d_mean, d_importance = _zeros_if_missing(d_mean, mean), _zeros_if_missing(d_importance, importance)
+            d_o = torch.zeros_like(v) if d_o is None else d_o
+            tensors: Any = [_contiguous(x) for x in (q, k, v, beta, g, importance_prior)]
+            states: Any = [_contiguous(x) for x in (mean0, importance0, mean, importance)]
+            flows: Any = [_contiguous(x) for x in (d_o, d_variance, d_mean, d_importance)]
+            run: Any = triton_backward.backward
+            with torch.cuda.device_of(q):
+                gradients = run(*tensors, scale, *states, cu_seqlens, *flows)
+        else:
+            gradients = scan.backward(
+                *inputs, mean, importance, kept, d_o, d_variance, d_mean, d_importance, scale,
+                scan.Plan(num_rows, chunk_size), needs_beta, needs_decay,
+            )  # fmt: skip
+    wanted = _wanted(mean0 is not None, needs_beta, needs_decay)
+    results = [
+        grad.to(x.dtype) if want and x is not None and grad is not None else q.new_empty(0)
+        for want, x, grad in zip(wanted, inputs, gradients, strict=True)
+    ]
+    return tuple(results)  # type: ignore[return-value]
+
+
+def _wanted(has_state: bool, needs_beta: bool, needs_decay: bool) -> tuple[bool, ...]:
+    """Which results of `backward` are more than an empty tensor."""
+    return True, True, True, needs_beta, needs_decay, needs_decay, has_state, has_state
+
+
+backward = torch.library.custom_op(f"{_NAMESPACE}::backward", _backward, mutates_args=())
+
+
+@backward.register_fake
+def _(
+    path, q, k, v, beta, g, importance_prior, mean0, importance0, cu_seqlens, mean, importance, kept,
+    d_o, d_variance, d_mean, d_importance, scale, num_rows, chunk_size, needs_beta, needs_decay,
+):  # fmt: skip
+    inputs = (q, k, v, beta, g, importance_prior, mean0, importance0)
+    wanted = _wanted(mean0 is not None, needs_beta, needs_decay)
+    return tuple(x.new_empty(x.shape) if want else q.new_empty(0) for want, x in zip(wanted, inputs, strict=True))
+
+
+_ONCE = (
+    "palimpsa is differentiable once: its gradients have no graph (create_graph=True). "
+    "palimpsa_reference, or PALIMPSA_PATH=reference, has one"
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    path, *tensors, scale, num_rows, chunk_size, _, output_final_state, output_variance = inputs
+    _, variance, mean, importance, kept = output
+    final = (mean, importance) if output_final_state else (None, None)
+    ctx.save_for_backward(*tensors, *final, kept)
+    ctx.path, ctx.options = path, (scale, num_rows, chunk_size)
+    empty = (*(() if output_variance else (variance,)), *(() if output_final_state else (mean, importance)))
+    ctx.mark_non_differentiable(kept, *empty)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, d_o: Any, d_variance: Any, d_mean: Any, d_importance: Any, _: Any) -> tuple[Any, ...]:
+    # torch.func.grad always asks for a graph; there, and under compilation, the error comes when the graph is used.
+    # Elsewhere at once: where the incoming gradient is a constant, nobody might notice before.
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not under_transforms():
+        raise RuntimeError(_ONCE)
+    *tensors, mean, importance, kept = ctx.saved_tensors
+    # path, then the arguments of `tensors`.
+    needs = ctx.needs_input_grad[1 : 1 + len(tensors)]
+    if d_mean is None and d_importance is None:
+        mean = importance = None
+    gradients = call_backward(
+        ctx.path, *tensors, mean, importance, kept, d_o, d_variance, d_mean, d_importance, *ctx.options,
+        needs[3], needs[4] or needs[5],
+    )  # fmt: skip
+    found = [grad if need else None for grad, need in zip(gradients, needs, strict=False)]
+    return None, *found, *[None] * 7
+
+
+forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def _refuse(ctx: Any, *grads: Any) -> None:
+    raise RuntimeError(_ONCE)
+
+
+backward.register_autograd(_refuse)
+
+# The dimension of the heads in each tensor argument.
+_HEADS_OF_SEQUENCE, _HEADS_OF_STATE, _HEADS_OF_PRIOR = 2, 1, 0
+_SEQUENCES, _STATES = (_HEADS_OF_SEQUENCE,) * 5, (_HEADS_OF_STATE,) * 2
+_FORWARD_HEADS = (*_SEQUENCES, _HEADS_OF_PRIOR, *_STATES)
+
+
+def _fold(x: Tensor | None, in_dim: int | None, size: int, dim: int) -> Tensor | None:
+    """Merges the mapped dimension, X entries, into dimension `dim`: [X, B, ...] -> [X * B, ...] for dim 0."""
+    if x is None:
+        return None
+    if in_dim is None:
+        x = x.unsqueeze(dim).expand(*x.shape[:dim], size, *x.shape[dim:])
+    else:
+        x = x.movedim(in_dim, dim)
+    return x.flatten(dim, dim + 1)
+
+
+def _unfold(x: Tensor, size: int, dim: int) -> Tensor:
+    return x.unflatten(dim, (size, x.shape[dim] // size))
+
+
+def _map_forward(call: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], path: str, *args: Any) -> Any:
+    """The rule of torch.vmap: one `call` of the forward with the mapped dimension folded into another."""
+    *tensors, cu_seqlens, scale, num_rows, chunk_size, _, output_final_state, output_variance = args
+    dims, size = in_dims[1:9], info.batch_size
+    # Batch rows are the cheapest place, but they share their prior and, packed, there is only one.
+    into_rows = cu_seqlens is None and dims[5] is None
+    where = (0,) * 8 if into_rows else _FORWARD_HEADS
+    folded = [
+        x if into_rows and i == 5 else _fold(x, in_dim, size, dim)
+        for i, (x, in_dim, dim) in enumerate(zip(tensors, dims, where, strict=True))
+    ]
+    num_rows = num_rows if into_rows else max(1, num_rows // size)
+    # What the backward could start from cannot be cut into the entries again: it is computed anew.
+    o, variance, mean, importance, kept = call(
+        path, *folded, cu_seqlens, scale, num_rows, chunk_size, False, output_final_state, output_variance
+    )
+    results, out_dims = [], []
+    for x, dim, present in (
+        (o, where[0], True),
+        (variance, where[0], output_variance),
+        (mean, where[6], output_final_state),
+        (importance, where[6], output_final_state),
+    ):
+        results.append(_unfold(x, size, dim) if present else x)
+        out_dims.append(dim if present else None)
+    return (*results, kept), (*out_dims, None)
+
+
+def _map_backward(call: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], path: str, *args: Any) -> Any:
+    """The rule of torch.vmap: one `call` of the backward with the mapped dimension folded into the heads."""
+    *tensors, scale, num_rows, chunk_size, needs_beta, needs_decay = args
+    inputs, cu_seqlens, final, kept, flows = tensors[:8], tensors[8], tensors[9:11], tensors[11], tensors[12:]
+    dims, size = in_dims[1:], info.batch_size
+
+    def fold(some: list[Tensor | None], first: int, where: tuple[int, ...]) -> list[Tensor | None]:
+        own = dims[first : first + len(some)]
+        return [_fold(x, in_dim, size, dim) for x, in_dim, dim in zip(some, own, where, strict=True)]
+
+    # Always into the heads: every entry has a gradient of its own for the prior.
+    gradients = call(
+        path,
+        *fold(inputs, 0, _FORWARD_HEADS),
+        cu_seqlens,
+        *fold(final, 9, _STATES),
+        kept.new_empty(0),
+        *fold(flows, 12, (_HEADS_OF_SEQUENCE,) * 2 + _STATES),
+        scale, max(1, num_rows // size), chunk_size, needs_beta, needs_decay,
+    )  # fmt: skip
+    wanted = _wanted(inputs[6] is not None, needs_beta, needs_decay)
+    pairs = list(zip(gradients, _FORWARD_HEADS, wanted, strict=True))
+    results = tuple(_unfold(x, size, dim) if want else x for x, dim, want in pairs)
+    return results, tuple(dim if want else None for _, dim, want in pairs)
+
+
+forward.register_vmap(partial(_map_forward, forward))
+backward.register_vmap(partial(_map_backward, backward))
+
+
+# Outside of compiled code these stand in for the operators: torch.func.grad knows no other way, and a call through the
+# dispatcher takes 0.2 ms, which is most of the time of a small one.
+class _Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return _forward(*args) if _are_plain(args) else forward(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _save(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return _differentiate(ctx, *grads)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return _map_forward(_Forward.apply, info, in_dims, *args)
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return _backward(*args) if _are_plain(args) else backward(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> None:
+        _refuse(ctx, *grads)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return _map_backward(_Backward.apply, info, in_dims, *args)
+
+
+def _are_plain(args: tuple[Any, ...]) -> bool:
+    """Whether all tensors are tensors with data, not a subclass: a fake one, say."""
+    return all(type(x) in (Tensor, torch.nn.Parameter) for x in args if isinstance(x, Tensor))
+
+
+def call_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`forward` by the fastest way there is here."""
+    return forward(*args) if torch.compiler.is_compiling() else _Forward.apply(*args)
+
+
+def call_backward(*args: Any) -> tuple[Tensor, ...]:
+    """`backward` by the fastest way there is here."""
+    return backward(*args) if torch.compiler.is_compiling() else _Backward.apply(*args)
+
+
+def _step(
+    path: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None,
+    g: Tensor,
+    importance_prior: Tensor,
+    mean: Tensor,
+    importance: Tensor,
+    scale: float,
+    output_variance: bool,
+) -> tuple[Tensor, Tensor]:
+    """o and variance of `palimpsa_step`; writes into mean and importance."""
+    with torch.autocast(q.device.type, enabled=False):
+        if path == "triton":
+            from . import step as triton_step
+
+            with torch.cuda.device_of(q):
+                o, variance = triton_step.step(
+                    q, k, v, beta, g, importance_prior, mean, importance, scale, output_variance
+                )
+        else:
+            o, variance = step_in_place(q, k, v, beta, g, importance_prior, mean, importance, scale, output_variance)
+    return o, v.new_empty(0) if variance is None else variance
+
+
+step = torch.library.custom_op(f"{_NAMESPACE}::step", _step, mutates_args=("mean", "importance"))
+
+
+@step.register_fake
+def _(path, q, k, v, beta, g, importance_prior, mean, importance, scale, output_variance):
+    return v.new_empty(v.shape), v.new_empty(v.shape if output_variance else (0,))
+
+
+def call_step(path: str, *args: Any) -> tuple[Tensor, Tensor]:
+    """`step` by the fastest way there is here."""
+    if torch.compiler.is_compiling() or not _are_plain(args):
+        return step(path, *args)
+    if path == "triton":
+        if under_transforms():
+            raise NotImplementedError("palimpsa_step under torch.func needs PALIMPSA_PATH=chunked: Triton has no rule")
+        mean, importance = args[6:8]
+        if not mean.is_inference():
+            # So that autograd notices if it kept one of them; PyTorch's own operations do that by themselves.
+            torch.autograd.graph.increment_version((mean, importance))
+    return _step(path, *args)
