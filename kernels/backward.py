@@ -1,4 +1,4 @@
-"""The backward pass in Triton: states and flows are computed again, chunk by chunk, and never kept for a whole sequence.
+"""The backward pass in Triton: states and flows are computed anew, and never kept for every token of a sequence.
 
 README.md in this folder has the equations, the tiling and what it costs.
 """
@@ -42,7 +42,9 @@ def _flow_kernel(
     segment = tl.program_id(0) // num_heads
     local_head = tl.program_id(0) % num_heads
     h = first_head + local_head
-    n, index, start, num_tokens = locate(segment, T, segments_each, cu_seqlens, offsets, sequence_of, SEGMENT, IS_PACKED)
+    n, index, start, num_tokens = locate(
+        segment, T, segments_each, cu_seqlens, offsets, sequence_of, SEGMENT, IS_PACKED
+    )
     # What reaches the start of a sequence is the gradients kernel's business.
     if index == 0:
         num_tokens = 0
@@ -217,7 +219,12 @@ def _gradients_kernel(
                 E = tl.load(flow_E + flow, mask=in_tile, other=0.0)
 
             last = (num_tokens - 1).to(tl.int64)
-            q_at, k_at, dq_at, dk_at = q_0 + last * k_step, k_0 + last * k_step, dq_0 + last * dk_step, dk_0 + last * dk_step
+            q_at, k_at, dq_at, dk_at = (
+                q_0 + last * k_step,
+                k_0 + last * k_step,
+                dq_0 + last * dk_step,
+                dk_0 + last * dk_step,
+            )
             v_at, beta_at, do_at, dvar_at = (
                 v_0 + last * v_step, beta_0 + last * v_step, do_0 + last * v_step, dvar_0 + last * v_step
             )  # fmt: skip
@@ -352,7 +359,9 @@ def _gradients_kernel(
 
 
 @triton.jit
-def _sum_tiles_kernel(parts, out, num_tokens, first_head, H, num_heads, K: tl.constexpr, TILES: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+def _sum_tiles_kernel(
+    parts, out, num_tokens, first_head, H, num_heads, K: tl.constexpr, TILES: tl.constexpr, BLOCK_SIZE: tl.constexpr
+):
     """Adds the parts of dq or dk that the tiles of V gave."""
     t = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
@@ -459,7 +468,7 @@ def backward(
     dmean: Tensor | None,
     dimportance: Tensor | None,
 ) -> Gradients:
-    """Gradients of `forward`'s arguments, in their dtypes; `mean` and `importance` are the final state if dmean is given."""
+    """Gradients of `forward`'s arguments, in their dtypes; `mean`, `importance`: the final state, if dmean is given."""
     B, T, H, K = q.shape
     V = v.shape[-1]
     sequences = Sequences.of(g, importance_prior, mean0, importance0, cu_seqlens)
@@ -515,8 +524,8 @@ def backward(
             num_items = segments.count * num_heads * tiles_v
             num_here = min(num_items, programs)
             _gradients_kernel[(num_here,)](
-                q32, k32, v, beta, g, importance_prior, do, dvar_or_any, *states, *ends, *flow, *parts, dv, dbeta, *sums,
-                dg_terms, dg_anchor, E_terms, *(start or (g, g)),
+                q32, k32, v, beta, g, importance_prior, do, dvar_or_any, *states, *ends, *flow, *parts, dv, dbeta,
+                *sums, dg_terms, dg_anchor, E_terms, *(start or (g, g)),
                 cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets, num_items, num_tokens, T, H,
                 first_head, num_heads, segments.each, chunks.each, chunks.count, scale,
                 K, V, plan.EK, plan.LK, plan.VT, plan.segment_size, CHUNK, 3 if tiles_k == 1 else 2,

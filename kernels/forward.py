@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .primitives import HAS_PTX, INTERPRETED, MAX_DECAY, Pieces, cut, locate, smallest_cover, reciprocal
+from .primitives import HAS_PTX, INTERPRETED, MAX_DECAY, Pieces, cut, locate, reciprocal, smallest_cover
 
 
 @triton.jit
@@ -45,7 +45,9 @@ def _states_kernel(
     segment = tl.program_id(0) // num_heads
     local_head = tl.program_id(0) % num_heads
     h = first_head + local_head
-    n, index, start, num_tokens = locate(segment, T, segments_each, cu_seqlens, offsets, sequence_of, SEGMENT, IS_PACKED)
+    n, index, start, num_tokens = locate(
+        segment, T, segments_each, cu_seqlens, offsets, sequence_of, SEGMENT, IS_PACKED
+    )
     tiles_v: tl.constexpr = (V + VT - 1) // VT
     kk = (tl.program_id(1) // tiles_v) * KT + tl.arange(0, KT)
     vv = (tl.program_id(1) % tiles_v) * VT + tl.arange(0, VT)
@@ -406,8 +408,8 @@ def chunk_states(
     ) -> None:
         # A pointer that is not used still has to be one.
         _states_kernel[(segments.count * num_heads, tiles)](
-            k, v, beta, g, prior, *(start or (prior, prior)), *(out or (prior, prior)), *(ends or (prior, prior)), decay,
-            sequences.cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets, T, H, first_head, num_heads,
+            k, v, beta, g, prior, *(start or (prior, prior)), *(out or (prior, prior)), *(ends or (prior, prior)),
+            decay, sequences.cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets, T, H, first_head, num_heads,
             segments.each, chunks.each, K, V, KT, VT, segments.length, chunks.length, min(DOT, chunks.length),
             START=start_kind, STORE_CHUNKS=out is not None, END=end_kind, IS_PACKED=sequences.cu_seqlens is not None,
             # The interpreter's bfloat16 products are wrong.

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: the cut of packed sequences into pieces, reciprocals, loads, the table of tile sizes."""
+"""What the Triton kernels share: packed sequences cut into pieces, the reciprocal, what the machine can do."""
 
 # B batch, T time, H heads, K key dim, V value dim, N sequences
 from typing import NamedTuple
