@@ -3,6 +3,10 @@
 README.md in this folder has the equations, the tiling and what it costs.
 """
 
+# Triton's decorator hides the signatures of kernels, and that of its helpers for both worlds, from a type checker.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportReturnType=false, reportGeneralTypeIssues=false
+# pyright: reportAssignmentType=false, reportAttributeAccessIssue=false
+
 # B batch, T time, H heads, K key dim, V value dim, N sequences, C chunk size, M = I * mu, J = I - I_prior, E = -dI
 # A flow is the gradient that reaches M and J of the token before a point from all tokens after it.
 from typing import NamedTuple

@@ -3,6 +3,10 @@
 README.md in this folder has the equations, the tiling and what it costs.
 """
 
+# Triton's decorator hides the signatures of kernels, and that of its helpers for both worlds, from a type checker.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportReturnType=false, reportGeneralTypeIssues=false
+# pyright: reportAssignmentType=false, reportAttributeAccessIssue=false
+
 # B batch, T time, H heads, K key dim, V value dim, N sequences, C chunk size, M = I * mu, J = I - I_prior
 from itertools import pairwise
 from typing import NamedTuple
@@ -409,7 +413,8 @@ def chunk_states(
         # A pointer that is not used still has to be one.
         _states_kernel[(segments.count * num_heads, tiles)](
             k, v, beta, g, prior, *(start or (prior, prior)), *(out or (prior, prior)), *(ends or (prior, prior)),
-            decay, sequences.cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets, T, H, first_head, num_heads,
+            decay, sequences.cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets, T, H, first_head,
+            num_heads,
             segments.each, chunks.each, K, V, KT, VT, segments.length, chunks.length, min(DOT, chunks.length),
             START=start_kind, STORE_CHUNKS=out is not None, END=end_kind, IS_PACKED=sequences.cu_seqlens is not None,
             # The interpreter's bfloat16 products are wrong.

@@ -7,8 +7,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)
+INTERPRETED = bool(knobs.runtime.interpret)
 # Neither the interpreter nor a GPU of another make knows PTX.
 HAS_PTX = not INTERPRETED and torch.version.cuda is not None
 
@@ -66,7 +67,7 @@ class Pieces(NamedTuple):
 def cut(num_sequences: int, num_tokens: int, length: int, cu_seqlens: Tensor | None) -> Pieces:
     """Cuts `num_sequences` sequences of `num_tokens` tokens, or the packed ones of `cu_seqlens`, into pieces."""
     if cu_seqlens is None:
-        each = triton.cdiv(num_tokens, length)
+        each = -(-num_tokens // length)
         return Pieces(length, num_sequences * each, each, None, None)
     # Every sequence ends with at most one piece that is not full.
     count = num_tokens // length + num_sequences
