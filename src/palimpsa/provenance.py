@@ -27,19 +27,20 @@ PACKAGES = (
 def provenance(accelerator: str) -> dict[str, Any]:
     """Git revision, versions, device and command of this process; None for what cannot be told.
 
-    Where there is no git or no checkout (a copy of the tree on another machine), the environment variable
-    PALIMPSA_REVISION tells the revision. Whether the copy was edited stays unknown then.
+    On a copy of the tree, which has no git metadata or that of an older revision, the environment variable
+    PALIMPSA_REVISION tells the revision. It comes before what git says, and leaves open whether the copy was edited.
 
     Args:
         accelerator: "cpu" or "gpu", what the run uses.
     """
     root = Path(__file__).parent
-    revision = _git(root, "rev-parse", "HEAD")
+    told = os.environ.get(REVISION_VARIABLE) or None
+    revision = told or _git(root, "rev-parse", "HEAD")
     # What a run writes is not what it was computed with.
     changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)results")
     return {
-        "git_revision": revision or os.environ.get(REVISION_VARIABLE) or None,
-        "git_dirty": None if revision is None else bool(changes),
+        "git_revision": revision,
+        "git_dirty": None if told or revision is None else bool(changes),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "device": _device(accelerator),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
