@@ -160,7 +160,7 @@ def _gradients_kernel(
 
     A state is [EK, LK, VT] with key ek + EK * lk: EK in registers, LK and VT / 4 over the lanes of one warp. Each chunk
     starts from the state after it and takes its tokens out again one by one. That is exact to rounding as long as no
-    importance has grown much within the chunk; where one has, the states come from the one before the chunk instead.
+    importance grew and no write was much larger than what stood before it; else the states come from the chunk's start.
     """
     KT: tl.constexpr = EK * LK
     EVEN_K: tl.constexpr = K % KT == 0
@@ -263,12 +263,23 @@ def _gradients_kernel(
                     anchor += tl.load(anchor_at, mask=not is_first, other=0.0)
                     tl.store(anchor_at, anchor)
                     of_chunk = t // CHUNK * CHUNK + tl.arange(0, CHUNK)
-                    decay = tl.sum(tl.load(g_0 + of_chunk * H, mask=of_chunk <= t, other=0.0).to(tl.float32), 0)
+                    g_c = tl.load(g_0 + of_chunk * H, mask=of_chunk <= t, other=0.0).to(tl.float32)
+                    decay = tl.sum(g_c, 0)
                     # In the scale of the chunk's start importances only grow: by how much, at most?
                     grown = (J + prior_h) * tl.exp(-tl.maximum(decay, -MAX_DECAY))
                     before = tl.load(J_in + state, mask=in_tile, other=0.0) + prior_h
                     grown = tl.max(tl.reshape(tl.where(grown > 16.0 * before, 1, 0), KT * VT))
-                    from_start = (grown > 0) | (decay < -MAX_DECAY)
+                    # M may also shrink: no write may be much larger than what stood there before it.
+                    in_c = (of_chunk <= t)[:, None]
+                    k_c = k + (wide_row + of_chunk * num_heads)[:, None] * K + (k0 + tl.arange(0, KT))[None, :]
+                    v_c = v + (row + of_chunk * H)[:, None] * V + (tile_v * VT + tl.arange(0, VT))[None, :]
+                    k_c = tl.load(k_c, mask=in_c & (k0 + tl.arange(0, KT) < K)[None, :], other=0.0)
+                    v_c = tl.load(v_c, mask=in_c & (tile_v * VT + tl.arange(0, VT) < V)[None, :], other=0.0)
+                    writes = tl.max(tl.abs(k_c), 1) * tl.max(tl.abs(v_c.to(tl.float32)), 1)
+                    writes *= tl.exp(tl.minimum(-tl.cumsum(g_c, 0), MAX_DECAY))
+                    stood = tl.max(tl.reshape(tl.abs(tl.load(M_in + state, mask=in_tile, other=0.0)), KT * VT))
+                    stood = tl.maximum(stood, tl.sum(tl.where(of_chunk % CHUNK == 0, writes, 0.0), 0))
+                    from_start = (grown > 0) | (decay < -MAX_DECAY) | (tl.max(writes, 0) > 64.0 * stood)
                     if from_start:
                         decay = 0.0
                     else:

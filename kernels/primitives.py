@@ -15,9 +15,9 @@ HAS_PTX = not INTERPRETED and torch.version.cuda is not None
 
 # The largest K and V: the width at which tiles were sized and tested.
 MAX_DIM = 256
-# Decays within one block of tokens are taken together unless they fall below exp(-MAX_DECAY): their inverse is used as
-# a weight, and products of two importances with such weights must stay far from the end of float32.
-MAX_DECAY = 10.0
+# The states are multiplied by what was forgotten once that is exp(-MAX_DECAY): the inverse is used as a weight, and
+# beside a larger sum of log decays small ones would be rounded away.
+MAX_DECAY = 1.0
 
 
 @triton.jit

@@ -23,7 +23,7 @@ def _step_kernel(
     """All keys of one tile of values of one head: X_b, X_h, X_k, X_v are the strides of tensor X."""
     tiles_v: tl.constexpr = (V + VT - 1) // VT
     head = tl.program_id(0) // tiles_v
-    b, h = (head // H).to(tl.int64), head % H
+    b, h = (head // H).to(tl.int64), (head % H).to(tl.int64)
     vv = (tl.program_id(0) % tiles_v) * VT + tl.arange(0, VT)
     in_v = vv < V
     alpha = tl.exp(tl.load(g + b * g_b + h * g_h).to(tl.float32))
@@ -32,8 +32,9 @@ def _step_kernel(
     if HAS_BETA:
         beta_t = tl.load(beta + b * beta_b + h * beta_h + vv, mask=in_v, other=0.0).to(tl.float32)[None, :]
     q_at, k_at = q + b * q_b + h * q_h, k + b * k_b + h * k_h
-    mean_at = mean + b * mean_b + h * mean_h + vv[None, :] * mean_v
-    importance_at = importance + b * importance_b + h * importance_h + vv[None, :] * importance_v
+    value = vv.to(tl.int64)[None, :]
+    mean_at = mean + b * mean_b + h * mean_h + value * mean_v
+    importance_at = importance + b * importance_b + h * importance_h + value * importance_v
     # Summed over keys once, after the loop: a sum takes an exchange between threads.
     reads = tl.zeros([KT, VT], tl.float32)
     spreads = tl.zeros([KT, VT], tl.float32)

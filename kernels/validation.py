@@ -244,6 +244,8 @@ def check_step_inputs(
                 f"{name} requires grad, but palimpsa_step updates the state in place and has no backward: "
                 "call it under torch.no_grad() or torch.inference_mode(), or use palimpsa to train"
             )
+    if state.mean is state.importance:
+        raise ValueError("state.mean and state.importance are one tensor, expected two: both are updated in place")
     for name in ("state.mean", "state.importance"):
         x = tensors[name]
         if any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)):

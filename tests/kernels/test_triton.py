@@ -122,6 +122,26 @@ def test_extreme_precisions(Problem, failures, triton, beta, prior):
     assert failures(triton, problem) == {}
 
 
+@pytest.mark.parametrize("where", ["last", "all but the first"])
+def test_a_large_write_leaves_the_gradients_before_it_exact(Problem, triton, where):
+    # The backward takes tokens out of the state after a chunk: (small + large) - large would lose the small part.
+    problem = Problem((1, 16, 1, 5, 8), torch.float32)
+    large = slice(15, None) if where == "last" else slice(1, None)
+    problem["v"][:, large] *= 1e4
+    problem["beta"].mul_(0.2)
+    problem["importance"].add_(1)
+
+    def gradients(operator, problem):
+        leaves = [x.clone().requires_grad_() for x in problem.tensors.values()]
+        o = operator(*leaves[:6], initial_state=tuple(leaves[6:])).o
+        # Not through the large tokens: beside their gradients no loss would show.
+        return torch.autograd.grad(o[:, : large.start].sum(), leaves)
+
+    expected = gradients(palimpsa_reference, problem.to(torch.float64))
+    for name, x, y in zip(problem.tensors, gradients(triton, problem), expected, strict=True):
+        assert (x.double() - y).abs().max() <= 1e-5 * y.abs().max(), name
+
+
 def test_heads_done_in_groups_change_nothing(Problem, assert_equal, triton, monkeypatch):
     problem = Problem((1, 9, 3, 5, 8), torch.float32)
     expected = problem.run(triton), problem.gradients(triton)

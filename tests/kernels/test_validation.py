@@ -215,6 +215,14 @@ def test_wrong_state_of_a_step(arguments, state, error, message):
         palimpsa_step(**step_arguments(arguments), state=state)
 
 
+def test_one_tensor_is_no_state():
+    state = torch.ones(2, 3, 4, 5)
+    args = [x if x.ndim == 1 else x[:, 0] for x in (torch.ones(2, 1, 3, 4), torch.ones(2, 1, 3, 4))]
+    value, g = torch.ones(2, 3, 5), torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="one tensor, expected two"):
+        palimpsa_step(*args, value, value, g, torch.ones(3), (state, state))
+
+
 def test_debug_mode_can_be_switched_off(arguments, operator, monkeypatch):
     arguments["g"] = -arguments["g"]
     for setting in ("1", ""):
