@@ -139,7 +139,8 @@ def test_a_large_write_leaves_the_gradients_before_it_exact(Problem, triton, whe
 
     expected = gradients(palimpsa_reference, problem.to(torch.float64))
     for name, x, y in zip(problem.tensors, gradients(triton, problem), expected, strict=True):
-        assert (x.double() - y).abs().max() <= 1e-5 * y.abs().max(), name
+        # The prior gets 3e-3 of terms around 1: rounding of those shows in its last digits.
+        assert (x.double() - y).abs().max() <= 1e-5 * y.abs().max() + 1e-7, name
 
 
 def test_heads_done_in_groups_change_nothing(Problem, assert_equal, triton, monkeypatch):
