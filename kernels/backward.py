@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .forward import SCRATCH_BYTES, Sequences, chunk_states, scaled, scan, slice_heads, widen
+from .forward import Sequences, chunk_states, num_heads_that_fit, scaled, scan, slice_heads, widen
 from .primitives import HAS_PTX, INTERPRETED, MAX_DECAY, locate, reciprocal
 
 # Tokens between two states that the backward starts from: over more, taking tokens out of a state again would lose
@@ -445,10 +445,10 @@ def plan_backward(num_tokens: int, num_sequences: int, H: int, K: int, V: int, n
 
     # One segment a sequence needs no flows from other segments: the best where sequences and heads alone nearly fill
     # the GPU.
-    longest = triton.cdiv(num_tokens, max(1, num_sequences))
+    average = triton.cdiv(num_tokens, max(1, num_sequences))
     segment = 128
-    if longest <= segment or (longest <= 4096 and waste(num_sequences * H * tiles_v) < 1.6):
-        segment = max(CHUNK, triton.next_power_of_2(longest))
+    if average <= segment or (average <= 4096 and waste(num_sequences * H * tiles_v) < 1.6):
+        segment = max(CHUNK, triton.next_power_of_2(average))
     num_chunks = num_tokens // CHUNK + num_sequences
     num_segments = num_tokens // segment + num_sequences
     bytes_a_head = 8 * (num_chunks + num_segments) * K * V + 4 * num_tokens * tiles_v + 12 * num_tokens * K
@@ -457,7 +457,7 @@ def plan_backward(num_tokens: int, num_sequences: int, H: int, K: int, V: int, n
     if tiles_k > 1:
         bytes_a_head += 8 * num_tokens * V
     # Of the groups of heads that fit, the ones that leave the fewest programs idle, and of those the largest.
-    sizes = range(1, max(1, min(H, SCRATCH_BYTES // max(1, bytes_a_head))) + 1)
+    sizes = range(1, min(H, num_heads_that_fit(bytes_a_head)) + 1)
 
     def rounds(size: int) -> int:
         return sum(triton.cdiv(n * num_segments * tiles_v, num_programs) for _, n in slice_heads(H, size))

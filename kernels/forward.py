@@ -515,9 +515,14 @@ class ForwardPlan(NamedTuple):
 SCRATCH_BYTES = 384 * 2**20
 
 
+def num_heads_that_fit(bytes_a_head: int, budget: int = 0) -> int:
+    """How many heads, one at least, take no more than `budget` bytes, or SCRATCH_BYTES if that is more."""
+    return max(1, max(SCRATCH_BYTES, budget) // max(1, bytes_a_head))
+
+
 def slice_heads(num_heads: int, size: int) -> list[tuple[int, int]]:
     """(first head, number of heads) of groups of nearly equal size, at most `size`."""
-    groups = triton.cdiv(num_heads, max(1, min(size, num_heads)))
+    groups = -(-num_heads // size)
     bounds = [num_heads * i // groups for i in range(groups + 1)]
     return [(first, last - first) for first, last in pairwise(bounds)]
 
@@ -534,5 +539,5 @@ def plan_forward(num_tokens: int, num_sequences: int, H: int, K: int, V: int) ->
     if K > KT:
         bytes_a_head += 8 * num_tokens * V
     # Half precision inputs take 4 (K + V) bytes a token and head: here the work may take twice that.
-    budget = max(SCRATCH_BYTES, 8 * num_tokens * H * (K + V))
-    return ForwardPlan(chunk_size, KT, VT, slice_heads(H, budget // max(1, bytes_a_head)))
+    size = num_heads_that_fit(bytes_a_head, budget=8 * num_tokens * H * (K + V))
+    return ForwardPlan(chunk_size, KT, VT, slice_heads(H, size))

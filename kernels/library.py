@@ -158,6 +158,7 @@ def _backward(
         grad.to(x.dtype) if want and x is not None and grad is not None else q.new_empty(0)
         for want, x, grad in zip(wanted, inputs, gradients, strict=True)
     ]
+    # A tuple of any length to a type checker, of eight here.
     return tuple(results)  # type: ignore[return-value]
 
 

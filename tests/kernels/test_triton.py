@@ -143,12 +143,43 @@ def test_a_large_write_leaves_the_gradients_before_it_exact(Problem, triton, whe
         assert (x.double() - y).abs().max() <= 1e-5 * y.abs().max() + 1e-7, name
 
 
-def test_heads_done_in_groups_change_nothing(Problem, assert_equal, triton, monkeypatch):
-    problem = Problem((1, 9, 3, 5, 8), torch.float32)
+@pytest.mark.parametrize("many_warps", [0, 10**9])
+@pytest.mark.parametrize("bounds", [None, [0, 0, 64, 128], [0, 128, 128]])
+def test_states_in_one_pass_and_by_segments(Problem, failures, triton, monkeypatch, many_warps, bounds):
+    # 0: sequences and heads fill the GPU, each is one pass; else its segments go side by side, joined by a scan.
+    monkeypatch.setattr(host_module("forward"), "MANY_WARPS", many_warps)
+    num_states = None if bounds is None else len(bounds) - 1
+    problem = Problem((1, 128, 1, 5, 8), torch.float32, num_states=num_states)
+    options = {} if bounds is None else {"cu_seqlens": torch.tensor(bounds)}
+    assert failures(triton, problem, **options) == {}
+
+
+@pytest.mark.parametrize("shape", [(1, 35, 3, 5, 8), (1, 5, 3, 20, 40)])
+def test_heads_done_in_groups_change_nothing(Problem, assert_equal, triton, short_segments, monkeypatch, shape):
+    problem = Problem(shape, torch.float32)
     expected = problem.run(triton), problem.gradients(triton)
-    monkeypatch.setattr(host_module("forward"), "SCRATCH_BYTES", 1)
+    planned = []
+    for name, function in (("forward", "plan_forward"), ("backward", "plan_backward")):
+        module = host_module(name)
+        plan = getattr(module, function)
+
+        def in_groups(*sizes, plan=plan):
+            planned.append(plan(*sizes))
+            return planned[-1]._replace(head_slices=[(0, 1), (1, 2)])
+
+        monkeypatch.setattr(module, function, in_groups)
     assert_equal(problem.run(triton), expected[0], 0)
-    assert_equal(problem.gradients(triton), expected[1], 1e-6)
+    assert_equal(problem.gradients(triton), expected[1], 0)
+    assert {tuple(plan.head_slices) for plan in planned} == {((0, 3),)}
+
+
+def test_heads_are_grouped_to_keep_to_the_scratch_memory(monkeypatch):
+    forward, backward = host_module("forward"), host_module("backward")
+    monkeypatch.setattr(forward, "SCRATCH_BYTES", 2**20)
+    for plan in (forward.plan_forward(2**15, 8, 16, 96, 192), backward.plan_backward(2**15, 8, 16, 96, 192, 1584)):
+        heads = [h for first, number in plan.head_slices for h in range(first, first + number)]
+        assert heads == list(range(16))
+        assert len(plan.head_slices) > 1
 
 
 def test_strides_change_nothing(Problem, assert_equal, triton):
