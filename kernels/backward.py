@@ -16,12 +16,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import primitives
 from .forward import Sequences, chunk_states, num_heads_that_fit, scaled, scan, slice_heads, widen
 from .primitives import HAS_PTX, INTERPRETED, MAX_DECAY, locate, reciprocal
 
 # Tokens between two states that the backward starts from: over more, taking tokens out of a state again would lose
 # precision, and over fewer, the states would take more time to move than to use.
 CHUNK = 16
+# Tokens of a segment where sequences are cut, and how much longer the flow between segments makes the way back.
+SEGMENT = 128
+FLOW_COST = 1.4
 # Within so many tokens a smaller decay is better met token by token: the way back divides by it.
 MAX_CHUNK_DECAY = 4.0
 
@@ -33,7 +37,8 @@ def _flow_kernel(
     cu_seqlens, offsets, sequence_of, chunk_offsets, T, H, first_head, num_heads, segments_each, chunks_each,
     K: tl.constexpr, V: tl.constexpr, PAIRS: tl.constexpr, VT: tl.constexpr,
     SEGMENT: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
-    HAS_DVAR: tl.constexpr, IS_PACKED: tl.constexpr, MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
+    HAS_DVAR: tl.constexpr, IS_PACKED: tl.constexpr, IS_LARGE: tl.constexpr,
+    MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
 ):  # fmt: skip
     """The flow that the tokens of one segment add to the state before it, and how much of a later flow they let pass.
 
@@ -75,21 +80,21 @@ def _flow_kernel(
             Es = Es + (tl.zeros([HALF, VT], tl.float32),)
         row = start * H + h
         wide_row = start * num_heads + local_head
-        k_step, v_step = num_heads * K, H * V
+        if not IS_LARGE:
+            row, wide_row = row.to(tl.int32), wide_row.to(tl.int32)
         pair = kk[:, None] + both[None, :] * HALF
-        q_at, k_at, k2_at = q + wide_row * K + pair, k + wide_row * K + pair, k_squared + wide_row * K + pair
-        value = row * V + vv[:, None] + both * v_step
-        v_at, beta_at, do_at, dvar_at, g_at = v + value, beta + value, do + value, dvar + value, g + row
         # exp(decay): since the states were last true to scale; passed: from the segment's start until then.
         decay = 0.0
         passed = 1.0
         for t in tl.range(0, num_tokens, 2, num_stages=STAGES):
             in_v_t = in_v[:, None] & (t + both < num_tokens)[None, :]
-            vs = tl.split(tl.load(v_at, mask=in_v_t, other=0.0).to(tl.float32))
-            betas = tl.split(tl.load(beta_at, mask=in_v_t, other=0.0).to(tl.float32))
-            dos = tl.split(tl.load(do_at, mask=in_v_t, other=0.0).to(tl.float32))
+            at_v = (row + (t + both) * H)[None, :] * V + vv[:, None]
+            vs = tl.split(tl.load(v + at_v, mask=in_v_t, other=0.0).to(tl.float32))
+            betas = tl.split(tl.load(beta + at_v, mask=in_v_t, other=0.0).to(tl.float32))
+            dos = tl.split(tl.load(do + at_v, mask=in_v_t, other=0.0).to(tl.float32))
             if HAS_DVAR:
-                dvars = tl.split(tl.load(dvar_at, mask=in_v_t, other=0.0).to(tl.float32))
+                dvars = tl.split(tl.load(dvar + at_v, mask=in_v_t, other=0.0).to(tl.float32))
+            g_at = g + row + t * H
             gs = (tl.load(g_at), tl.load(g_at + H, mask=t + 1 < num_tokens, other=0.0))
             for u in tl.static_range(2):
                 decay += gs[u].to(tl.float32)
@@ -108,9 +113,10 @@ def _flow_kernel(
                     if EVEN_K:
                         in_pair = pair < K
                     in_pair = in_pair & (t + u < num_tokens)
-                    ks = tl.split(tl.load(k_at + u * k_step + here, mask=in_pair, other=0.0))
-                    qs = tl.split(tl.load(q_at + u * k_step + here, mask=in_pair, other=0.0))
-                    k2s = tl.split(tl.load(k2_at + u * k_step + here, mask=in_pair, other=0.0))
+                    at_k = (wide_row + (t + u) * num_heads) * K + pair + here
+                    ks = tl.split(tl.load(k + at_k, mask=in_pair, other=0.0))
+                    qs = tl.split(tl.load(q + at_k, mask=in_pair, other=0.0))
+                    k2s = tl.split(tl.load(k_squared + at_k, mask=in_pair, other=0.0))
                     for j in tl.static_range(2):
                         q_t = qs[j][:, None]
                         M, J = Ms[2 * i + j] + ks[j][:, None] * v_t, Js[2 * i + j] + k2s[j][:, None] * beta_t
@@ -122,14 +128,6 @@ def _flow_kernel(
                             E += (q_t * q_t) * ((dvars[u] * (passed * weight))[None, :] * inverse * inverse)
                         new_Ms, new_Js, new_dMs, new_Es = new_Ms + (M,), new_Js + (J,), new_dMs + (dM,), new_Es + (E,)
                 Ms, Js, dMs, Es = new_Ms, new_Js, new_dMs, new_Es
-            q_at += 2 * k_step
-            k_at += 2 * k_step
-            k2_at += 2 * k_step
-            v_at += 2 * v_step
-            beta_at += 2 * v_step
-            do_at += 2 * v_step
-            dvar_at += 2 * v_step
-            g_at += 2 * H
         for i in tl.static_range(2 * PAIRS):
             tile = (kk + i * HALF)[:, None] * V
             in_tile = (kk + i * HALF < K)[:, None] & in_v[None, :]
@@ -154,7 +152,7 @@ def _gradients_kernel(
     K: tl.constexpr, V: tl.constexpr, EK: tl.constexpr, LK: tl.constexpr, VT: tl.constexpr,
     SEGMENT: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
     FLOW: tl.constexpr, HAS_DVAR: tl.constexpr, IS_PACKED: tl.constexpr, WANTS_START: tl.constexpr,
-    MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
+    IS_LARGE: tl.constexpr, MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
 ):  # fmt: skip
     """All gradients of one segment, head and tile of V: one tile of K after the other, chunks and tokens backwards.
 
@@ -192,11 +190,15 @@ def _gradients_kernel(
         prior_h = tl.load(prior + h).to(tl.float32)
         row = start * H + h
         wide_row = start * num_heads + local_head
-        k_step, v_step, sum_step = num_heads * K, H * V, num_heads * V
         # Gradients of q and k are sums over tiles of V: with one tile they are final.
         of_tile = tile_v.to(tl.int64) * num_tokens_all * num_heads + wide_row
         dk_row = row if tiles_v == 1 else of_tile
-        dk_step = (H if tiles_v == 1 else num_heads) * K
+        dk_heads = H if tiles_v == 1 else num_heads
+        if not IS_LARGE:
+            # With 64 bits every address would be a value of its own in registers; so they stay constants.
+            row, wide_row = row.to(tl.int32), wide_row.to(tl.int32)
+            of_tile, dk_row = of_tile.to(tl.int32), dk_row.to(tl.int32)
+        end = (n.to(tl.int64) * H + h) * (K * V)
         sum_E = tl.zeros([LK, VT], tl.float32)
 
         for k0 in range(0, K, KT):
@@ -205,36 +207,17 @@ def _gradients_kernel(
             in_k = key < KT if EVEN_K else kk < K
             in_tile = in_k[:, :, None] & in_v[None, :, :]
             tile = kk[:, :, None] * V + vv[None, :, :]
-            q_0, k_0 = q + wide_row * K + kk, k + wide_row * K + kk
-            dq_0, dk_0 = dq + dk_row * K + kk, dk + dk_row * K + kk
-            v_0, beta_0, do_0, dvar_0 = v + row * V + vv, beta + row * V + vv, do + row * V + vv, dvar + row * V + vv
-            dv_0, dbeta_0 = dv + row * V + vv, dbeta + row * V + vv
-            dv_sum_0, dbeta_sum_0 = dv_sum + wide_row * V + vv, dbeta_sum + wide_row * V + vv
-            g_0, dg_0 = g + row, dg_terms + of_tile
             if FLOW == 0:
                 dM = tl.zeros([EK, LK, VT], tl.float32)
                 E = tl.zeros([EK, LK, VT], tl.float32)
             else:
                 if FLOW == 1:
-                    flow = (n.to(tl.int64) * H + h) * (K * V) + tile
+                    flow = end
                 else:
-                    flow = (segment.to(tl.int64) * num_heads + local_head) * (K * V) + tile
-                dM = tl.load(flow_M + flow, mask=in_tile, other=0.0)
-                E = tl.load(flow_E + flow, mask=in_tile, other=0.0)
+                    flow = (segment.to(tl.int64) * num_heads + local_head) * (K * V)
+                dM = tl.load(flow_M + flow + tile, mask=in_tile, other=0.0)
+                E = tl.load(flow_E + flow + tile, mask=in_tile, other=0.0)
 
-            last = (num_tokens - 1).to(tl.int64)
-            q_at, k_at, dq_at, dk_at = (
-                q_0 + last * k_step,
-                k_0 + last * k_step,
-                dq_0 + last * dk_step,
-                dk_0 + last * dk_step,
-            )
-            v_at, beta_at, do_at, dvar_at = (
-                v_0 + last * v_step, beta_0 + last * v_step, do_0 + last * v_step, dvar_0 + last * v_step
-            )  # fmt: skip
-            dv_at, dbeta_at = dv_0 + last * v_step, dbeta_0 + last * v_step
-            dv_sum_at, dbeta_sum_at = dv_sum_0 + last * sum_step, dbeta_sum_0 + last * sum_step
-            dg_at, g_at = dg_0 + last * num_heads, g_0 + last * H
             M = tl.zeros([EK, LK, VT], tl.float32)
             J = tl.zeros([EK, LK, VT], tl.float32)
             # Log decay from the start of the chunk to the token, while the states are to be multiplied by it.
@@ -242,58 +225,60 @@ def _gradients_kernel(
             from_start = False
             for back in tl.range(0, num_tokens, num_stages=STAGES):
                 t = num_tokens - 1 - back
-                q_t = tl.load(q_at, mask=in_k, other=0.0)[:, :, None]
-                k_t = tl.load(k_at, mask=in_k, other=0.0)[:, :, None]
-                v_t = tl.load(v_at, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
-                beta_t = tl.load(beta_at, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
-                do_t = tl.load(do_at, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
-                g_t = tl.load(g_at).to(tl.float32)
+                at_k, at_v = (wide_row + t * num_heads) * K + kk, (row + t * H) * V + vv
+                q_t = tl.load(q + at_k, mask=in_k, other=0.0)[:, :, None]
+                k_t = tl.load(k + at_k, mask=in_k, other=0.0)[:, :, None]
+                v_t = tl.load(v + at_v, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
+                beta_t = tl.load(beta + at_v, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
+                do_t = tl.load(do + at_v, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
+                g_t = tl.load(g + row + t * H).to(tl.float32)
                 if (t % CHUNK == CHUNK - 1) | (back == 0):
                     chunk = first_chunk + t // CHUNK
-                    state = (chunk * num_heads + local_head) * (K * V) + tile
-                    if (back == 0) & is_end:
-                        end = (n.to(tl.int64) * H + h) * (K * V) + tile
-                        M = tl.load(M_end + end, mask=in_tile, other=0.0)
-                        J = tl.load(J_end + end, mask=in_tile, other=0.0)
-                    else:
-                        M = tl.load(M_in + state + num_heads * (K * V), mask=in_tile, other=0.0)
-                        J = tl.load(J_in + state + num_heads * (K * V), mask=in_tile, other=0.0)
+                    state = (chunk * num_heads + local_head) * (K * V)
+                    is_at_end = (back == 0) & is_end
+                    # All that a chunk needs is asked for before any of it is used.
+                    after = state + num_heads * (K * V)
+                    M = tl.load(tl.where(is_at_end, M_end + end, M_in + after) + tile, mask=in_tile, other=0.0)
+                    J = tl.load(tl.where(is_at_end, J_end + end, J_in + after) + tile, mask=in_tile, other=0.0)
+                    M_before = tl.load(M_in + state + tile, mask=in_tile, other=0.0)
+                    J_before = tl.load(J_in + state + tile, mask=in_tile, other=0.0)
                     anchor_at = dg_anchor + (tile_v.to(tl.int64) * num_chunks + chunk) * num_heads + local_head
-                    anchor = tl.sum(tl.reshape(dM * M - E * J, KT * VT))
-                    anchor += tl.load(anchor_at, mask=not is_first, other=0.0)
-                    tl.store(anchor_at, anchor)
+                    anchor = tl.load(anchor_at, mask=not is_first, other=0.0)
                     of_chunk = t // CHUNK * CHUNK + tl.arange(0, CHUNK)
-                    g_c = tl.load(g_0 + of_chunk * H, mask=of_chunk <= t, other=0.0).to(tl.float32)
+                    in_c = of_chunk <= t
+                    g_c = tl.load(g + row + of_chunk * H, mask=in_c, other=0.0).to(tl.float32)
+                    keys = k0 + tl.arange(0, KT)
+                    k_c = k + ((wide_row + of_chunk * num_heads) * K)[:, None] + keys[None, :]
+                    k_c = tl.load(k_c, mask=in_c[:, None] & (keys < K)[None, :], other=0.0)
+                    values = tile_v * VT + tl.arange(0, VT)
+                    v_c = v + ((row + of_chunk * H) * V)[:, None] + values[None, :]
+                    v_c = tl.load(v_c, mask=in_c[:, None] & (values < V)[None, :], other=0.0).to(tl.float32)
+
+                    tl.store(anchor_at, anchor + tl.sum(tl.reshape(dM * M - E * J, KT * VT)))
                     decay = tl.sum(g_c, 0)
                     # In the scale of the chunk's start importances only grow: by how much, at most?
                     grown = (J + prior_h) * tl.exp(-tl.maximum(decay, -MAX_DECAY))
-                    before = tl.load(J_in + state, mask=in_tile, other=0.0) + prior_h
-                    grown = tl.max(tl.reshape(tl.where(grown > 16.0 * before, 1, 0), KT * VT))
+                    grown = tl.max(tl.reshape(grown - 16.0 * (J_before + prior_h), KT * VT))
                     # M may also shrink: no write may be much larger than what stood there before it.
-                    in_c = (of_chunk <= t)[:, None]
-                    k_c = k + (wide_row + of_chunk * num_heads)[:, None] * K + (k0 + tl.arange(0, KT))[None, :]
-                    v_c = v + (row + of_chunk * H)[:, None] * V + (tile_v * VT + tl.arange(0, VT))[None, :]
-                    k_c = tl.load(k_c, mask=in_c & (k0 + tl.arange(0, KT) < K)[None, :], other=0.0)
-                    v_c = tl.load(v_c, mask=in_c & (tile_v * VT + tl.arange(0, VT) < V)[None, :], other=0.0)
-                    writes = tl.max(tl.abs(k_c), 1) * tl.max(tl.abs(v_c.to(tl.float32)), 1)
+                    writes = tl.max(tl.abs(k_c), 1) * tl.max(tl.abs(v_c), 1)
                     writes *= tl.exp(tl.minimum(-tl.cumsum(g_c, 0), MAX_DECAY))
-                    stood = tl.max(tl.reshape(tl.abs(tl.load(M_in + state, mask=in_tile, other=0.0)), KT * VT))
+                    stood = tl.max(tl.reshape(tl.abs(M_before), KT * VT))
                     stood = tl.maximum(stood, tl.sum(tl.where(of_chunk % CHUNK == 0, writes, 0.0), 0))
-                    from_start = (grown > 0) | (decay < -MAX_DECAY) | (tl.max(writes, 0) > 64.0 * stood)
+                    from_start = (grown > 0.0) | (decay < -MAX_DECAY) | (tl.max(writes, 0) > 64.0 * stood)
                     if from_start:
                         decay = 0.0
-                    else:
-                        M, J = M * tl.exp(-decay), J * tl.exp(-decay)
-                        dM, E = dM * tl.exp(decay), E * tl.exp(decay)
+                    up, down = tl.exp(-decay), tl.exp(decay)
+                    M, J, dM, E = M * up, J * up, dM * down, E * down
                 if from_start:
-                    state = ((first_chunk + t // CHUNK) * num_heads + local_head) * (K * V) + tile
-                    M = tl.load(M_in + state, mask=in_tile, other=0.0)
-                    J = tl.load(J_in + state, mask=in_tile, other=0.0)
+                    state = ((first_chunk + t // CHUNK) * num_heads + local_head) * (K * V)
+                    M = tl.load(M_in + state + tile, mask=in_tile, other=0.0)
+                    J = tl.load(J_in + state + tile, mask=in_tile, other=0.0)
                     for m in range(t // CHUNK * CHUNK, t + 1):
-                        alpha = tl.exp(tl.load(g_0 + m * H).to(tl.float32))
-                        k_m = tl.load(k_0 + m * k_step, mask=in_k, other=0.0)[:, :, None]
-                        v_m = tl.load(v_0 + m * v_step, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
-                        beta_m = tl.load(beta_0 + m * v_step, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
+                        alpha = tl.exp(tl.load(g + row + m * H).to(tl.float32))
+                        k_m = tl.load(k + ((wide_row + m * num_heads) * K + kk), mask=in_k, other=0.0)[:, :, None]
+                        at_m = (row + m * H) * V + vv
+                        v_m = tl.load(v + at_m, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
+                        beta_m = tl.load(beta + at_m, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
                         M = M * alpha + k_m * v_m
                         J = J * alpha + (k_m * k_m) * beta_m
                 weight = tl.exp(-decay)
@@ -303,7 +288,7 @@ def _gradients_kernel(
                 to_E = to_M * mean
                 dq_t = _sum_in_thread(mean * do_t, EK, LK, VT)
                 if HAS_DVAR:
-                    dvar_t = tl.load(dvar_at, mask=in_v, other=0.0).to(tl.float32)[None, :, :] * weight
+                    dvar_t = tl.load(dvar + at_v, mask=in_v, other=0.0).to(tl.float32)[None, :, :] * weight
                     spread = q_t * (dvar_t * inverse)
                     to_E += q_t * (spread * inverse)
                     dq_t += 2.0 * _sum_in_thread(dvar_t * inverse, EK, LK, VT) * q_t
@@ -314,8 +299,9 @@ def _gradients_kernel(
                 of_M = _sum_in_thread(dM * v_w, EK, LK, VT)
                 of_E = _sum_in_thread(E * beta_w, EK, LK, VT)
                 k2_t = k_t * k_t
-                tl.store(dq_at, tl.sum(dq_t, 2) * dq_scale, mask=in_k)
-                tl.store(dk_at, tl.sum(of_M - (2.0 * k_t) * of_E, 2), mask=in_k)
+                at_dk = (dk_row + t * dk_heads) * K + kk
+                tl.store(dq + at_dk, tl.sum(dq_t, 2) * dq_scale, mask=in_k)
+                tl.store(dk + at_dk, tl.sum(of_M - (2.0 * k_t) * of_E, 2), mask=in_k)
                 dv_t = tl.sum(dM * k_t, 0) * weight
                 dbeta_t = tl.sum(E * k2_t, 0) * -weight
                 own_E = tl.sum(to_E, 0) * weight
@@ -328,43 +314,30 @@ def _gradients_kernel(
                 dv_t = tl.broadcast_to(tl.sum(dv_t, 0)[None, :], LK, VT)
                 dbeta_t = tl.broadcast_to(tl.sum(dbeta_t, 0)[None, :], LK, VT)
                 if ONE_TILE:
-                    tl.store(dv_at, dv_t, mask=store_v)
-                    tl.store(dbeta_at, dbeta_t, mask=store_v)
+                    tl.store(dv + at_v, dv_t, mask=store_v)
+                    tl.store(dbeta + at_v, dbeta_t, mask=store_v)
                 else:
-                    dv_t += tl.load(dv_sum_at, mask=in_v & (not is_first), other=0.0)
-                    dbeta_t += tl.load(dbeta_sum_at, mask=in_v & (not is_first), other=0.0)
-                    dg_t += tl.load(dg_at, mask=not is_first, other=0.0)
-                    tl.store(dv_sum_at, dv_t, mask=store_v & (not is_last))
-                    tl.store(dbeta_sum_at, dbeta_t, mask=store_v & (not is_last))
-                    tl.store(dv_at, dv_t, mask=store_v & is_last)
-                    tl.store(dbeta_at, dbeta_t, mask=store_v & is_last)
-                tl.store(dg_at, dg_t)
+                    at_sum = (wide_row + t * num_heads) * V + vv
+                    dv_t += tl.load(dv_sum + at_sum, mask=in_v & (not is_first), other=0.0)
+                    dbeta_t += tl.load(dbeta_sum + at_sum, mask=in_v & (not is_first), other=0.0)
+                    dg_t += tl.load(dg_terms + of_tile + t * num_heads, mask=not is_first, other=0.0)
+                    tl.store(dv_sum + at_sum, dv_t, mask=store_v & (not is_last))
+                    tl.store(dbeta_sum + at_sum, dbeta_t, mask=store_v & (not is_last))
+                    tl.store(dv + at_v, dv_t, mask=store_v & is_last)
+                    tl.store(dbeta + at_v, dbeta_t, mask=store_v & is_last)
+                tl.store(dg_terms + of_tile + t * num_heads, dg_t)
 
                 if from_start:
                     dM, E = dM * tl.exp(g_t), E * tl.exp(g_t)
                 else:
-                    M -= k_t * v_w
-                    J -= k2_t * beta_w
                     decay -= g_t
-                q_at -= k_step
-                k_at -= k_step
-                v_at -= v_step
-                beta_at -= v_step
-                do_at -= v_step
-                dvar_at -= v_step
-                g_at -= H
-                dq_at -= dk_step
-                dk_at -= dk_step
-                dv_at -= v_step
-                dbeta_at -= v_step
-                dv_sum_at -= sum_step
-                dbeta_sum_at -= sum_step
-                dg_at -= num_heads
+                # Without effect where the states are to be computed from the chunk's start.
+                M -= k_t * v_w
+                J -= k2_t * beta_w
             if WANTS_START:
                 if (index == 0) & (num_tokens > 0):
-                    at_start = (n.to(tl.int64) * H + h) * (K * V) + tile
-                    tl.store(start_M + at_start, dM, mask=in_tile)
-                    tl.store(start_E + at_start, E, mask=in_tile)
+                    tl.store(start_M + end + tile, dM, mask=in_tile)
+                    tl.store(start_E + end + tile, E, mask=in_tile)
             # The sums over tiles of keys pass from the threads that store them to those that load them.
             tl.debug_barrier()
         tl.store(
@@ -439,30 +412,31 @@ def plan_backward(num_tokens: int, num_sequences: int, H: int, K: int, V: int, n
     """The table of tile sizes, one entry a class of shapes."""
     EK, LK, VT = (4, 4, 32) if V > 16 else (2, 8, 16)
     tiles_k, tiles_v = triton.cdiv(K, EK * LK), triton.cdiv(V, VT)
-
-    def waste(items: int) -> float:
-        return triton.cdiv(items, num_programs) * num_programs / max(1, items)
-
-    # One segment a sequence needs no flows from other segments: the best where sequences and heads alone nearly fill
-    # the GPU.
     average = triton.cdiv(num_tokens, max(1, num_sequences))
-    segment = 128
-    if average <= segment or (average <= 4096 and waste(num_sequences * H * tiles_v) < 1.6):
-        segment = max(CHUNK, triton.next_power_of_2(average))
-    num_chunks = num_tokens // CHUNK + num_sequences
-    num_segments = num_tokens // segment + num_sequences
-    bytes_a_head = 8 * (num_chunks + num_segments) * K * V + 4 * num_tokens * tiles_v + 12 * num_tokens * K
-    if tiles_v > 1:
-        bytes_a_head += 8 * num_tokens * K * tiles_v
-    if tiles_k > 1:
-        bytes_a_head += 8 * num_tokens * V
-    # Of the groups of heads that fit, the ones that leave the fewest programs idle, and of those the largest.
-    sizes = range(1, min(H, num_heads_that_fit(bytes_a_head)) + 1)
 
-    def rounds(size: int) -> int:
-        return sum(triton.cdiv(n * num_segments * tiles_v, num_programs) for _, n in slice_heads(H, size))
+    def head_slices(segment: int) -> list[tuple[int, int]]:
+        """Of the groups of heads that fit, those that leave the fewest programs idle, and of these the largest."""
+        num_states = num_tokens // CHUNK + num_tokens // segment + 2 * num_sequences
+        bytes_a_head = 8 * num_states * K * V + 4 * num_tokens * tiles_v + 12 * num_tokens * K
+        if tiles_v > 1:
+            bytes_a_head += 8 * num_tokens * K * tiles_v
+        if tiles_k > 1:
+            bytes_a_head += 8 * num_tokens * V
+        sizes = range(1, min(H, num_heads_that_fit(bytes_a_head)) + 1)
+        return min((slice_heads(H, size) for size in sizes), key=lambda slices: (rounds(segment, slices), len(slices)))
 
-    return BackwardPlan(segment, EK, LK, VT, slice_heads(H, min(sizes, key=lambda size: (rounds(size), -size))))
+    def rounds(segment: int, slices: list[tuple[int, int]]) -> int:
+        num_segments = num_sequences * triton.cdiv(average, segment)
+        return sum(triton.cdiv(n * num_segments * tiles_v, num_programs) for _, n in slices)
+
+    def cost(segment: int) -> float:
+        """Tokens that a program meets one after the other, and more where sequences are cut."""
+        alone = rounds(segment, head_slices(segment)) * min(segment, average)
+        return alone if segment >= average else FLOW_COST * alone
+
+    whole = max(CHUNK, triton.next_power_of_2(average))
+    segment = min((whole, min(SEGMENT, whole)), key=cost)
+    return BackwardPlan(segment, EK, LK, VT, head_slices(segment))
 
 
 def backward(
@@ -509,6 +483,7 @@ def backward(
         chunks, segments = sequences.cut(CHUNK), sequences.cut(plan.segment_size)
         is_single = plan.segment_size >= T
         tiles_k, tiles_v = triton.cdiv(K, plan.EK * plan.LK), triton.cdiv(V, plan.VT)
+        is_large = num_tokens * H * max(tiles_v * K, V) >= primitives.LARGE
         dvar_or_any = do if dvar is None else dvar
         ends = (torch.empty(N, H, K, V, **float32), torch.empty(N, H, K, V, **float32))
         for first_head, num_heads in plan.head_slices:
@@ -524,7 +499,8 @@ def backward(
                     segment_decay, cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets,
                     T, H, first_head, num_heads, segments.each, chunks.each,
                     K, V, pairs, plan.VT, plan.segment_size, CHUNK, 3,
-                    HAS_DVAR=dvar is not None, IS_PACKED=packed, MAX_DECAY=MAX_DECAY, HAS_PTX=HAS_PTX, num_warps=1,
+                    HAS_DVAR=dvar is not None, IS_PACKED=packed, IS_LARGE=is_large, MAX_DECAY=MAX_DECAY,
+                    HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168 if pairs == 2 else 128,
                 )  # fmt: skip
                 scan(*flow, segment_decay, sequences, segments, final, None, H, first_head, reverse=True)
             parts = [dq, dk]
@@ -543,9 +519,9 @@ def backward(
                 *sums, dg_terms, dg_anchor, E_terms, *(start or (g, g)),
                 cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets, num_items, num_tokens, T, H,
                 first_head, num_heads, segments.each, chunks.each, chunks.count, scale,
-                K, V, plan.EK, plan.LK, plan.VT, plan.segment_size, CHUNK, 3 if tiles_k == 1 else 2,
+                K, V, plan.EK, plan.LK, plan.VT, plan.segment_size, CHUNK, 3,
                 FLOW=kind, HAS_DVAR=dvar is not None, IS_PACKED=packed, WANTS_START=start is not None,
-                MAX_DECAY=MAX_CHUNK_DECAY, HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168,
+                IS_LARGE=is_large, MAX_DECAY=MAX_CHUNK_DECAY, HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168,
             )  # fmt: skip
             if tiles_v > 1:
                 size = 256

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import primitives
 from .primitives import HAS_PTX, INTERPRETED, MAX_DECAY, Pieces, cut, locate, reciprocal, smallest_cover
 
 
@@ -202,7 +203,8 @@ def _read_kernel(
     q, k, k_squared, v, beta, g, prior, M_in, J_in, o, variance, o_sum, variance_sum,
     cu_seqlens, offsets, sequence_of, T, H, first_head, num_heads, chunks_each,
     K: tl.constexpr, V: tl.constexpr, PAIRS: tl.constexpr, VT: tl.constexpr, C: tl.constexpr, STAGES: tl.constexpr,
-    HAS_VARIANCE: tl.constexpr, IS_PACKED: tl.constexpr, MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
+    HAS_VARIANCE: tl.constexpr, IS_PACKED: tl.constexpr, IS_LARGE: tl.constexpr,
+    MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
 ):  # fmt: skip
     """o and the variance of one chunk, head and tile of V; PAIRS times 2 * 8 keys at a time.
 
@@ -224,7 +226,9 @@ def _read_kernel(
     row = start * H + h
     # Widened keys and queries hold the heads of this call alone, and so do the sums over tiles of keys.
     wide_row = start * num_heads + local_head
-    k_step, v_step, sum_step = num_heads * K, H * V, num_heads * V
+    if not IS_LARGE:
+        # With 64 bits every address would be a value of its own in registers; so they stay constants.
+        row, wide_row = row.to(tl.int32), wide_row.to(tl.int32)
     state = (chunk.to(tl.int64) * num_heads + local_head) * (K * V) + vv[None, :]
 
     for k0 in range(0, K, KT):
@@ -238,21 +242,20 @@ def _read_kernel(
             Js = Js + (tl.load(J_in + tile, mask=in_tile, other=0.0),)
         # Two halves of a pair side by side, and two tokens side by side.
         pair = kk[:, None] + both[None, :] * HALF
-        q_at, k_at, k2_at = q + wide_row * K + pair, k + wide_row * K + pair, k_squared + wide_row * K + pair
-        v_at, beta_at = v + row * V + vv[:, None] + both * v_step, beta + row * V + vv[:, None] + both * v_step
-        o_at, variance_at, g_at = o + row * V + vv, variance + row * V + vv, g + row
-        o_sum_at, variance_sum_at = o_sum + wide_row * V + vv, variance_sum + wide_row * V + vv
         # Log decay since the states were last true to scale.
         decay = 0.0
         for t in tl.range(0, num_tokens, 2, num_stages=STAGES):
             in_v_t = in_v[:, None] & (t + both < num_tokens)[None, :]
-            vs = tl.split(tl.load(v_at, mask=in_v_t, other=0.0).to(tl.float32))
-            betas = tl.split(tl.load(beta_at, mask=in_v_t, other=0.0).to(tl.float32))
+            at_v = (row + (t + both) * H)[None, :] * V + vv[:, None]
+            vs = tl.split(tl.load(v + at_v, mask=in_v_t, other=0.0).to(tl.float32))
+            betas = tl.split(tl.load(beta + at_v, mask=in_v_t, other=0.0).to(tl.float32))
             if not ONE_TILE:
                 in_sum = in_v_t & (not is_first)
-                os = tl.split(tl.load(o_sum_at[:, None] + both * sum_step, mask=in_sum, other=0.0))
+                at_sum = (wide_row + (t + both) * num_heads)[None, :] * V + vv[:, None]
+                os = tl.split(tl.load(o_sum + at_sum, mask=in_sum, other=0.0))
                 if HAS_VARIANCE:
-                    variances = tl.split(tl.load(variance_sum_at[:, None] + both * sum_step, mask=in_sum, other=0.0))
+                    variances = tl.split(tl.load(variance_sum + at_sum, mask=in_sum, other=0.0))
+            g_at = g + row + t * H
             gs = (tl.load(g_at), tl.load(g_at + H, mask=t + 1 < num_tokens, other=0.0))
             for u in tl.static_range(2):
                 is_token = t + u < num_tokens
@@ -277,9 +280,10 @@ def _read_kernel(
                         in_pair = is_token & (pair < K)
                     else:
                         in_pair = is_token & (pair + here < K)
-                    ka, kb = tl.split(tl.load(k_at + u * k_step + here, mask=in_pair, other=0.0))
-                    qa, qb = tl.split(tl.load(q_at + u * k_step + here, mask=in_pair, other=0.0))
-                    k2a, k2b = tl.split(tl.load(k2_at + u * k_step + here, mask=in_pair, other=0.0))
+                    at_k = (wide_row + (t + u) * num_heads) * K + pair + here
+                    ka, kb = tl.split(tl.load(k + at_k, mask=in_pair, other=0.0))
+                    qa, qb = tl.split(tl.load(q + at_k, mask=in_pair, other=0.0))
+                    k2a, k2b = tl.split(tl.load(k_squared + at_k, mask=in_pair, other=0.0))
                     qa, qb = qa[:, None], qb[:, None]
                     Ma, Mb = Ms[2 * i] + ka[:, None] * v_t, Ms[2 * i + 1] + kb[:, None] * v_t
                     Ja, Jb = Js[2 * i] + k2a[:, None] * beta_t, Js[2 * i + 1] + k2b[:, None] * beta_t
@@ -292,26 +296,18 @@ def _read_kernel(
                         variance_t += tl.sum((qa * qa * Ib + qb * qb * Ia) * inverse, 0) * weight
                 Ms, Js = new_Ms, new_Js
                 in_o = in_v & is_token
+                at_o = (row + (t + u) * H) * V + vv
                 if ONE_TILE:
-                    tl.store(o_at + u * v_step, o_t, mask=in_o)
+                    tl.store(o + at_o, o_t, mask=in_o)
                     if HAS_VARIANCE:
-                        tl.store(variance_at + u * v_step, variance_t, mask=in_o)
+                        tl.store(variance + at_o, variance_t, mask=in_o)
                 else:
-                    tl.store(o_at + u * v_step, o_t, mask=in_o & is_last)
-                    tl.store(o_sum_at + u * sum_step, o_t, mask=in_o & (not is_last))
+                    at_o_sum = (wide_row + (t + u) * num_heads) * V + vv
+                    tl.store(o + at_o, o_t, mask=in_o & is_last)
+                    tl.store(o_sum + at_o_sum, o_t, mask=in_o & (not is_last))
                     if HAS_VARIANCE:
-                        tl.store(variance_at + u * v_step, variance_t, mask=in_o & is_last)
-                        tl.store(variance_sum_at + u * sum_step, variance_t, mask=in_o & (not is_last))
-            q_at += 2 * k_step
-            k_at += 2 * k_step
-            k2_at += 2 * k_step
-            v_at += 2 * v_step
-            beta_at += 2 * v_step
-            g_at += 2 * H
-            o_at += 2 * v_step
-            variance_at += 2 * v_step
-            o_sum_at += 2 * sum_step
-            variance_sum_at += 2 * sum_step
+                        tl.store(variance + at_o, variance_t, mask=in_o & is_last)
+                        tl.store(variance_sum + at_o_sum, variance_t, mask=in_o & (not is_last))
         # What one thread has stored for the next tile of keys another one may load.
         tl.debug_barrier()
 
@@ -484,7 +480,8 @@ def forward(
                 cu_seqlens, chunks.offsets, chunks.sequence_of, T, H, first_head, num_heads, chunks.each,
                 K, V, plan.KT // 16, plan.VT, plan.chunk_size, 3,
                 HAS_VARIANCE=output_variance, IS_PACKED=cu_seqlens is not None,
-                MAX_DECAY=MAX_DECAY, HAS_PTX=HAS_PTX, num_warps=1,
+                IS_LARGE=B * T * H * max(K, V) >= primitives.LARGE,
+                MAX_DECAY=MAX_DECAY, HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168,
             )  # fmt: skip
     if end is None:
         return ForwardResult(o, variance, None, None)
@@ -529,7 +526,7 @@ def slice_heads(num_heads: int, size: int) -> list[tuple[int, int]]:
 
 def plan_forward(num_tokens: int, num_sequences: int, H: int, K: int, V: int) -> ForwardPlan:
     """The table of tile sizes, one entry a class of shapes."""
-    KT = smallest_cover(K, (48, 32, 16))
+    KT = smallest_cover(K, (32, 48, 16))
     VT = 32 if V > 16 else 16
     # Longer chunks move fewer states; shorter ones fill the GPU.
     num_programs = triton.cdiv(num_tokens, 128) * H * triton.cdiv(V, VT)

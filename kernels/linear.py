@@ -3,6 +3,7 @@
 # B batch, T time, H heads, K key dim, V value dim, N sequences packed along T
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .types import PalimpsaOutput, PalimpsaState
@@ -10,6 +11,43 @@ from .types import PalimpsaOutput, PalimpsaState
 # exp(-100) is the smallest number of float32 and below. The library takes differences of sums of g: -inf would become
 # NaN, and a number of larger size would round what stands beside it.
 _RESET = -100.0
+
+
+# Triton 3.7.1 compiles the library's kernel of dq, dk and dg for Hopper so that its configurations of four warps read
+# outside of their shared memory where a tile of keys is at most this wide: wrong gradients, or an illegal access.
+_MISCOMPILED_BK = 32
+
+
+def simple_gla(device: torch.device) -> Any:
+    """flash-linear-attention's `chunk_simple_gla`, kept from the configurations that are compiled wrongly on `device`.
+
+    Raises:
+        ImportError: flash-linear-attention is not installed.
+    """
+    try:
+        # Here and not above: the import takes seconds, and nothing else needs it.
+        from fla.ops.simple_gla import chunk_simple_gla
+    except ImportError as error:
+        raise ImportError(
+            "beta=None on a GPU runs on flash-linear-attention, which cannot be imported here: "
+            "pip install flash-linear-attention==0.6.0"
+        ) from error
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9:
+        from fla.ops.common import chunk_o
+
+        keep_right_configurations(chunk_o.chunk_bwd_kernel_dqkwg.fn)
+    return chunk_simple_gla
+
+
+def keep_right_configurations(autotuner: Any) -> None:
+    """Keeps the kernel of dq, dk and dg to two warps where four are compiled wrongly; more than once is fine."""
+
+    def prune(configurations: list[Any], arguments: dict[str, Any], **options: Any) -> list[Any]:
+        if options["BK"] > _MISCOMPILED_BK:
+            return configurations
+        return [configuration for configuration in configurations if configuration.num_warps < 4]
+
+    autotuner.early_config_prune = prune
 
 
 def linear_attention(
@@ -31,16 +69,8 @@ def linear_attention(
     Raises:
         ImportError: flash-linear-attention is not installed.
     """
-    try:
-        # Here and not above: the import takes seconds, and nothing else needs it.
-        from fla.ops.simple_gla import chunk_simple_gla
-    except ImportError as error:
-        raise ImportError(
-            "beta=None on a GPU runs on flash-linear-attention, which cannot be imported here: "
-            "pip install flash-linear-attention==0.6.0"
-        ) from error
     bounds = None if cu_seqlens is None else cu_seqlens.long()
-    run: Any = chunk_simple_gla
+    run = simple_gla(q.device)
     o, M = run(q, k, v, g.clamp(min=_RESET), scale=scale, output_final_state=output_final_state, cu_seqlens=bounds)
     prior = importance_prior.float()[:, None]
     variance = state = None

@@ -79,6 +79,10 @@ def cut(num_sequences: int, num_tokens: int, length: int, cu_seqlens: Tensor | N
     return Pieces(length, count, 0, offsets, sequence_of.to(torch.int32))
 
 
+# Tensors from here on need offsets of 64 bits.
+LARGE = 2**31
+
+
 def smallest_cover(size: int, tiles: tuple[int, ...]) -> int:
     """The tile whose multiples cover `size` with the least waste, the first of equals."""
     return min(tiles, key=lambda tile: triton.cdiv(size, tile) * tile)

@@ -495,6 +495,19 @@ def test_without_beta_the_library_is_called_as_it_should_be(Problem, assert_equa
     assert_equal(problem.gradients(operator, **options), problem.gradients(palimpsa_reference, **options), 1e-5)
 
 
+def test_configurations_of_the_library_that_are_compiled_wrongly_are_left_out():
+    code = """
+from fla.ops.common.chunk_o import chunk_bwd_kernel_dqkwg as kernel
+from palimpsa.kernels.linear import keep_right_configurations
+keep_right_configurations(kernel.fn)
+for BK in (16, 32, 64):
+    print(BK, {c.num_warps >= 4 for c in kernel.fn.early_config_prune(kernel.fn.configs, {}, BK=BK)})
+"""
+    # Without the interpreter, which would import another kind of kernel.
+    found = run_python(code, PYTHONPATH=str(ROOT / "src"), TRITON_INTERPRET="0").split("\n")[-4:-1]
+    assert found == ["16 {False}", "32 {False}", "64 {False, True}"]
+
+
 def test_importing_the_project_does_not_import_torch():
     run_python("import sys, palimpsa; assert 'torch' not in sys.modules", PYTHONPATH=str(ROOT / "src"))
 

@@ -182,6 +182,24 @@ def test_heads_are_grouped_to_keep_to_the_scratch_memory(monkeypatch):
         assert len(plan.head_slices) > 1
 
 
+def test_sequences_are_cut_where_that_fills_the_gpu():
+    plan = host_module("backward").plan_backward
+    # 1,584 programs. Alone: 1,024 of them; 512 rows of heads that do not fit the scratch memory at once; 16.
+    assert plan(2**16, 128, 8, 16, 32, 1584).segment_size == 512
+    assert plan(2**18, 64, 16, 96, 192, 1584).segment_size == 128
+    assert plan(2**15, 1, 16, 48, 96, 1584).segment_size == 128
+
+
+@pytest.mark.parametrize("shape", [(2, 35, 2, 5, 8), (1, 18, 2, 20, 40)])
+def test_offsets_of_64_bits_give_the_same(Problem, assert_equal, triton, short_segments, monkeypatch, shape):
+    problem = Problem(shape, torch.float32)
+    expected = problem.run(triton), problem.gradients(triton)
+    # As if every tensor were too large for 32 bits.
+    monkeypatch.setattr(host_module("primitives"), "LARGE", 0)
+    assert_equal(problem.run(triton), expected[0], 0)
+    assert_equal(problem.gradients(triton), expected[1], 0)
+
+
 def test_strides_change_nothing(Problem, assert_equal, triton):
     problem = Problem((2, 5, 2, 5, 8), torch.float32)
     expected = problem.run(triton), problem.gradients(triton)
@@ -230,8 +248,9 @@ def test_autocast_changes_nothing(Problem, assert_equal, triton, device):
         assert_equal(problem.gradients(triton), expected[1], 0)
 
 
-def test_only_arguments_and_the_final_state_are_kept(Problem):
+def test_only_arguments_and_the_final_state_are_kept(Problem, device):
     problem = Problem((1, 5, 2, 5, 8), torch.float32)
+    problem.tensors.update({name: x.to(device) for name, x in problem.tensors.items()})
     arguments = {x.data_ptr() for x in problem.tensors.values()}
     for final_state in (True, False):
         for x in problem.tensors.values():
