@@ -29,7 +29,7 @@ def simple_gla(device: torch.device) -> Any:
         from fla.ops.simple_gla import chunk_simple_gla
     except ImportError as error:
         raise ImportError(
-            "beta=None on a GPU runs on flash-linear-attention, which cannot be imported here: "
+            "beta=None in half precision on a GPU runs on flash-linear-attention, which cannot be imported here: "
             "pip install flash-linear-attention==0.6.0"
         ) from error
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9:
@@ -61,7 +61,7 @@ def linear_attention(
     output_variance: bool,
     cu_seqlens: Tensor | None,
 ) -> PalimpsaOutput:
-    """`palimpsa` for beta = None and no initial state, on a GPU, in at most float32.
+    """`palimpsa` for beta = None and no initial state, on a GPU, in half precision.
 
     The importance is the prior for ever, so that M = I_prior mu follows a linear recurrence, the output is
     scale q M / I_prior, and the variance is scale^2 q^2 / I_prior.

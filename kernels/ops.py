@@ -71,7 +71,7 @@ def _palimpsa_triton(
     output_variance: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> PalimpsaOutput:
-    """`palimpsa` by the Triton kernels; without beta and initial state on a GPU by flash-linear-attention's."""
+    """`palimpsa` by the Triton kernels; without beta and initial state, in half precision, by another library's."""
     scale, state = check_sequence_inputs(q, k, v, beta, g, importance_prior, scale, initial_state, cu_seqlens)
     B, T, H, K = q.shape
     N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
@@ -84,8 +84,9 @@ def _palimpsa_triton(
     with torch.autocast(q.device.type, enabled=False):
         if v.numel() == 0:
             return no_tokens(v, importance_prior, N, K, state, output_final_state, output_variance)
-        # The library's kernels do not run in Triton's interpreter: on a CPU, ours take zeros for beta there too.
-        if beta is None and state is None and q.is_cuda:
+        # In float32 the library multiplies in tf32, and its kernels do not run in Triton's interpreter: there ours take
+        # zeros for beta.
+        if beta is None and state is None and q.is_cuda and q.dtype != torch.float32:
             return linear_attention(
                 q, k, v, g, importance_prior, scale, output_final_state, output_variance, cu_seqlens
             )
@@ -141,9 +142,9 @@ def palimpsa(
         v: [B, T, H, V], values, already weighted by their input gate; q's dtype.
         beta: [B, T, H, V], >= 0, the observation precision: how strongly a token consolidates each row. q's dtype
             or float32. None means 0: importance is never earned. Without an initial state that is simple gated
-            linear attention divided by I_prior, at its cost, on a GPU by flash-linear-attention (to be installed
-            with it, and as exact as it is). With one, importance returns from where it was to the prior, and beta = 0
-            is what runs.
+            linear attention divided by I_prior: in half precision on a GPU by flash-linear-attention, at its cost (to
+            be installed with it, and as exact as it is). In float32, which the library would round to tf32, and with
+            an initial state, where importance returns from what it was to the prior, beta = 0 is what runs.
         g: [B, T, H], <= 0, natural log of the decay of one token. Float32 (or float64 with float64 inputs). The
             memory's window is 1 / (1 - exp(g)) tokens; 0 never forgets; -inf resets the memory to the prior
             before the token is written.
@@ -164,7 +165,7 @@ def palimpsa(
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected. Values (signs, NaN) are
             checked when the environment variable PALIMPSA_DEBUG is 1, or unset and the tensors are on the CPU.
-        ImportError: beta is None on a GPU, and flash-linear-attention is not installed.
+        ImportError: beta is None in half precision on a GPU, and flash-linear-attention is not installed.
 
     What computes it: `triton` on CUDA devices, up to K = V = 256, in float32 inside; `chunked`, plain PyTorch, on all
     others and for float64 inputs. The environment variable PALIMPSA_PATH = reference | chunked | triton forces one,

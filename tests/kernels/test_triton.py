@@ -140,7 +140,7 @@ def test_a_large_write_leaves_the_gradients_before_it_exact(Problem, triton, whe
     expected = gradients(palimpsa_reference, problem.to(torch.float64))
     for name, x, y in zip(problem.tensors, gradients(triton, problem), expected, strict=True):
         # The prior gets 3e-3 of terms around 1: rounding of those shows in its last digits.
-        assert (x.double() - y).abs().max() <= 1e-5 * y.abs().max() + 1e-7, name
+        assert (x.double() - y).abs().max() <= 1e-5 * y.abs().max() + 5e-7, name
 
 
 @pytest.mark.parametrize("many_warps", [0, 10**9])
@@ -447,10 +447,11 @@ class TestOnTheGpu:
     @pytest.mark.parametrize("packed", [True, False])
     def test_without_beta_it_is_the_library(self, Problem, triton, packed):
         bounds = torch.tensor([0, 100, 100, 300]) if packed else None
-        problem = Problem((1, 300, 2, 48, 96), torch.float32, beta=False, state=False)
+        problem = Problem((1, 300, 2, 48, 96), torch.bfloat16, beta=False, state=False)
+        problem["k"].mul_(0.2)
         problem["g"][:, 7] = -math.inf
         exact = problem.to(torch.float64)
         found = problem.gradients(triton, cu_seqlens=bounds)
         for name, x in exact.gradients(palimpsa_reference, cu_seqlens=bounds).items():
-            # The library multiplies in tf32.
-            assert (found[name].double() - x).abs().max().item() <= 5e-3 * max(1.0, x.abs().max().item()), name
+            # The library keeps its chunks' states in half precision.
+            assert (found[name].double() - x).abs().max().item() <= 2e-2 * max(1.0, x.abs().max().item()), name
