@@ -1,6 +1,7 @@
 """Without beta and from the prior: simple gated linear attention by flash-linear-attention, divided by the prior."""
 
 # B batch, T time, H heads, K key dim, V value dim, N sequences packed along T
+import importlib
 from typing import Any
 
 import torch
@@ -33,8 +34,8 @@ def simple_gla(device: torch.device) -> Any:
             "pip install flash-linear-attention==0.6.0"
         ) from error
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9:
-        from fla.ops.common import chunk_o
-
+        # The type checker takes it for the module of another backend.
+        chunk_o: Any = importlib.import_module("fla.ops.common.chunk_o")
         keep_right_configurations(chunk_o.chunk_bwd_kernel_dqkwg.fn)
     return chunk_simple_gla
 
