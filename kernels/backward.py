@@ -236,7 +236,6 @@ def _gradients_kernel(
                     chunk = first_chunk + t // CHUNK
                     state = (chunk * num_heads + local_head) * (K * V)
                     is_at_end = (back == 0) & is_end
-                    # All that a chunk needs is asked for before any of it is used.
                     after = state + num_heads * (K * V)
                     M = tl.load(tl.where(is_at_end, M_end + end, M_in + after) + tile, mask=in_tile, other=0.0)
                     J = tl.load(tl.where(is_at_end, J_end + end, J_in + after) + tile, mask=in_tile, other=0.0)
