@@ -198,8 +198,8 @@ def test_a_wrong_update_is_seen():
     assert len(wrong) == 11
     for name, q in wrong.items():
         if (q.precision > 0).all():
-            assert (rows.energy(q, "factored") > lowest + 1e-4).all(), name
-            assert gradient(rows, q, "factored").abs().amax(-1).min() > 1e-2, name
+            assert (rows.energy(q, "factored") > lowest + 1e-5).all(), name
+            assert gradient(rows, q, "factored").abs().amax(-1).min() > 1e-3, name
         else:
             with pytest.raises(ValueError, match="positive definite"):
                 rows.energy(q, "factored")
@@ -307,17 +307,12 @@ class Sequence:
         return palimpsa_reference(**arguments, beta=beta, output_final_state=True)
 
 
-def memories(x):
-    """[B, H, K, V] or [B, H, K] as rows, [B, H, V, K] or one row for all, [B, H, 1, K]."""
-    return x.mT if x.ndim == 4 else x[:, :, None]
-
-
 def run_update(update, x, beta, previous):
     """The theory's update, token by token; beta [B, T, H, V], previous has rows [B, H, V, K]."""
     for t in range(x.q.shape[1]):
         lead = x.v[:, t].shape
         g, prior = x.g[:, t, :, None].expand(lead), x.prior[None, :, None].expand(lead)
-        previous = update(previous, memories(x.k[:, t]).expand_as(previous.mean), x.v[:, t], beta[:, t], g, prior)
+        previous = update(previous, x.k[:, t, :, None].expand_as(previous.mean), x.v[:, t], beta[:, t], g, prior)
     return previous
 
 
@@ -345,7 +340,7 @@ def test_a_token_of_the_operator_minimises_the_free_energy_of_the_whole_memory()
 
     def energy(mean, importance):
         arguments = x.k[b, 0, h], x.v[b, 0, h], x.beta_rows[b, 0, h], x.g[b, 0, h], x.prior[h]
-        return memory_free_energy(Gaussian(mean, importance), previous, *arguments)
+        return memory_free_energy(Gaussian(mean, importance), previous, *arguments, observation="factored")
 
     best = [y[b, h].clone().requires_grad_() for y in (after.mean, after.importance)]
     lowest = energy(*best)
@@ -432,7 +427,6 @@ def test_without_evidence_and_forgetting_it_is_hebbian_linear_attention():
 def test_without_forgetting_importance_never_decreases_and_the_step_size_falls_as_1_over_t():
     # With q = e_1 the variance is 1 / I: how far a token with k_1 v = 1 moves the mean.
     x = Sequence(B=1, T=1000, H=1, K=2, V=1)
-    x.k = x.k.sign()
     q = torch.zeros_like(x.q)
     q[..., 0] = 1
 
@@ -441,20 +435,18 @@ def test_without_forgetting_importance_never_decreases_and_the_step_size_falls_a
         return x.palimpsa(x.rows_of_beta, **arguments).variance[0, :, 0, 0]
 
     t = torch.arange(1, 1001, dtype=torch.float64)
+    assert (step_size(torch.zeros_like(x.g)).diff() <= 0).all()
+    # The same evidence from every token, so that the law shows without noise: I_t = I_prior + t k_1^2 beta.
+    x.k, x.beta = x.k.sign(), torch.full_like(x.beta, 0.7)
     remembering = step_size(torch.zeros_like(x.g))
-    assert (remembering.diff() <= 0).all()
-    assert slope_of(t[100:], remembering[100:]) == pytest.approx(-1, abs=0.05)
+    assert slope_of(t[100:], remembering[100:]) == pytest.approx(-1, abs=0.01)
     forgetting = step_size(torch.full_like(x.g, log_decay(20.0).item()))
-    assert forgetting.diff().max() > 0
-    assert abs(slope_of(t[100:], forgetting[100:])) < 0.1
+    # With a window of 20 tokens it settles where a window's evidence leaves it.
+    close(forgetting[-1], 1 / (1 + 20 * torch.tensor(0.7, dtype=torch.float64)))
+    assert abs(slope_of(t[100:], forgetting[100:])) < 0.01
 
 
 # Models whose stability matrix is the identity: Lambda_{t-1} = Id and I_prior = 1, whatever came before.
-
-
-def identity_rows(memory):
-    """Rows of a memory [B, H, K, V], with precision 1."""
-    return Gaussian(memory.mT, torch.ones_like(memory.mT))
 
 
 def one_token(model, x, memory, *names, **changed):
@@ -470,9 +462,9 @@ class Token:
         self.x = x
         generator = torch.Generator().manual_seed(1)
         self.memory = torch.randn(2, 2, 4, 3, generator=generator, dtype=torch.float64)
-        self.previous = identity_rows(self.memory)
+        self.previous = Gaussian(self.memory.mT, torch.ones_like(self.memory.mT))
         rows = x.rows_of_beta if beta == "beta" else x.beta_rows
-        self.k = memories(x.k[:, 0]).expand_as(self.previous.mean)
+        self.k = x.k[:, 0, :, None].expand_as(self.previous.mean)
         self.beta = factor * rows[:, 0]
         self.v = self.beta * x.target[:, 0]
         self.g = x.g[:, 0, :, None].expand_as(self.v) if g else torch.zeros_like(self.v)
@@ -487,7 +479,8 @@ class Token:
     def gradient_step(self, start):
         """From the memory `start`, of the length that the precision before gives: Lambda_{t-1}^-1 = Id."""
         mean = start.mT.clone().requires_grad_()
-        energy = free_energy(Gaussian(mean, self.previous.precision), self.previous, *self.token).sum()
+        q = Gaussian(mean, self.previous.precision)
+        energy = free_energy(q, self.previous, *self.token, observation="joint").sum()
         return (mean - torch.autograd.grad(energy, mean)[0]).detach().mT
 
     def run(self, model, g=False, **changed):
@@ -745,7 +738,12 @@ def test_a_bad_argument_of_the_theory_is_named():
         with pytest.raises(ValueError, match=match):
             update(previous, **(good | changed))
 
-    for update in (full_update, mean_field_update, diagonal_update, partial(free_energy, rows.previous)):
+    for update in (
+        full_update,
+        mean_field_update,
+        diagonal_update,
+        partial(free_energy, rows.previous, observation="joint"),
+    ):
         refused("beta must be >= 0", update, beta=-1.0)
         refused("g must be <= 0", update, g=0.1)
         refused("importance_prior must be > 0", update, importance_prior=0.0)
@@ -757,9 +755,9 @@ def test_a_bad_argument_of_the_theory_is_named():
     skew = Gaussian(rows.previous.mean, torch.diag_embed(rows.previous.precision) + torch.ones(4, 4).triu(1))
     refused("symmetric", full_update, skew)
     refused("expected its mean's", diagonal_update, rows.gaussian(3, 4, True))
-    refused("q has a mean", partial(free_energy, rows.gaussian(2, 4, False)))
+    refused("q has a mean", partial(free_energy, rows.gaussian(2, 4, False), observation="joint"))
     refused("observation is 'rows'", partial(free_energy, rows.previous, observation="rows"))
-    refused("memory has mean", partial(memory_free_energy, rows.gaussian(2, 4, True)))
+    refused("memory has mean", partial(memory_free_energy, rows.gaussian(2, 4, True), observation="joint"))
     with pytest.raises(ValueError, match="window must be >= 1"):
         log_decay(0.5)
     with pytest.raises(ValueError, match="g must be <= 0"):

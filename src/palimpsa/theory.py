@@ -113,7 +113,7 @@ def free_energy(
     g: Tensor | float,
     importance_prior: Tensor | float,
     *,
-    observation: Literal["joint", "factored"] = "joint",
+    observation: Literal["joint", "factored"],
 ) -> Tensor:
     """F(q) of the module's docstring, for each row: [...]. The likelihood's constant is left out.
 
@@ -122,7 +122,8 @@ def free_energy(
         k: [K] or [..., K].
         v, beta, g, importance_prior: numbers, or tensors that broadcast to [...]. v is the target times beta;
             beta >= 0; g <= 0, -inf allowed; importance_prior > 0.
-        observation: "joint" for the likelihood of the row; "factored" for that of its entries, one by one.
+        observation: "joint" for the likelihood of the row (cases 1 and 2 of the module's docstring); "factored" for
+            that of its entries one by one (case 3, of which Palimpsa's update is the minimum).
 
     Raises:
         ValueError: for values out of these ranges, shapes that do not agree, a precision that is not positive definite.
@@ -154,7 +155,7 @@ def memory_free_energy(
     g: Tensor | float,
     importance_prior: Tensor | float,
     *,
-    observation: Literal["joint", "factored"] = "factored",
+    observation: Literal["joint", "factored"],
 ) -> Tensor:
     """F of a whole memory in the operator's layout: a scalar, the sum over its V independent rows.
 
