@@ -118,6 +118,7 @@ mqar: check-scale setup ## Reproduce Figures 2 and 3 (MQAR): train, collect, plo
 
 figures: setup ## Draw the figures again from the committed results (no GPU, no network)
 	$(PY) scripts/plot_figures.py --results results/mqar $(SCALE_ARG)
+	$(PY) scripts/illustrate.py --results results/illustrations
 	$(if $(wildcard results/kernels/operators_*.csv results/kernels/throughput_*.csv),$(PY) scripts/plot_benchmark.py --results results/kernels)
 
 bench: setup ## Time the operators, each checked first: on the GPU, or small on a CPU (ARGS="cases=[table]")

@@ -139,6 +139,11 @@ def test_mean_window_keeps_digits_that_one_minus_exp_loses():
     torch.testing.assert_close(mean_window(log_decay), torch.tensor([[1e6]]), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_what_never_forgets_has_an_infinite_window(zero):
+    assert mean_window(torch.full((1, 3, 1), zero)).item() == float("inf")
+
+
 @pytest.mark.parametrize("metaplastic", [True, False])
 def test_palimpsa_d_is_its_equations(metaplastic):
     mixer, x = make("palimpsa_d", metaplastic=metaplastic).double(), inputs(2, 9, D_MODEL).double()

@@ -43,8 +43,9 @@ class MixerCache:
 
 def mean_window(log_decay: Tensor) -> Tensor:
     """[B, H]: N_t = 1 / (1 - exp(g_t)) of log_decay [B, T, H], averaged over the context, in tokens."""
-    # expm1: 1 - exp(g) loses every digit for the windows of thousands of tokens that matter here.
-    return (-1.0 / torch.expm1(log_decay.float())).mean(dim=1)
+    # expm1: 1 - exp(g) loses every digit for the windows of thousands of tokens that matter here. abs: g = 0 never
+    # forgets, whatever the sign of its zero.
+    return (1.0 / torch.expm1(log_decay.float()).abs()).mean(dim=1)
 
 
 def log_decay_init(num_heads: int, forgetting: str) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,67 @@
+"""Reads the blocks off their modules and a trace off the operator, and draws Figures 1 and 4. No GPU, no network."""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from palimpsa.analysis.files import write_atomic
+from palimpsa.analysis.illustrations import RECALL_COLUMNS, draw_illustrations
+from palimpsa.analysis.schema import ResultError
+from palimpsa.architecture import data_flow
+from palimpsa.composition import CONFIG_DIR
+from palimpsa.config import register_schema
+from palimpsa.recall_by_age import MEMORIES, recall_by_age
+
+MODELS = ("palimpsa_m", "palimpsa_d")
+SCALE = "paper"
+
+
+def main() -> int:
+    """0, or 1 with one line on stderr when something could not be written."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=Path("results/illustrations"), help="folder to write to")
+    folder = parser.parse_args().results
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "architecture.json", json.dumps(blocks(), indent=1, ensure_ascii=False) + "\n")
+        write_atomic(folder / "recall_by_age.csv", recall())
+        paths = draw_illustrations(folder)
+    except (ResultError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for path in paths:
+        print(path)
+    return 0
+
+
+def blocks() -> list[dict[str, Any]]:
+    """Palimpsa-M and Palimpsa-D at the paper's sizes, as their configs build them."""
+    register_schema()
+    found = []
+    with initialize_config_dir(str(CONFIG_DIR), version_base=None):
+        for model in MODELS:
+            config = compose("train", [f"model={model}", f"scale={SCALE}"]).model
+            mixer = instantiate(config.mixer, d_model=config.d_model)
+            found.append({"label": config.label, "boxes": data_flow(mixer)})
+    return found
+
+
+def recall() -> str:
+    """The CSV of Figure 4."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, RECALL_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for memory in MEMORIES:
+        writer.writerows(recall_by_age(memory))
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""Figures 1 and 4: what is read off the modules and the operator, and the committed files."""
+
+import importlib.util
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from palimpsa.analysis.illustrations import draw_illustrations
+from palimpsa.analysis.schema import ResultError
+from palimpsa.architecture import data_flow
+from palimpsa.mixers import PalimpsaD, PalimpsaM
+from palimpsa.recall_by_age import MEMORIES, Memory, recall_by_age
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMITTED = ROOT / "results/illustrations"
+SIZES = {"d_model": 32, "num_heads": 2, "head_k_dim": 4, "head_v_dim": 8}
+
+
+def flow(mixer):
+    """Boxes by name, and for each the names that its inputs come from."""
+    boxes = {box["name"]: box for box in data_flow(mixer)}
+    return boxes, {name: [one["from"] for one in box["inputs"]] for name, box in boxes.items()}
+
+
+def operands(mixer):
+    boxes, _ = flow(mixer)
+    return {one["as"]: one["from"] for one in boxes["palimpsa"]["inputs"]}
+
+
+def test_the_flow_of_palimpsa_d():
+    boxes, sources = flow(PalimpsaD(**SIZES))
+    named = operands(PalimpsaD(**SIZES))
+    assert set(named) == {"q", "k", "v", "beta", "g"}
+    assert boxes[named["q"]]["label"] == boxes[named["k"]]["label"] == "L2 norm"
+    assert sources[named["q"]] == ["q_conv"]
+    assert sources[named["k"]] == ["k_conv"]
+    # One gate for what is written and how firmly.
+    assert sources[named["v"]] == ["sigmoid", "v_conv"]
+    assert sources[named["beta"]] == ["sigmoid", "plasticity"]
+    assert named["g"] == "decay"
+    assert sources["o_norm"] == ["add", "gate_proj"]
+    assert [boxes[name]["width"] for name in ("x", "q_proj", "v_conv", "y")] == [32, 8, 16, 32]
+    assert boxes["o_norm"]["label"] == "RMSNorm, gate"
+
+
+def test_the_flow_of_palimpsa_m():
+    boxes, sources = flow(PalimpsaM(**SIZES))
+    named = operands(PalimpsaM(**SIZES))
+    assert named["q"] == named["k"] == "conv"
+    # The step size that forgets also gates the input.
+    assert sources[named["v"]] == ["decay", "conv"]
+    assert sources[named["beta"]] == ["decay", "plasticity"]
+    assert sources["conv"] == sources["decay"] == ["in_proj"]
+    assert boxes["o_norm"]["label"] == "gate, RMSNorm"
+
+
+@pytest.mark.parametrize("mixer", [PalimpsaD, PalimpsaM])
+def test_without_metaplasticity_nothing_reaches_beta(mixer):
+    assert set(operands(mixer(**SIZES, metaplastic=False))) == {"q", "k", "v", "g"}
+
+
+@pytest.mark.parametrize("mixer", [PalimpsaD, PalimpsaM])
+def test_every_box_follows_its_inputs_and_leads_to_the_output(mixer):
+    boxes, sources = flow(mixer(**SIZES))
+    names = list(boxes)
+    assert names[0] == "x"
+    assert names[-1] == "y"
+    used = set()
+    for place, name in enumerate(names):
+        assert all(names.index(source) < place for source in sources[name])
+        used.update(sources[name])
+    assert used == set(names) - {"y"}
+
+
+def test_weights_are_left_as_they_are():
+    mixer = PalimpsaD(**SIZES)
+    before = {name: x.clone() for name, x in mixer.state_dict().items()}
+    data_flow(mixer)
+    for name, x in mixer.state_dict().items():
+        torch.testing.assert_close(x, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def ends(memory, column):
+    """The mean over the 16 youngest and the 16 oldest pairs."""
+    rows = recall_by_age(memory, num_memories=16, num_pairs=256, K=16, V=16)
+    assert [row["age"] for row in rows] == list(range(1, 257))
+    values = [row[column] for row in rows]
+    return sum(values[:16]) / 16, sum(values[-16:]) / 16
+
+
+def test_what_a_memory_recalls():
+    naive, metaplastic, forgetting = MEMORIES
+    # Without forgetting every pair has the same weight, whatever its age.
+    for memory in (naive, metaplastic):
+        young, old = ends(memory, "similarity")
+        assert young == pytest.approx(old, abs=0.05)
+    assert min(ends(naive, "error")) > 10
+    assert max(ends(metaplastic, "error")) < 1.05
+    young, old = ends(forgetting._replace(window=32.0), "similarity")
+    assert young > 0.5
+    assert abs(old) < 0.1
+    assert ends(forgetting._replace(window=32.0), "error")[0] < 0.8
+
+
+def test_recall_is_of_the_seed_alone():
+    memory = Memory("some", 1.0, math.inf)
+    sizes = {"num_memories": 2, "num_pairs": 5, "K": 4, "V": 3}
+    assert recall_by_age(memory, **sizes) == recall_by_age(memory, **sizes)
+    assert recall_by_age(memory, **sizes) != recall_by_age(memory, **sizes, seed=1)
+
+
+def test_committed_files_follow_from_the_modules_and_the_operator(tmp_path):
+    command = [sys.executable, "scripts/illustrate.py", "--results", str(tmp_path / "out")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    made = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert made == {path.name: path.read_bytes() for path in COMMITTED.iterdir()}
+
+
+def test_an_altered_trace_gives_another_figure(tmp_path):
+    for name in ("architecture.json", "recall_by_age.csv"):
+        shutil.copy(COMMITTED / name, tmp_path)
+    recall = tmp_path / "recall_by_age.csv"
+    recall.write_text(recall.read_text().replace("naive,1,0.", "naive,1,9.", 1))
+    draw_illustrations(tmp_path)
+    assert (tmp_path / "figure4.svg").read_bytes() != (COMMITTED / "figure4.svg").read_bytes()
+    assert (tmp_path / "figure1.svg").read_bytes() == (COMMITTED / "figure1.svg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("architecture.json", None),
+        ("architecture.json", "{"),
+        ("architecture.json", json.dumps([{"label": "M", "boxes": [{"name": "y", "inputs": []}]}])),
+        ("recall_by_age.csv", None),
+        ("recall_by_age.csv", "memory,age\nnaive,1\n"),
+        ("recall_by_age.csv", ""),
+    ],
+)
+def test_a_file_that_is_not_what_it_should_be_is_named(tmp_path, name, text):
+    for other in ("architecture.json", "recall_by_age.csv"):
+        shutil.copy(COMMITTED / other, tmp_path)
+    (tmp_path / name).unlink() if text is None else (tmp_path / name).write_text(text)
+    with pytest.raises(ResultError, match=name):
+        draw_illustrations(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("illustrate", ROOT / "scripts/illustrate.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["illustrate.py", "--results", str(tmp_path / "file" / "out")])
+    assert script.main() == 1
+    assert str(tmp_path / "file") in capsys.readouterr().err
