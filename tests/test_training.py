@@ -169,6 +169,7 @@ def test_memory_metrics_are_means_over_contexts_and_heads():
     assert metrics["window_mean"] == metrics["window/layer1/head0"] == 20.0
     assert metrics["metaplasticity_mean"] == metrics["metaplasticity/layer0/head0"] == 2.0
     assert "metaplasticity_mean" not in memory_metrics([MemoryTrace(torch.ones(1, 1), None)])
+    assert memory_metrics([MemoryTrace(None, None)] * 2) == {}
 
 
 def test_finished_runs_are_returned_not_repeated(tiny_config):

@@ -22,10 +22,11 @@ class MemoryTrace(NamedTuple):
     """What a memory did with a context.
 
     window: [B, H], N_t = 1 / (1 - alpha_t) in tokens, averaged over the context (and over key channels where the decay
-    has them). importance: [B, H, K, V], the importance left at the end, or None for a mixer that carries none.
+    has them), or None where nothing decays: an infinite window. importance: [B, H, K, V], the importance left at the
+    end, or None for a mixer that carries none.
     """
 
-    window: Tensor
+    window: Tensor | None
     importance: Tensor | None
 
 
@@ -34,7 +35,7 @@ class MixerCache:
     """Everything a mixer carries from token to token.
 
     conv: one [B, C, W-1] tensor of past inputs per short convolution. state: tuple of recurrent state tensors
-    [B, H, K, V], fp32.
+    [B, H, K, V], fp32; of attention, the keys and values so far, [B, H, S, K] each, which grow with the context.
     """
 
     conv: list[Tensor]
