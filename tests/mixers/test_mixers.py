@@ -18,6 +18,7 @@ MIXERS = {
     "palimpsa_d_prior3": (PalimpsaD, {"importance_prior": 3.0}),
     "palimpsa_m": (PalimpsaM, {}),
     "palimpsa_m_one_group": (PalimpsaM, {"num_groups": 1}),
+    "palimpsa_m_two_norm_groups": (PalimpsaM, {"num_norm_groups": 2}),
     "mamba2": (PalimpsaM, {"metaplastic": False}),
     "gla": (GLA, {}),
     "simple_gla": (SimpleGLA, {}),
@@ -30,7 +31,7 @@ each_mixer = pytest.mark.parametrize("name", MIXERS)
 # Without a decay there is no `forgetting` to set, and no window to measure.
 NO_DECAY = ("deltanet", "attention", "attention_without_convolution")
 each_mixer_with_a_decay = pytest.mark.parametrize("name", [name for name in MIXERS if name not in NO_DECAY])
-IMPORTANCE = ("palimpsa_d", "palimpsa_d_prior3", "palimpsa_m", "palimpsa_m_one_group")
+IMPORTANCE = ("palimpsa_d", "palimpsa_d_prior3", "palimpsa_m", "palimpsa_m_one_group", "palimpsa_m_two_norm_groups")
 
 
 def make(name: str, **changes):
@@ -259,6 +260,7 @@ def test_token_positions_restart_at_every_boundary():
         (PalimpsaD, {"head_k_dim": -1}, "head_k_dim"),
         (PalimpsaM, {"importance_prior": 0.0}, "importance_prior"),
         (PalimpsaM, {"num_groups": 3}, "num_groups"),
+        (PalimpsaM, {"num_norm_groups": 5}, "num_norm_groups"),
         (GLA, {"gate_rank": 0}, "gate_rank"),
         (GLA, {"conv_width": 0}, "conv_width"),
         (SimpleGLA, {"head_v_dim": 0}, "head_v_dim"),
