@@ -29,6 +29,7 @@ MISTAKES = {
     "model.mixer.head_k_dim=wide": ("model.mixer.head_k_dim: got 'wide', expected int",),
     "model.mixer.metaplastic=3": ("model.mixer.metaplastic: got 3, expected bool",),
     "model.mixer._target_=palimpsa.mixers.Palimpsa": ("model.mixer._target_", "palimpsa.mixers.Palimpsa"),
+    "model.mixer._target_=palimpsa.mixers.GatedDeltanet": ("did you mean 'palimpsa.mixers.GatedDeltaNet'",),
     "model.mixer.num_heads=0": ("model.mixer.num_heads: got 0, expected >= 1",),
     "model.mixer.importance_prior=-1": ("model.mixer.importance_prior: got -1, expected > 0 and finite",),
     "model.mixer.forgetting=tiny": ("model.mixer.forgetting: got 'tiny'", "small, normal"),
