@@ -33,11 +33,19 @@ def simple_gla(device: torch.device) -> Any:
             "beta=None in half precision on a GPU runs on flash-linear-attention, which cannot be imported here: "
             "pip install flash-linear-attention==0.6.0"
         ) from error
+    avoid_miscompiled_backward(device)
+    return chunk_simple_gla
+
+
+def avoid_miscompiled_backward(device: torch.device) -> None:
+    """Call it before any chunked operator of the library whose way back runs its kernel of dq, dk and dg on `device`.
+
+    Those are simple GLA, the delta rule and the gated delta rule. More than once is fine; off Hopper it does nothing.
+    """
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9:
         # The type checker takes it for the module of another backend.
         chunk_o: Any = importlib.import_module("fla.ops.common.chunk_o")
         keep_right_configurations(chunk_o.chunk_bwd_kernel_dqkwg.fn)
-    return chunk_simple_gla
 
 
 def keep_right_configurations(autotuner: Any) -> None:

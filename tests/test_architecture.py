@@ -59,6 +59,11 @@ def test_kernels_need_torch_and_triton_alone(path):
     assert not any(name.startswith("..") for name in imports(path)), "kernels must work without the rest"
 
 
+def test_flash_linear_attention_is_imported_late_and_in_few_places():
+    assert {path.name for path in PYTHON_FILES if "fla" in roots(path)} == {FLA_FILE, "recurrences.py"}
+    assert not any("fla" in early_roots(path) for path in PYTHON_FILES)
+
+
 def test_analysis_imports_no_torch_and_no_training():
     allowed = set(sys.stdlib_module_names) | {"numpy", "pandas", "matplotlib", "rich", "palimpsa"}
     for path in (ROOT / "src/palimpsa/analysis").glob("*.py"):

@@ -29,9 +29,14 @@ MISTAKES = {
     "model.mixer.head_k_dim=wide": ("model.mixer.head_k_dim: got 'wide', expected int",),
     "model.mixer.metaplastic=3": ("model.mixer.metaplastic: got 3, expected bool",),
     "model.mixer._target_=palimpsa.mixers.Palimpsa": ("model.mixer._target_", "palimpsa.mixers.Palimpsa"),
+    "model.mixer._target_=palimpsa.mixers.GatedDeltanet": ("did you mean 'palimpsa.mixers.GatedDeltaNet'",),
     "model.mixer.num_heads=0": ("model.mixer.num_heads: got 0, expected >= 1",),
     "model.mixer.importance_prior=-1": ("model.mixer.importance_prior: got -1, expected > 0 and finite",),
     "model.mixer.forgetting=tiny": ("model.mixer.forgetting: got 'tiny'", "small, normal"),
+    "model=gated_deltanet model.mixer.forgetting=tiny": ("model.mixer.forgetting: got 'tiny'", "small, normal"),
+    "model=deltanet +model.mixer.forgetting=small": ("model.mixer.forgetting", "no such argument"),
+    "model=transformer model.mixer.head_v_dim=16": ("model.mixer.head_v_dim: got 16, expected head_k_dim = 8",),
+    "model=transformer scale.head_k_dim=5": ("model.mixer.head_k_dim: got 5, expected an even number",),
     "model.norm=batchnorm": ("model.norm: got 'batchnorm'", "layernorm, rmsnorm"),
     "model.channel_mixer=mlp": ("model.channel_mixer: got 'mlp'", "none, swiglu"),
     "model.channel_mixer=swiglu": ("model.channel_width: got None",),
@@ -145,7 +150,7 @@ def test_a_results_directory_that_cannot_be_written_is_named(tmp_path):
         (["+sweep=mqar_figure2"], 5 * 2 * 3),
         (["+sweep=mqar_figure2", "seed=1", "model=gla"], 2),
         (["+sweep=learning_rate", "model=mamba2"], 2),
-        (["+sweep=smoke"], 5),
+        (["+sweep=smoke"], len(list((CONFIG_DIR / "model").glob("*.yaml")))),
     ],
 )
 def test_sweeps_count_their_runs_and_the_command_line_overrides_them(overrides, num_jobs, tmp_path):

@@ -9,7 +9,7 @@ from palimpsa.mixers import PalimpsaD
 from palimpsa.model import LanguageModel, weight_decay_groups
 from palimpsa.training import build_model
 
-MODELS = ("palimpsa_d", "palimpsa_d_nometa", "palimpsa_m", "mamba2", "gla")
+MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
 each_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -29,7 +29,15 @@ def test_parallel_logits_equal_decoding(name):
     tokens = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(0))
     caches = model.new_caches(2)
     steps = torch.stack([model.step(tokens[:, t], caches) for t in range(12)], dim=1)
-    torch.testing.assert_close(steps, model(tokens), atol=1e-4, rtol=1e-4)
+    # Ungated, DeltaNet's norm makes up to 1,000 times as much of the rounding of a read that is close to zero.
+    torch.testing.assert_close(steps, model(tokens), atol=2e-3 if name == "deltanet" else 1e-4, rtol=1e-4)
+
+
+def test_the_wide_control_has_twice_the_keys_and_the_state_of_palimpsa_at_every_scale():
+    for scale in sorted(path.stem for path in (CONFIG_DIR / "scale").glob("*.yaml")):
+        palimpsa, control = build("palimpsa_d", f"scale={scale}"), build("palimpsa_d_nometa_wide", f"scale={scale}")
+        assert control.state_size == palimpsa.state_size
+        assert next(control.mixers()).head_k_dim == 2 * next(palimpsa.mixers()).head_k_dim
 
 
 @each_model
@@ -47,7 +55,13 @@ SHARED = VOCABULARY * D + 2 * D + LAYERS * 2 * D  # embedding, final LayerNorm, 
 PLASTICITY = D * R + R * H * V + H  # W_down, W_up, s
 BLOCK_D = 2 * D * H * K + 3 * D * H * V + 2 * D * H + 4 * (2 * H * K + H * V) + 3 * H + V
 BLOCK_M = D * (2 * H * V + 2 * H * K + H) + 5 * (H * V + 2 * H * K) + 3 * H + H * V + D * H * V
-BLOCK_GLA = 2 * D * H * K + 3 * D * H * V + 4 * (2 * H * K + H * V) + 16 * (D + H * K) + H * K + V
+QKV = 2 * D * H * K + D * H * V + 4 * (2 * H * K + H * V)
+BLOCK_GLA = QKV + 2 * D * H * V + 16 * (D + H * K) + H * K + V
+BLOCK_SIMPLE_GLA = QKV + 2 * D * H * V + D * H + H + V
+BLOCK_DELTA = QKV + D * H * V + D * H + V
+BLOCK_GATED_DELTA = QKV + 2 * D * H * V + 2 * D * H + 2 * H + V
+BLOCK_WIDE = BLOCK_D + (2 * D + 2 * 4) * H * K  # the second half of the keys and queries
+BLOCK_ATTENTION = 4 * D * H * K + 4 * 3 * H * K
 
 
 @pytest.mark.parametrize(
@@ -58,6 +72,13 @@ BLOCK_GLA = 2 * D * H * K + 3 * D * H * V + 4 * (2 * H * K + H * V) + 16 * (D + 
         ("palimpsa_m", BLOCK_M + PLASTICITY, 2),
         ("mamba2", BLOCK_M, 1),
         ("gla", BLOCK_GLA, 1),
+        ("simple_gla", BLOCK_SIMPLE_GLA, 1),
+        ("deltanet", BLOCK_DELTA, 1),
+        ("gated_deltanet", BLOCK_GATED_DELTA, 1),
+        # As much state as Palimpsa-D: twice the keys instead of two states.
+        ("palimpsa_d_nometa_wide", BLOCK_WIDE, 2),
+        # Its memory has no fixed size.
+        ("transformer", BLOCK_ATTENTION, 0),
     ],
 )
 def test_parameters_and_state_of_the_published_mqar_model(name, block, num_states):

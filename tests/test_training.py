@@ -23,7 +23,9 @@ from palimpsa.run_directory import RunDirectory
 from palimpsa.training import LitLanguageModel, build_model, run, stages_from_config
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = ("palimpsa_d", "palimpsa_d_nometa", "palimpsa_m", "mamba2", "gla")
+MODELS = sorted(path.stem for path in (ROOT / "configs/model").glob("*.yaml"))
+PALIMPSA = ("palimpsa_d", "palimpsa_d_nometa", "palimpsa_d_nometa_wide", "palimpsa_m", "mamba2")
+WITHOUT_DECAY = ("deltanet", "transformer")
 TIMINGS = ("tokens_per_s",)
 
 
@@ -61,13 +63,16 @@ def test_result_and_history_of_every_model(tiny_config, name):
     # At every third step of a stage and before every validation; the second stage began at step 7.
     assert history.index[history["loss"].notna()].tolist() == [3, 5, 6, 7, 10, 12, 13, 16, 17, 19]
     assert history.index[history["validation_accuracy"].notna()].tolist() == [5, 7, 12, 17, 19]
-    assert history.index[history["window_mean"].notna()].tolist() == [0, 4, 8, 12, 16]
     assert (history["tokens_per_s"].dropna() > 0).all()
-    heads = [f"window/layer{layer}/head{head}" for layer in (0, 1) for head in (0, 1)]
-    assert history[heads].mean(axis=1).dropna().tolist() == pytest.approx(history["window_mean"].dropna().tolist())
-    if name == "gla":
+    if name in WITHOUT_DECAY:
+        assert "window_mean" not in history
+    else:
+        assert history.index[history["window_mean"].notna()].tolist() == [0, 4, 8, 12, 16]
+        heads = [f"window/layer{layer}/head{head}" for layer in (0, 1) for head in (0, 1)]
+        assert history[heads].mean(axis=1).dropna().tolist() == pytest.approx(history["window_mean"].dropna().tolist())
+    if name not in PALIMPSA:
         assert "metaplasticity_mean" not in history
-    elif name in ("palimpsa_d_nometa", "mamba2"):
+    elif name in ("palimpsa_d_nometa", "palimpsa_d_nometa_wide", "mamba2"):
         assert (history["metaplasticity_mean"].dropna() == 0).all()
     else:
         assert (history["metaplasticity_mean"].dropna() > 0).all()
@@ -169,6 +174,7 @@ def test_memory_metrics_are_means_over_contexts_and_heads():
     assert metrics["window_mean"] == metrics["window/layer1/head0"] == 20.0
     assert metrics["metaplasticity_mean"] == metrics["metaplasticity/layer0/head0"] == 2.0
     assert "metaplasticity_mean" not in memory_metrics([MemoryTrace(torch.ones(1, 1), None)])
+    assert memory_metrics([MemoryTrace(None, None)] * 2) == {}
 
 
 def test_finished_runs_are_returned_not_repeated(tiny_config):

@@ -107,7 +107,7 @@ def _check_model(model: dict[str, Any]) -> None:
     import torch
     from hydra.utils import get_class
 
-    from palimpsa.mixers import Mixer
+    from palimpsa import mixers
     from palimpsa.model import LanguageModel
 
     arguments = dict(model["mixer"])
@@ -117,8 +117,9 @@ def _check_model(model: dict[str, Any]) -> None:
     except Exception as error:
         reason = " ".join(str(error).split())
         expected = f"got {target!r}, expected the path of a mixer class ({reason})"
-        raise ConfigError(f"model.mixer._target_: {expected}") from error
-    if not (isinstance(mixer_class, type) and issubclass(mixer_class, Mixer)):
+        shipped = [f"palimpsa.mixers.{name}" for name in mixers.__all__]
+        raise ConfigError(f"model.mixer._target_: {expected}{nearest(str(target), shipped)}") from error
+    if not (isinstance(mixer_class, type) and issubclass(mixer_class, mixers.Mixer)):
         raise ConfigError(f"model.mixer._target_: got {target!r}, expected a subclass of palimpsa.mixers.Mixer")
     hints = typing.get_type_hints(mixer_class.__init__)
     known = [name for name in inspect.signature(mixer_class).parameters if name != "d_model"]

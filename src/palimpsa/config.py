@@ -12,7 +12,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 # already taken their values from. Two runs that differ only here are the same run.
 IRRELEVANT_KEYS = (
     *("results_dir", "run_dir", "logger", "model.label", "trainer.progress_bar", "trainer.checkpoint_every"),
-    *(f"scale.{key}" for key in ("seeds", "learning_rates", "requires_gpu", "checkpoint_every")),
+    *(f"scale.{key}" for key in ("seeds", "learning_rates", "requires_gpu", "checkpoint_every", "wide_head_k_dim")),
 )
 
 
@@ -45,6 +45,7 @@ class ScaleConfig:
     num_layers: int = MISSING
     num_heads: int = MISSING
     head_k_dim: int = MISSING
+    wide_head_k_dim: int = MISSING  # 2 head_k_dim: of the control with as large a state as Palimpsa's
     head_v_dim: int = MISSING
     vocab_size: int = MISSING
     tokens_per_step: int = MISSING

@@ -70,8 +70,14 @@ class MemoryProbe(L.Callback):
 
 
 def memory_metrics(traces: list[MemoryTrace]) -> dict[str, float]:
-    """One number a layer and head, and the mean over all, of window and metaplasticity ratio (where there is one)."""
-    measured = {"window": torch.stack([trace.window.mean(dim=0) for trace in traces])}
+    """One number a layer and head, and the mean over all, of window and metaplasticity ratio (where there are such).
+
+    A model whose memory does not decay has no finite window, and none is logged.
+    """
+    measured = {}
+    windows = [trace.window for trace in traces if trace.window is not None]
+    if windows:
+        measured["window"] = torch.stack([window.mean(dim=0) for window in windows])
     importances = [trace.importance for trace in traces if trace.importance is not None]
     if importances:
         measured["metaplasticity"] = torch.stack([metaplasticity_ratio(i).mean(dim=0) for i in importances])

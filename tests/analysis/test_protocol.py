@@ -66,6 +66,7 @@ def test_hash_is_that_of_the_remaining_keys():
         "run_dir",
         "scale.seeds",
         "scale.learning_rates",
+        "scale.wide_head_k_dim",
         "model.name",
         "model.mixer.num_heads",
         "task.directory",

@@ -98,6 +98,13 @@ def test_one_seed_has_no_deviation(add_run, summary_of):
     assert row[["std", "ci_low", "ci_high"]].isna().all()
 
 
+def test_a_memory_without_a_fixed_size_grows(add_run, summary_of):
+    add_run(model="transformer", state_size=0)
+    add_run(model="gla", state_size=512)
+    sizes = {row[0]: row[1] for row in table_cells(summary_of()[2], "validation")}
+    assert list(sizes.values()) == ["512", "grows"]
+
+
 def test_mixed_configurations_are_an_error(add_run, summary_of):
     add_run(seed=1, state_size=512)
     add_run(seed=2, state_size=1024)

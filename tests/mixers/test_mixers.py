@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from palimpsa.kernels import palimpsa_reference
-from palimpsa.mixers import GLA, PalimpsaD, PalimpsaM
+from palimpsa.mixers import GLA, Attention, DeltaNet, GatedDeltaNet, PalimpsaD, PalimpsaM, SimpleGLA
 from palimpsa.mixers.layers import ShortConvolution, log_decay_init, mean_window, token_positions
 from palimpsa.model import initialise
 
@@ -18,15 +18,27 @@ MIXERS = {
     "palimpsa_d_prior3": (PalimpsaD, {"importance_prior": 3.0}),
     "palimpsa_m": (PalimpsaM, {}),
     "palimpsa_m_one_group": (PalimpsaM, {"num_groups": 1}),
+    "palimpsa_m_two_norm_groups": (PalimpsaM, {"num_norm_groups": 2}),
     "mamba2": (PalimpsaM, {"metaplastic": False}),
     "gla": (GLA, {}),
+    "simple_gla": (SimpleGLA, {}),
+    "deltanet": (DeltaNet, {}),
+    "gated_deltanet": (GatedDeltaNet, {}),
+    "attention": (Attention, {"head_v_dim": K}),
+    "attention_without_convolution": (Attention, {"head_v_dim": K, "conv_width": 0}),
 }
 each_mixer = pytest.mark.parametrize("name", MIXERS)
+# Without a decay there is no `forgetting` to set, and no window to measure.
+NO_DECAY = ("deltanet", "attention", "attention_without_convolution")
+each_mixer_with_a_decay = pytest.mark.parametrize("name", [name for name in MIXERS if name not in NO_DECAY])
+IMPORTANCE = ("palimpsa_d", "palimpsa_d_prior3", "palimpsa_m", "palimpsa_m_one_group", "palimpsa_m_two_norm_groups")
 
 
 def make(name: str, **changes):
     mixer_class, arguments = MIXERS[name]
-    mixer = mixer_class(D_MODEL, HEADS, K, V, **{"forgetting": "normal", **arguments, **changes})
+    decay = {} if name in NO_DECAY else {"forgetting": "normal"}
+    sizes = {"d_model": D_MODEL, "num_heads": HEADS, "head_k_dim": K, "head_v_dim": V}
+    mixer = mixer_class(**{**sizes, **decay, **arguments, **changes})
     initialise(mixer, 0.3, torch.Generator().manual_seed(0))
     return mixer
 
@@ -92,11 +104,21 @@ def test_every_parameter_gets_a_gradient(name):
 def test_state_size_is_what_the_cache_holds(name):
     mixer = make(name)
     assert mixer.state_size == sum(state[0].numel() for state in mixer.new_cache(1).state)
-    num_states = 2 if name in ("palimpsa_d", "palimpsa_d_prior3", "palimpsa_m", "palimpsa_m_one_group") else 1
-    assert mixer.state_size == num_states * HEADS * K * V
+    if name.startswith("attention"):
+        assert mixer.state_size == 0
+    else:
+        assert mixer.state_size == (2 if name in IMPORTANCE else 1) * HEADS * K * V
 
 
-@each_mixer
+def test_the_cache_of_attention_grows_by_a_key_and_a_value_a_token():
+    mixer, x = make("attention"), inputs(2, 9, D_MODEL)
+    cache = mixer.new_cache(2)
+    mixer(x[:, :5], cache)
+    mixer.step(x[:, 5], cache)
+    assert [state.shape for state in cache.state] == [(2, HEADS, 6, K)] * 2
+
+
+@each_mixer_with_a_decay
 def test_all_mixers_start_with_the_same_windows(name):
     """At the bias (x = 0) a head's window is 1 / (1 - exp(-A d)), whatever the parametrisation."""
     mixer = make(name, forgetting="small")
@@ -120,9 +142,12 @@ def test_initial_windows_are_those_of_the_protocol():
 def test_memory_trace(name):
     mixer, x = make(name), inputs(3, 10, D_MODEL)
     trace = mixer.memory(x)
-    assert trace.window.shape == (3, HEADS)
-    assert (trace.window >= 1).all()
-    if name == "gla":
+    if name in NO_DECAY:
+        assert trace.window is None
+    else:
+        assert trace.window.shape == (3, HEADS)
+        assert (trace.window >= 1).all()
+    if not isinstance(mixer, PalimpsaD | PalimpsaM):
         assert trace.importance is None
         return
     assert trace.importance.shape == (3, HEADS, K, V)
@@ -240,8 +265,17 @@ def test_token_positions_restart_at_every_boundary():
         (PalimpsaD, {"head_k_dim": -1}, "head_k_dim"),
         (PalimpsaM, {"importance_prior": 0.0}, "importance_prior"),
         (PalimpsaM, {"num_groups": 3}, "num_groups"),
+        (PalimpsaM, {"num_norm_groups": 5}, "num_norm_groups"),
         (GLA, {"gate_rank": 0}, "gate_rank"),
         (GLA, {"conv_width": 0}, "conv_width"),
+        (SimpleGLA, {"head_v_dim": 0}, "head_v_dim"),
+        (SimpleGLA, {"forgetting": "tiny"}, "forgetting"),
+        (DeltaNet, {"num_heads": 0}, "num_heads"),
+        (GatedDeltaNet, {"forgetting": "tiny"}, "forgetting"),
+        (Attention, {}, "head_v_dim"),
+        (Attention, {"head_k_dim": 5, "head_v_dim": 5}, "head_k_dim"),
+        (Attention, {"head_v_dim": K, "conv_width": -1}, "conv_width"),
+        (Attention, {"head_v_dim": K, "rope_base": 1.0}, "rope_base"),
     ],
 )
 def test_impossible_sizes_are_refused_by_name(mixer_class, changes, named):
@@ -257,7 +291,7 @@ def test_unknown_arguments_are_refused():
 
 @each_mixer
 def test_bf16_autocast_is_the_same_function_roughly(name):
-    """fp32 weights under bf16 autocast: bf16 keeps 8 bits, the state stays fp32."""
+    """fp32 weights under bf16 autocast: bf16 keeps 8 bits, a recurrent state stays fp32."""
     mixer, x = make(name), inputs(2, 12, D_MODEL)
     exact = mixer(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -265,7 +299,9 @@ def test_bf16_autocast_is_the_same_function_roughly(name):
         cache = mixer.new_cache(2)
         steps = torch.stack([mixer.step(x[:, t], cache) for t in range(12)], dim=1)
     assert rough.dtype == torch.bfloat16
-    assert all(state.dtype == torch.float32 for state in cache.state)
+    # Keys and values are kept as they were computed; what is added to for long is not.
+    kept = torch.bfloat16 if name.startswith("attention") else torch.float32
+    assert all(state.dtype == kept for state in cache.state)
     for result in (rough, steps):
         assert (result.float() - exact).norm() / exact.norm() < 0.03
     rough.float().square().sum().backward()

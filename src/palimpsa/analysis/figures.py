@@ -91,7 +91,8 @@ def _patch(style: ModelStyle) -> Patch:
 
 def _legend_label(own: pd.DataFrame) -> str:
     sizes = sorted({int(size) for size in own["state_size"].dropna()})
-    state = f"state {' to '.join(f'{size:,}' for size in sizes[:: max(1, len(sizes) - 1)])}"
+    # 0: no state of a fixed size, as of attention.
+    state = f"state {' to '.join(f'{size:,}' if size else 'grows' for size in sizes[:: max(1, len(sizes) - 1)])}"
     rates = own["lr"].dropna().unique()
     rate = f"lr {rates[0]:g}" if len(rates) else "no finished run"
     return " · ".join([own["label"].iloc[0], *([state] if sizes else []), rate])

@@ -10,7 +10,8 @@ import pandas as pd
 from palimpsa.analysis.schema import IDENTITY, ResultError
 
 # Keys, and what lies below them, in which the runs of one figure may differ: the axes of its sweep, and where
-# and how a run reports. scale.seeds and scale.learning_rates say what to sweep, not how to train.
+# and how a run reports. scale.seeds and scale.learning_rates say what to sweep, not how to train;
+# scale.wide_head_k_dim is a size of one model.
 FREE_KEYS = (
     "model",
     "optimizer.lr",
@@ -21,6 +22,7 @@ FREE_KEYS = (
     "scale.seeds",
     "scale.learning_rates",
     "scale.requires_gpu",
+    "scale.wide_head_k_dim",
     "scale.checkpoint_every",
     "results_dir",
     "run_dir",

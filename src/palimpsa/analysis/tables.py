@@ -57,7 +57,7 @@ def table_cells(summary: pd.DataFrame, rule: str) -> list[list[str]]:
         rows.append(
             [
                 row["label"],
-                _count(row["state_size"]),
+                _state(row["state_size"]),
                 _count(row["num_parameters"]),
                 _count(row["seq_len"]),
                 _count(row["num_pairs"]),
@@ -91,6 +91,11 @@ def _plus_minus(mean: float, std: float) -> str:
 
 def _count(value: float) -> str:
     return "-" if pd.isna(value) else f"{int(value):,}"
+
+
+def _state(size: float) -> str:
+    # 0: no state of a fixed size, as of attention.
+    return "grows" if _count(size) == "0" else _count(size)
 
 
 def _steps(steps: float) -> str:

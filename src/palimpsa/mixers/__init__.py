@@ -1,8 +1,21 @@
 """Sequence mixers: x [B, T, D] -> y [B, T, D], each with `state_size`, `memory` and `step`."""
 
+from palimpsa.mixers.attention import Attention
 from palimpsa.mixers.base import Mixer
-from palimpsa.mixers.baselines import GLA
+from palimpsa.mixers.delta import DeltaNet, GatedDeltaNet
+from palimpsa.mixers.gla import GLA, SimpleGLA
 from palimpsa.mixers.layers import MemoryTrace, MixerCache
 from palimpsa.mixers.palimpsa import PalimpsaD, PalimpsaM
 
-__all__ = ["GLA", "MemoryTrace", "Mixer", "MixerCache", "PalimpsaD", "PalimpsaM"]
+__all__ = [
+    "GLA",
+    "Attention",
+    "DeltaNet",
+    "GatedDeltaNet",
+    "MemoryTrace",
+    "Mixer",
+    "MixerCache",
+    "PalimpsaD",
+    "PalimpsaM",
+    "SimpleGLA",
+]

@@ -18,7 +18,10 @@ class Mixer(nn.Module):
 
     Attributes:
         num_heads, head_k_dim, head_v_dim: H, K, V.
+        min_conv_width: the smallest conv_width; 0 where a mixer does without a short convolution.
     """
+
+    min_conv_width = 1
 
     def __init__(self, d_model: int, num_heads: int, head_k_dim: int, head_v_dim: int, conv_width: int) -> None:
         super().__init__()
@@ -30,8 +33,9 @@ class Mixer(nn.Module):
             "conv_width": conv_width,
         }
         for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name}: got {value}, expected >= 1")
+            least = self.min_conv_width if name == "conv_width" else 1
+            if value < least:
+                raise ValueError(f"{name}: got {value}, expected >= {least}")
         self.d_model = d_model
         self.num_heads = num_heads
         self.head_k_dim = head_k_dim
@@ -43,7 +47,10 @@ class Mixer(nn.Module):
 
     @property
     def state_size(self) -> int:
-        """Recurrent memory of one sequence in this layer, in numbers; short convolutions' inputs not counted."""
+        """Recurrent memory of one sequence in this layer, in numbers; short convolutions' inputs not counted.
+
+        0 for a mixer whose memory grows with the context: see `Attention`.
+        """
         return sum(heads * keys * values for heads, keys, values in self.state_shapes())
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:

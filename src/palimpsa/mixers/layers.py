@@ -22,10 +22,11 @@ class MemoryTrace(NamedTuple):
     """What a memory did with a context.
 
     window: [B, H], N_t = 1 / (1 - alpha_t) in tokens, averaged over the context (and over key channels where the decay
-    has them). importance: [B, H, K, V], the importance left at the end, or None for a mixer that carries none.
+    has them), or None where nothing decays: an infinite window. importance: [B, H, K, V], the importance left at the
+    end, or None for a mixer that carries none.
     """
 
-    window: Tensor
+    window: Tensor | None
     importance: Tensor | None
 
 
@@ -34,7 +35,7 @@ class MixerCache:
     """Everything a mixer carries from token to token.
 
     conv: one [B, C, W-1] tensor of past inputs per short convolution. state: tuple of recurrent state tensors
-    [B, H, K, V], fp32.
+    [B, H, K, V], fp32; of attention, the keys and values so far, [B, H, S, K] each, which grow with the context.
     """
 
     conv: list[Tensor]
@@ -156,16 +157,24 @@ class GatedRMSNorm(nn.Module):
     """RMSNorm with a SiLU gate over the last axis.
 
     gate_first: normalise(x silu(z)) w, as Mamba-2 does; otherwise normalise(x) w silu(z), as Gated DeltaNet does.
+    num_groups: each of so many equal parts of the width is normalised by itself; a divisor of it.
     """
 
-    def __init__(self, width: int, eps: float, gate_first: bool) -> None:
+    def __init__(self, width: int, eps: float, gate_first: bool, num_groups: int = 1) -> None:
         super().__init__()
         self.gate_first = gate_first
+        self.num_groups = num_groups
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         dtype, x, gate = x.dtype, x.float(), F.silu(gate.float())
         if self.gate_first:
-            return F.rms_norm(x * gate, self.weight.shape, self.weight, self.eps).to(dtype)
-        return (F.rms_norm(x, self.weight.shape, self.weight, self.eps) * gate).to(dtype)
+            return self._normalise(x * gate).to(dtype)
+        return (self._normalise(x) * gate).to(dtype)
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        if self.num_groups == 1:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        groups = x.unflatten(-1, (self.num_groups, -1))
+        return F.rms_norm(groups, groups.shape[-1:], None, self.eps).flatten(-2) * self.weight

@@ -204,6 +204,8 @@ class PalimpsaM(PalimpsaMixer):
 
     Args:
         num_groups: G key groups, a divisor of num_heads; heads of a group share B and C. None: one per head.
+        num_norm_groups: a divisor of num_heads * head_v_dim: the output norm is over each of so many parts of the
+            width. Mamba-2 as published has one per key group.
         conv_bias: whether the convolution has a bias.
     """
 
@@ -221,6 +223,7 @@ class PalimpsaM(PalimpsaMixer):
         forgetting: str = "small",
         norm_eps: float = 1e-6,
         num_groups: int | None = None,
+        num_norm_groups: int = 1,
         conv_bias: bool = True,
     ) -> None:
         super().__init__(
@@ -230,10 +233,12 @@ class PalimpsaM(PalimpsaMixer):
         if self.num_groups < 1 or num_heads % self.num_groups:
             raise ValueError(f"num_groups: got {num_groups}, expected a divisor of num_heads = {num_heads}")
         v_width, k_width = num_heads * head_v_dim, self.num_groups * head_k_dim
+        if num_norm_groups < 1 or v_width % num_norm_groups:
+            raise ValueError(f"num_norm_groups: got {num_norm_groups}, expected a divisor of the width {v_width}")
         self.conv_widths = (v_width, k_width, k_width)
         self.in_proj = nn.Linear(d_model, 2 * v_width + 2 * k_width + num_heads, bias=False)
         self.conv = ShortConvolution(sum(self.conv_widths), conv_width, bias=conv_bias)
-        self.o_norm = GatedRMSNorm(v_width, norm_eps, gate_first=True)
+        self.o_norm = GatedRMSNorm(v_width, norm_eps, gate_first=True, num_groups=num_norm_groups)
         self.out_proj = nn.Linear(v_width, d_model, bias=False)
 
     def _operands(self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None) -> _Operands:

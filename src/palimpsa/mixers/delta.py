@@ -1,0 +1,117 @@
+"""DeltaNet and Gated DeltaNet: a write first takes off what the memory already recalls for its key."""
+
+# B batch, T time, D model width, H heads, K key dim, V value dim
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from palimpsa.mixers.layers import Decay, GatedRMSNorm, MemoryTrace, mean_window
+from palimpsa.mixers.projected import RecurrentMixer
+from palimpsa.mixers.recurrences import delta_rule, gated_delta_rule
+
+# flash-linear-attention's: |x|^2 + 1e-6 under the root, so that a key of zeros has a gradient.
+_NORM_EPS = 1e-6
+
+
+def l2_normalise(x: Tensor) -> Tensor:
+    """x / sqrt(|x|^2 + 1e-6) over the last axis, computed in fp32, in x's dtype."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().sum(dim=-1, keepdim=True) + _NORM_EPS)).to(x.dtype)
+
+
+class DeltaNet(RecurrentMixer):
+    """DeltaNet (arXiv 2406.06484): S_t = S_{t-1} + beta_t k_t (v_t - k_t S_{t-1})^T, o_t = K^-1/2 q_t S_t.
+
+    q, k and v pass a short convolution with SiLU, q and k are L2-normalised, and beta_t = sigmoid(W_b x) is one value
+    a head. y = W_o RMSNorm(o), the norm over each head, without a gate. Nothing decays: the memory window is infinite,
+    and `memory` says None.
+
+    Args:
+        d_model: D.
+        num_heads, head_k_dim, head_v_dim: H, K, V.
+        conv_width: width of the short convolutions, tokens.
+        norm_eps: of the output norm.
+
+    Raises:
+        ValueError: for sizes below 1.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        head_k_dim: int,
+        head_v_dim: int,
+        conv_width: int = 4,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
+        self.beta_proj = nn.Linear(d_model, num_heads, bias=False)
+        self.o_norm = nn.RMSNorm(head_v_dim, norm_eps)
+        self.o_proj = nn.Linear(self.v_width, d_model, bias=False)
+
+    def _recur(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        beta = torch.sigmoid(self.beta_proj(x).float())
+        return delta_rule(l2_normalise(q), l2_normalise(k), v, beta, state, cu_seqlens)
+
+    def _normalise(self, o: Tensor, x: Tensor) -> Tensor:
+        return self.o_norm(o.float()).to(o.dtype)
+
+    @torch.no_grad()
+    def memory(self, x: Tensor) -> MemoryTrace:
+        return MemoryTrace(None, None)
+
+
+class GatedDeltaNet(RecurrentMixer):
+    """Gated DeltaNet (arXiv 2412.06464): DeltaNet's rule on a state that decays.
+
+    S_t = a_t S_{t-1} + beta_t k_t (v_t - k_t a_t S_{t-1})^T, o_t = K^-1/2 q_t S_t, with beta_t = sigmoid(W_b x) and
+    log a_t = -A softplus(W_a x + b), one value a head each. q, k and v pass a short convolution with SiLU, q and k are
+    L2-normalised. y = W_o (RMSNorm(o) silu(gate)), the norm over each head.
+
+    Args:
+        d_model: D.
+        num_heads, head_k_dim, head_v_dim: H, K, V.
+        conv_width: width of the short convolutions, tokens.
+        forgetting: "small" or "normal", the initial decay.
+        norm_eps: of the output norm.
+
+    Raises:
+        ValueError: for sizes below 1 or another `forgetting`.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        head_k_dim: int,
+        head_v_dim: int,
+        conv_width: int = 4,
+        forgetting: str = "small",
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
+        self.decay = Decay(num_heads, forgetting)
+        self.decay_proj = nn.Linear(d_model, num_heads, bias=False)
+        self.beta_proj = nn.Linear(d_model, num_heads, bias=False)
+        self.gate_proj = nn.Linear(d_model, self.v_width, bias=False)
+        self.o_norm = GatedRMSNorm(head_v_dim, norm_eps, gate_first=False)
+        self.o_proj = nn.Linear(self.v_width, d_model, bias=False)
+
+    def _log_decay(self, x: Tensor) -> Tensor:
+        """[B, T, H] fp32."""
+        return self.decay(self.decay_proj(x))[1]
+
+    def _recur(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        beta = torch.sigmoid(self.beta_proj(x).float())
+        return gated_delta_rule(l2_normalise(q), l2_normalise(k), v, beta, self._log_decay(x), state, cu_seqlens)
+
+    @torch.no_grad()
+    def memory(self, x: Tensor) -> MemoryTrace:
+        return MemoryTrace(mean_window(self._log_decay(x)), None)

@@ -1,0 +1,127 @@
+"""Gated linear attention, with a decay of its own for every key channel or with one decay per head."""
+
+# B batch, T time, D model width, H heads, K key dim, V value dim
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from palimpsa.mixers.layers import GatedRMSNorm, MemoryTrace, log_decay_init, mean_window
+from palimpsa.mixers.projected import RecurrentMixer
+from palimpsa.mixers.recurrences import gla, simple_gla
+
+# The published divisor of logsigmoid: it keeps decays close to 1 at the start of training.
+GATE_TEMPERATURE = 16.0
+
+
+def _decay_bias(num_heads: int, forgetting: str) -> Tensor:
+    """b [H] with logsigmoid(b) / 16 = -A d, the decay that the other mixers give a head at the start."""
+    rate, step_size = log_decay_init(num_heads, forgetting)
+    # logsigmoid(b) = -c has the solution b = -log(expm1(c)).
+    return -torch.log(torch.expm1(GATE_TEMPERATURE * rate * step_size))
+
+
+class GLA(RecurrentMixer):
+    """Gated linear attention (arXiv 2312.06635): S_t = diag(alpha_t) S_{t-1} + k_t v_t^T, o_t = K^-1/2 q_t S_t.
+
+    The log decay has one value a key channel, g_t = logsigmoid(W_2 W_1 x + b) / 16. b starts where every channel of a
+    head has the decay that the other mixers give that head, so that initial windows agree across a comparison.
+    y = W_o (RMSNorm(o) silu(gate)), the norm over each head.
+
+    Args:
+        d_model: D.
+        num_heads, head_k_dim, head_v_dim: H, K, V.
+        conv_width: width of the short convolutions, tokens.
+        forgetting: "small" or "normal", the initial decay.
+        gate_rank: rank of the decay's projection.
+        norm_eps: of the output norm.
+
+    Raises:
+        ValueError: for sizes below 1.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        head_k_dim: int,
+        head_v_dim: int,
+        conv_width: int = 4,
+        forgetting: str = "small",
+        gate_rank: int = 16,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
+        if gate_rank < 1:
+            raise ValueError(f"gate_rank: got {gate_rank}, expected >= 1")
+        self.decay_down = nn.Linear(d_model, gate_rank, bias=False)
+        self.decay_up = nn.Linear(gate_rank, self.k_width, bias=False)
+        self.decay_bias = nn.Parameter(_decay_bias(num_heads, forgetting).repeat_interleave(head_k_dim))
+        self.gate_proj = nn.Linear(d_model, self.v_width, bias=False)
+        self.o_norm = GatedRMSNorm(head_v_dim, norm_eps, gate_first=False)
+        self.o_proj = nn.Linear(self.v_width, d_model, bias=False)
+
+    def _log_decay(self, x: Tensor) -> Tensor:
+        """[B, T, H, K] fp32."""
+        logits = self.decay_up(self.decay_down(x)).float() + self.decay_bias.float()
+        return self._heads(F.logsigmoid(logits) / GATE_TEMPERATURE)
+
+    def _recur(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return gla(q, k, v, self._log_decay(x), state, cu_seqlens)
+
+    @torch.no_grad()
+    def memory(self, x: Tensor) -> MemoryTrace:
+        return MemoryTrace(mean_window(self._log_decay(x)).mean(dim=-1), None)
+
+
+class SimpleGLA(RecurrentMixer):
+    """GLA with one decay per head: S_t = alpha_t S_{t-1} + k_t v_t^T, o_t = K^-1/2 q_t S_t.
+
+    log alpha_t = logsigmoid(W_g x + b) / 16, as in flash-linear-attention's SimpleGatedLinearAttention; b starts at the
+    decay that the other mixers give the head. The recurrence is Mamba-2's (arXiv 2405.21060) without the step size on
+    its input. y = W_o (RMSNorm(o) silu(gate)), the norm over each head.
+
+    Args:
+        d_model: D.
+        num_heads, head_k_dim, head_v_dim: H, K, V.
+        conv_width: width of the short convolutions, tokens.
+        forgetting: "small" or "normal", the initial decay.
+        norm_eps: of the output norm.
+
+    Raises:
+        ValueError: for sizes below 1 or another `forgetting`.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        head_k_dim: int,
+        head_v_dim: int,
+        conv_width: int = 4,
+        forgetting: str = "small",
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
+        self.decay_proj = nn.Linear(d_model, num_heads, bias=False)
+        self.decay_bias = nn.Parameter(_decay_bias(num_heads, forgetting))
+        self.gate_proj = nn.Linear(d_model, self.v_width, bias=False)
+        self.o_norm = GatedRMSNorm(head_v_dim, norm_eps, gate_first=False)
+        self.o_proj = nn.Linear(self.v_width, d_model, bias=False)
+
+    def _log_decay(self, x: Tensor) -> Tensor:
+        """[B, T, H] fp32."""
+        return F.logsigmoid(self.decay_proj(x).float() + self.decay_bias.float()) / GATE_TEMPERATURE
+
+    def _recur(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return simple_gla(q, k, v, self._log_decay(x), state, cu_seqlens)
+
+    @torch.no_grad()
+    def memory(self, x: Tensor) -> MemoryTrace:
+        return MemoryTrace(mean_window(self._log_decay(x)), None)

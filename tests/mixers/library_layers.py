@@ -1,0 +1,60 @@
+"""Runs flash-linear-attention's own layers and kernels on a CPU, in Triton's interpreter: library_layers.py OUT.
+
+Writes to OUT, for each layer, its weights, an input and its output, and with that gradients where its kernel has a way
+back that the interpreter takes. Run in a process of its own: the interpreter is chosen when Triton is imported.
+"""
+
+import os
+import sys
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+from triton.runtime.autotuner import Autotuner
+
+all_configurations = Autotuner.__init__
+
+
+def one_configuration(self, fn, arg_names, configs, *args, **options):
+    """Without a GPU nothing can be timed, so there must be nothing to choose."""
+    all_configurations(self, fn, arg_names, configs[:1], *args, **options)
+
+
+Autotuner.__init__ = one_configuration
+
+D_MODEL, HEADS, K, V = 16, 2, 4, 8
+SIZES = {"hidden_size": D_MODEL, "num_heads": HEADS, "norm_eps": 1e-6}
+EXPANSION = {"expand_k": HEADS * K / D_MODEL, "expand_v": HEADS * V / D_MODEL}
+# The other two take their chunked kernels where gradients are asked for, and the interpreter does not take those.
+WITH_GRADIENTS = ("gla", "deltanet")
+
+
+def main() -> None:
+    # Only now: importing it makes its kernels, with the configurations that there are.
+    from fla.layers import DeltaNet, GatedDeltaNet, GatedLinearAttention
+    from fla.layers.simple_gla import SimpleGatedLinearAttention
+
+    torch.manual_seed(0)
+    layers = {
+        "gated_deltanet": GatedDeltaNet(head_dim=K, expand_v=V / K, **SIZES),
+        "deltanet": DeltaNet(**SIZES, **EXPANSION),
+        "gla": GatedLinearAttention(use_short_conv=True, **SIZES, **EXPANSION),
+        "simple_gla": SimpleGatedLinearAttention(**SIZES, **EXPANSION),
+    }
+    results = {}
+    for name, layer in layers.items():
+        # Outside of training and below 65 tokens the layers take their recurrent kernels.
+        layer.eval()
+        x = torch.randn(2, 9, D_MODEL, requires_grad=name in WITH_GRADIENTS)
+        with torch.set_grad_enabled(x.requires_grad):
+            y = layer(x)[0]
+        gradients = None
+        if x.requires_grad:
+            y.square().sum().backward()
+            gradients = {"x": x.grad, **{n: p.grad for n, p in layer.named_parameters()}}
+        results[name] = {"weights": layer.state_dict(), "x": x.detach(), "y": y.detach(), "gradients": gradients}
+    torch.save(results, sys.argv[1])
+
+
+if __name__ == "__main__":
+    main()

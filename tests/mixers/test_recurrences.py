@@ -1,0 +1,87 @@
+"""What the baselines ask of flash-linear-attention's kernels on a GPU, tested without one."""
+
+import inspect
+
+import pytest
+import torch
+
+from palimpsa.mixers import recurrences
+
+
+class OnGPU(torch.Tensor):
+    """Says that it lies on a GPU, so that the kernels are called: here, something that writes the call down."""
+
+    is_cuda = True
+
+
+KERNELS = {
+    "gla": "fla.ops.gla.chunk_gla",
+    "simple_gla": "fla.ops.simple_gla.chunk_simple_gla",
+    "delta_rule": "fla.ops.delta_rule.chunk_delta_rule",
+    "gated_delta_rule": "fla.ops.gated_delta_rule.chunk_gated_delta_rule",
+}
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Runs a recurrence as on a GPU; returns the kernel that it called, and with what, by the kernel's own names."""
+
+    def run(rule: str, *operands, state=None, cu_seqlens=None):
+        calls = []
+        for name, path in KERNELS.items():
+            module, _, function = path.rpartition(".")
+            signature = inspect.signature(getattr(pytest.importorskip(module), function))
+
+            def kernel(*args, name=name, signature=signature, **options):
+                calls.append((name, signature.bind(*args, **options).arguments))
+                return "o", "state"
+
+            monkeypatch.setattr(path, kernel)
+        on_gpu = [x.as_subclass(OnGPU) for x in operands]
+        assert getattr(recurrences, rule)(*on_gpu, state, cu_seqlens) == ("o", "state")
+        assert len(calls) == 1
+        return calls[0]
+
+    return run
+
+
+def operands(dtype=torch.bfloat16, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(1, 6, 2, n, generator=generator).to(dtype) for n in (4, 4, 8))
+    return q, k, v, torch.rand(1, 6, 2, generator=generator), -torch.rand(1, 6, 2, generator=generator)
+
+
+@pytest.mark.parametrize("rule", KERNELS)
+def test_kernels_get_their_operands_by_the_right_name(call, rule):
+    q, k, v, beta, g = operands()
+    own = {"gla": (g,), "simple_gla": (g,), "delta_rule": (beta,), "gated_delta_rule": (beta, g)}[rule]
+    state, bounds = torch.zeros(1, 2, 4, 8), torch.tensor([0, 2, 6], dtype=torch.int32)
+    name, arguments = call(rule, q, k, v, *own, state=state, cu_seqlens=bounds)
+    assert name == rule
+    expected = {"q": q, "k": k, "v": v, "initial_state": state, "cu_seqlens": bounds.long()}
+    expected |= {"g": g} if "gla" in rule or "gated" in rule else {}
+    expected |= {"beta": beta} if "delta" in rule else {}
+    assert arguments.keys() == expected.keys() | {"output_final_state"}
+    assert arguments["output_final_state"] is True
+    assert arguments["cu_seqlens"].dtype == torch.int64
+    assert all(torch.equal(arguments[key], value) for key, value in expected.items())
+
+
+def test_deltanet_in_fp32_takes_the_gated_kernel_without_decay(call):
+    """The library's kernel of the delta rule refuses fp32."""
+    q, k, v, beta, _ = operands(torch.float32)
+    name, arguments = call("delta_rule", q, k, v, beta)
+    assert name == "gated_delta_rule"
+    assert torch.equal(arguments["beta"], beta)
+    assert arguments["g"].dtype == torch.float32
+    assert not arguments["g"].any()
+
+
+@pytest.mark.parametrize("rule", ["simple_gla", "delta_rule", "gated_delta_rule"])
+def test_the_miscompiled_configurations_are_avoided_wherever_they_are_run(call, rule, monkeypatch):
+    avoided = []
+    for place in ("palimpsa.mixers.recurrences", "palimpsa.kernels.linear"):
+        monkeypatch.setattr(f"{place}.avoid_miscompiled_backward", avoided.append)
+    q, k, v, beta, g = operands()
+    call(rule, q, k, v, *{"simple_gla": (g,), "delta_rule": (beta,), "gated_delta_rule": (beta, g)}[rule])
+    assert avoided == [q.device]
