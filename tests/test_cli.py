@@ -147,7 +147,7 @@ def test_a_results_directory_that_cannot_be_written_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "num_jobs"),
     [
-        (["+sweep=mqar_figure2"], 5 * 2 * 3),
+        (["+sweep=mqar_figure2"], 6 * 2 * 3),
         (["+sweep=mqar_figure2", "seed=1", "model=gla"], 2),
         (["+sweep=learning_rate", "model=mamba2"], 2),
         (["+sweep=smoke"], len(list((CONFIG_DIR / "model").glob("*.yaml")))),

@@ -205,7 +205,7 @@ class PalimpsaM(PalimpsaMixer):
     Args:
         num_groups: G key groups, a divisor of num_heads; heads of a group share B and C. None: one per head.
         num_norm_groups: a divisor of num_heads * head_v_dim: the output norm is over each of so many parts of the
-            width. Mamba-2 as published has one per key group.
+            width. None: one per key group, as Mamba-2 has it.
         conv_bias: whether the convolution has a bias.
     """
 
@@ -223,7 +223,7 @@ class PalimpsaM(PalimpsaMixer):
         forgetting: str = "small",
         norm_eps: float = 1e-6,
         num_groups: int | None = None,
-        num_norm_groups: int = 1,
+        num_norm_groups: int | None = None,
         conv_bias: bool = True,
     ) -> None:
         super().__init__(
@@ -233,6 +233,8 @@ class PalimpsaM(PalimpsaMixer):
         if self.num_groups < 1 or num_heads % self.num_groups:
             raise ValueError(f"num_groups: got {num_groups}, expected a divisor of num_heads = {num_heads}")
         v_width, k_width = num_heads * head_v_dim, self.num_groups * head_k_dim
+        if num_norm_groups is None:
+            num_norm_groups = self.num_groups
         if num_norm_groups < 1 or v_width % num_norm_groups:
             raise ValueError(f"num_norm_groups: got {num_norm_groups}, expected a divisor of the width {v_width}")
         self.conv_widths = (v_width, k_width, k_width)
