@@ -69,9 +69,8 @@ def mamba2_pair(num_groups: int, conv_bias: bool = True, time_step_limit=(0.0, f
     library = Mamba2ForCausalLM(config).eval()
 
     def make_mixer(d_model: int) -> PalimpsaM:
-        groups = num_groups if num_norm_groups is None else num_norm_groups
-        options = {"metaplastic": False, "num_groups": num_groups, "conv_bias": conv_bias, "num_norm_groups": groups}
-        return PalimpsaM(d_model, 8, 6, 4, **options)
+        options = {"num_groups": num_groups, "conv_bias": conv_bias, "num_norm_groups": num_norm_groups}
+        return PalimpsaM(d_model, 8, 6, 4, metaplastic=False, **options)
 
     ours = LanguageModel(23, D_MODEL, 2, make_mixer, norm="rmsnorm", norm_eps=1e-6, generator=None)
     weights = {}
