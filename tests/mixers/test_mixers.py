@@ -212,7 +212,9 @@ def test_palimpsa_m_is_its_equations(metaplastic, num_groups):
     g = -mixer.decay.log_rate.exp() * d
     o = palimpsa_reference(q, k, d[..., None] * value, beta, g, torch.ones(HEADS).double(), scale=1.0).o
     y = (o + mixer.skip[:, None] * value).flatten(-2) * F.silu(z)
-    y = y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * mixer.o_norm.weight
+    # Each group of keys is normalised by itself.
+    y = y.unflatten(-1, (num_groups, -1))
+    y = (y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt()).flatten(-2) * mixer.o_norm.weight
     torch.testing.assert_close(mixer(x), y @ mixer.out_proj.weight.T, atol=1e-5, rtol=1e-4)
 
 
