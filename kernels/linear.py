@@ -1,6 +1,7 @@
 """Without beta and from the prior: simple gated linear attention by flash-linear-attention, divided by the prior."""
 
 # B batch, T time, H heads, K key dim, V value dim, N sequences packed along T
+import functools
 import importlib
 from typing import Any
 
@@ -37,10 +38,12 @@ def simple_gla(device: torch.device) -> Any:
     return chunk_simple_gla
 
 
+# Once a device: what it does lasts, and this stands before every call.
+@functools.cache
 def avoid_miscompiled_backward(device: torch.device) -> None:
     """Call it before any chunked operator of the library whose way back runs its kernel of dq, dk and dg on `device`.
 
-    Those are simple GLA, the delta rule and the gated delta rule. More than once is fine; off Hopper it does nothing.
+    Those are simple GLA, the delta rule and the gated delta rule. Off Hopper it does nothing.
     """
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9:
         # The type checker takes it for the module of another backend.

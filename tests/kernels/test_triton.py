@@ -200,6 +200,43 @@ def test_offsets_of_64_bits_give_the_same(Problem, assert_equal, triton, short_s
     assert_equal(problem.gradients(triton), expected[1], 0)
 
 
+@pytest.mark.parametrize(
+    ("module", "kernel", "entries"),
+    [
+        # B T H max(K, V), and for gradients of q and k as many parts as there are tiles of V.
+        ("forward", "_read_kernel", 2 * 5 * 3 * 40),
+        ("backward", "_gradients_kernel", 2 * 5 * 3 * max(2 * 20, 40)),
+        ("backward", "_flow_kernel", 2 * 5 * 3 * max(2 * 20, 40)),
+    ],
+)
+def test_offsets_are_of_64_bits_from_the_first_size_that_needs_them(
+    Problem, triton, monkeypatch, module, kernel, entries
+):
+    module = host_module(module)
+    launch, seen = getattr(module, kernel), []
+
+    class Spy:
+        def __getitem__(self, grid):
+            def run(*args, **options):
+                seen.append(options["IS_LARGE"])
+                return launch[grid](*args, **options)
+
+            return run
+
+    backward = host_module("backward")
+    plan = backward.plan_backward
+    # Two segments, so that there is a flow between them.
+    monkeypatch.setattr(backward, "plan_backward", lambda *args: plan(*args)._replace(segment_size=16))
+    monkeypatch.setattr(module, kernel, Spy())
+    num_tokens = 5 if kernel != "_flow_kernel" else 20
+    problem = Problem((2, num_tokens, 3, 20, 40), torch.float32)
+    for limit, expected in ((entries * num_tokens // 5, True), (entries * num_tokens // 5 + 1, False)):
+        monkeypatch.setattr(host_module("primitives"), "LARGE", limit)
+        problem.gradients(triton)
+        assert set(seen) == {expected}
+        seen.clear()
+
+
 def test_strides_change_nothing(Problem, assert_equal, triton):
     problem = Problem((2, 5, 2, 5, 8), torch.float32)
     expected = problem.run(triton), problem.gradients(triton)
