@@ -9,7 +9,7 @@ README.md in this folder has the equations, the tiling and what it costs.
 
 # B batch, T time, H heads, K key dim, V value dim, N sequences, C chunk size, M = I * mu, J = I - I_prior, E = -dI
 # A flow is the gradient that reaches M and J of the token before a point from all tokens after it.
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -28,13 +28,15 @@ SEGMENT = 128
 FLOW_COST = 1.4
 # Within so many tokens a smaller decay is better met token by token: the way back divides by it.
 MAX_CHUNK_DECAY = 4.0
+MAX_GROWTH = {True: 16.0, False: 64.0}
 
 
 # Without a known alignment of the states the lanes lie along V: see forward.py.
 @triton.jit(do_not_specialize_on_alignment=["M_in", "J_in", "flow_M", "flow_E"])
 def _flow_kernel(
-    q, k, k_squared, v, beta, g, prior, do, dvar, M_in, J_in, flow_M, flow_E, segment_decay,
-    cu_seqlens, offsets, sequence_of, chunk_offsets, T, H, first_head, num_heads, segments_each, chunks_each,
+    wide, v, beta, g, prior, do, dvar, M_in, J_in, flow_M, flow_E, segment_decay,
+    cu_seqlens, offsets, sequence_of, chunk_offsets, num_tokens_all, T, H, first_head, num_heads, segments_each,
+    chunks_each,
     K: tl.constexpr, V: tl.constexpr, PAIRS: tl.constexpr, VT: tl.constexpr,
     SEGMENT: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
     HAS_DVAR: tl.constexpr, IS_PACKED: tl.constexpr, IS_LARGE: tl.constexpr,
@@ -46,10 +48,12 @@ def _flow_kernel(
     """
     HALF: tl.constexpr = 8
     KT: tl.constexpr = 2 * HALF * PAIRS
-    EVEN_K: tl.constexpr = K % KT == 0
     tiles_v: tl.constexpr = (V + VT - 1) // VT
-    segment = tl.program_id(0) // num_heads
-    local_head = tl.program_id(0) % num_heads
+    tiles: tl.constexpr = (K + KT - 1) // KT * tiles_v
+    tile_k = tl.program_id(0) % tiles // tiles_v
+    tile_v = tl.program_id(0) % tiles_v
+    segment = tl.program_id(0) // tiles
+    local_head = tl.program_id(1)
     h = first_head + local_head
     n, index, start, num_tokens = locate(
         segment, T, segments_each, cu_seqlens, offsets, sequence_of, SEGMENT, IS_PACKED
@@ -61,8 +65,8 @@ def _flow_kernel(
         chunk = tl.load(chunk_offsets + n).to(tl.int64) + index * (SEGMENT // CHUNK)
     else:
         chunk = n.to(tl.int64) * chunks_each + index * (SEGMENT // CHUNK)
-    kk = (tl.program_id(1) // tiles_v) * KT + tl.arange(0, HALF)
-    vv = (tl.program_id(1) % tiles_v) * VT + tl.arange(0, VT)
+    kk = tile_k * KT + tl.arange(0, HALF)
+    vv = tile_v * VT + tl.arange(0, VT)
     in_v = vv < V
     both = tl.arange(0, 2)
     prior_h = tl.load(prior + h).to(tl.float32)
@@ -79,10 +83,9 @@ def _flow_kernel(
             dMs = dMs + (tl.zeros([HALF, VT], tl.float32),)
             Es = Es + (tl.zeros([HALF, VT], tl.float32),)
         row = start * H + h
-        wide_row = start * num_heads + local_head
+        wide_row = local_head.to(tl.int64) * num_tokens_all + start
         if not IS_LARGE:
             row, wide_row = row.to(tl.int32), wide_row.to(tl.int32)
-        pair = kk[:, None] + both[None, :] * HALF
         # exp(decay): since the states were last true to scale; passed: from the segment's start until then.
         decay = 0.0
         passed = 1.0
@@ -94,8 +97,7 @@ def _flow_kernel(
             dos = tl.split(tl.load(do + at_v, mask=in_v_t, other=0.0).to(tl.float32))
             if HAS_DVAR:
                 dvars = tl.split(tl.load(dvar + at_v, mask=in_v_t, other=0.0).to(tl.float32))
-            g_at = g + row + t * H
-            gs = (tl.load(g_at), tl.load(g_at + H, mask=t + 1 < num_tokens, other=0.0))
+            gs = tl.split(tl.load(g + row + (t + both) * H, mask=t + both < num_tokens, other=0.0))
             for u in tl.static_range(2):
                 decay += gs[u].to(tl.float32)
                 if decay < -MAX_DECAY:
@@ -108,15 +110,13 @@ def _flow_kernel(
                 do_t = (dos[u] * passed)[None, :]
                 new_Ms, new_Js, new_dMs, new_Es = (), (), (), ()
                 for i in tl.static_range(PAIRS):
-                    here = 2 * i * HALF
-                    in_pair = pair + here < K
-                    if EVEN_K:
-                        in_pair = pair < K
-                    in_pair = in_pair & (t + u < num_tokens)
-                    at_k = (wide_row + (t + u) * num_heads) * K + pair + here
-                    ks = tl.split(tl.load(k + at_k, mask=in_pair, other=0.0))
-                    qs = tl.split(tl.load(q + at_k, mask=in_pair, other=0.0))
-                    k2s = tl.split(tl.load(k_squared + at_k, mask=in_pair, other=0.0))
+                    is_token = t + u < num_tokens
+                    # One after the other, unlike in forward.py: there are no registers for all of them at once.
+                    at = (wide_row + t + u) * (4 * K) + kk[:, None] + (both[None, :] + 2 * i) * HALF
+                    in_pair = is_token & (kk[:, None] + (both[None, :] + 2 * i) * HALF < K)
+                    ks = tl.split(tl.load(wide + at, mask=in_pair, other=0.0))
+                    qs = tl.split(tl.load(wide + at + K, mask=in_pair, other=0.0))
+                    k2s = tl.split(tl.load(wide + at + 2 * K, mask=in_pair, other=0.0))
                     for j in tl.static_range(2):
                         q_t = qs[j][:, None]
                         M, J = Ms[2 * i + j] + ks[j][:, None] * v_t, Js[2 * i + j] + k2s[j][:, None] * beta_t
@@ -133,7 +133,7 @@ def _flow_kernel(
             in_tile = (kk + i * HALF < K)[:, None] & in_v[None, :]
             tl.store(flow_M + out + tile, dMs[i], mask=in_tile)
             tl.store(flow_E + out + tile, Es[i], mask=in_tile)
-        if tl.program_id(1) == 0:
+        if tl.program_id(0) % tiles == 0:
             tl.store(segment_decay + segment.to(tl.int64) * num_heads + local_head, passed * tl.exp(decay))
 
 
@@ -145,14 +145,14 @@ def _sum_in_thread(x, EK: tl.constexpr, LK: tl.constexpr, VT: tl.constexpr):
 
 @triton.jit
 def _gradients_kernel(
-    q, k, v, beta, g, prior, do, dvar, M_in, J_in, M_end, J_end, flow_M, flow_E,
+    wide, v, beta, g, prior, do, dvar, M_in, J_in, M_end, J_end, flow_M, flow_E,
     dq, dk, dv, dbeta, dv_sum, dbeta_sum, dg_terms, dg_anchor, E_terms, start_M, start_E,
-    cu_seqlens, offsets, sequence_of, chunk_offsets, num_items, num_tokens_all, T, H, first_head, num_heads,
+    cu_seqlens, offsets, sequence_of, chunk_offsets, num_items, num_tokens_all, T, H, first_head, num_heads: tl.constexpr,
     segments_each, chunks_each, num_chunks, dq_scale,
     K: tl.constexpr, V: tl.constexpr, EK: tl.constexpr, LK: tl.constexpr, VT: tl.constexpr,
     SEGMENT: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
     FLOW: tl.constexpr, HAS_DVAR: tl.constexpr, IS_PACKED: tl.constexpr, WANTS_START: tl.constexpr,
-    IS_LARGE: tl.constexpr, MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
+    IS_LARGE: tl.constexpr, MAX_GROWTH: tl.constexpr, MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
 ):  # fmt: skip
     """All gradients of one segment, head and tile of V: one tile of K after the other, chunks and tokens backwards.
 
@@ -166,11 +166,11 @@ def _gradients_kernel(
     tiles_v: tl.constexpr = (V + VT - 1) // VT
     key = tl.arange(0, EK)[:, None] + (tl.arange(0, LK) * EK)[None, :]
     lane_value = tl.zeros([LK, 1], tl.int32) + tl.arange(0, VT)[None, :]
+    local_head = tl.program_id(1)
 
     for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
         tile_v = item % tiles_v
-        local_head = (item // tiles_v) % num_heads
-        segment = item // tiles_v // num_heads
+        segment = item // tiles_v
         h = first_head + local_head
         n, index, start, num_tokens = locate(
             segment, T, segments_each, cu_seqlens, offsets, sequence_of, SEGMENT, IS_PACKED
@@ -189,11 +189,12 @@ def _gradients_kernel(
         store_v = in_v & (tl.arange(0, LK)[:, None] == 0)
         prior_h = tl.load(prior + h).to(tl.float32)
         row = start * H + h
-        wide_row = start * num_heads + local_head
+        # What is made for the heads of this call alone lies head by head: one token after the other.
+        wide_row = local_head.to(tl.int64) * num_tokens_all + start
+        of_tile = tile_v.to(tl.int64) * num_heads * num_tokens_all + wide_row
         # Gradients of q and k are sums over tiles of V: with one tile they are final.
-        of_tile = tile_v.to(tl.int64) * num_tokens_all * num_heads + wide_row
         dk_row = row if tiles_v == 1 else of_tile
-        dk_heads = H if tiles_v == 1 else num_heads
+        dk_heads = H if tiles_v == 1 else 1
         if not IS_LARGE:
             # With 64 bits every address would be a value of its own in registers; so they stay constants.
             row, wide_row = row.to(tl.int32), wide_row.to(tl.int32)
@@ -225,9 +226,10 @@ def _gradients_kernel(
             from_start = False
             for back in tl.range(0, num_tokens, num_stages=STAGES):
                 t = num_tokens - 1 - back
-                at_k, at_v = (wide_row + t * num_heads) * K + kk, (row + t * H) * V + vv
-                q_t = tl.load(q + at_k, mask=in_k, other=0.0)[:, :, None]
-                k_t = tl.load(k + at_k, mask=in_k, other=0.0)[:, :, None]
+                at_v = (row + t * H) * V + vv
+                at_wide = (wide_row + t) * (4 * K) + kk[:, :, None] + (tl.arange(0, 2) * K)[None, None, :]
+                k_t, q_t = tl.split(tl.load(wide + at_wide, mask=in_k[:, :, None], other=0.0))
+                k_t, q_t = k_t[:, :, None], q_t[:, :, None]
                 v_t = tl.load(v + at_v, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
                 beta_t = tl.load(beta + at_v, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
                 do_t = tl.load(do + at_v, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
@@ -247,7 +249,7 @@ def _gradients_kernel(
                     in_c = of_chunk <= t
                     g_c = tl.load(g + row + of_chunk * H, mask=in_c, other=0.0).to(tl.float32)
                     keys = k0 + tl.arange(0, KT)
-                    k_c = k + ((wide_row + of_chunk * num_heads) * K)[:, None] + keys[None, :]
+                    k_c = wide + ((wide_row + of_chunk) * (4 * K))[:, None] + keys[None, :]
                     k_c = tl.load(k_c, mask=in_c[:, None] & (keys < K)[None, :], other=0.0)
                     values = tile_v * VT + tl.arange(0, VT)
                     v_c = v + ((row + of_chunk * H) * V)[:, None] + values[None, :]
@@ -257,7 +259,7 @@ def _gradients_kernel(
                     decay = tl.sum(g_c, 0)
                     # In the scale of the chunk's start importances only grow: by how much, at most?
                     grown = (J + prior_h) * tl.exp(-tl.maximum(decay, -MAX_DECAY))
-                    grown = tl.max(tl.reshape(grown - 16.0 * (J_before + prior_h), KT * VT))
+                    grown = tl.max(tl.reshape(grown - MAX_GROWTH * (J_before + prior_h), KT * VT))
                     # M may also shrink: no write may be much larger than what stood there before it.
                     writes = tl.max(tl.abs(k_c), 1) * tl.max(tl.abs(v_c), 1)
                     writes *= tl.exp(tl.minimum(-tl.cumsum(g_c, 0), MAX_DECAY))
@@ -272,9 +274,9 @@ def _gradients_kernel(
                     state = ((first_chunk + t // CHUNK) * num_heads + local_head) * (K * V)
                     M = tl.load(M_in + state + tile, mask=in_tile, other=0.0)
                     J = tl.load(J_in + state + tile, mask=in_tile, other=0.0)
-                    for m in range(t // CHUNK * CHUNK, t + 1):
+                    for m in tl.range(t // CHUNK * CHUNK, t + 1, num_stages=STAGES):
                         alpha = tl.exp(tl.load(g + row + m * H).to(tl.float32))
-                        k_m = tl.load(k + ((wide_row + m * num_heads) * K + kk), mask=in_k, other=0.0)[:, :, None]
+                        k_m = tl.load(wide + ((wide_row + m) * (4 * K) + kk), mask=in_k, other=0.0)[:, :, None]
                         at_m = (row + m * H) * V + vv
                         v_m = tl.load(v + at_m, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
                         beta_m = tl.load(beta + at_m, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
@@ -316,15 +318,15 @@ def _gradients_kernel(
                     tl.store(dv + at_v, dv_t, mask=store_v)
                     tl.store(dbeta + at_v, dbeta_t, mask=store_v)
                 else:
-                    at_sum = (wide_row + t * num_heads) * V + vv
+                    at_sum = (wide_row + t) * V + vv
                     dv_t += tl.load(dv_sum + at_sum, mask=in_v & (not is_first), other=0.0)
                     dbeta_t += tl.load(dbeta_sum + at_sum, mask=in_v & (not is_first), other=0.0)
-                    dg_t += tl.load(dg_terms + of_tile + t * num_heads, mask=not is_first, other=0.0)
+                    dg_t += tl.load(dg_terms + of_tile + t, mask=not is_first, other=0.0)
                     tl.store(dv_sum + at_sum, dv_t, mask=store_v & (not is_last))
                     tl.store(dbeta_sum + at_sum, dbeta_t, mask=store_v & (not is_last))
                     tl.store(dv + at_v, dv_t, mask=store_v & is_last)
                     tl.store(dbeta + at_v, dbeta_t, mask=store_v & is_last)
-                tl.store(dg_terms + of_tile + t * num_heads, dg_t)
+                tl.store(dg_terms + of_tile + t, dg_t)
 
                 if from_start:
                     dM, E = dM * tl.exp(g_t), E * tl.exp(g_t)
@@ -347,16 +349,23 @@ def _gradients_kernel(
 
 @triton.jit
 def _sum_tiles_kernel(
-    parts, out, num_tokens, first_head, H, num_heads, K: tl.constexpr, TILES: tl.constexpr, BLOCK_SIZE: tl.constexpr
+    parts, dq, dk, num_tokens, first_head, H, num_heads, K: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Adds the parts of dq or dk that the tiles of V gave."""
-    t = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
-    mask = i < num_heads * K
-    total = tl.zeros([BLOCK_SIZE], tl.float32)
+    """Adds the parts of dq, and after them of dk, that the tiles of V gave."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    t, key = i // K, i % K
+    mask = t < num_tokens
+    local_head = tl.program_id(1)
+    size = num_tokens.to(tl.int64) * K
+    own = parts + tl.program_id(2) * (TILES * num_heads * size) + i
+    total = tl.zeros([BLOCK], tl.float32)
     for tile in tl.static_range(TILES):
-        total += tl.load(parts + (tile * num_tokens + t) * num_heads * K + i, mask=mask, other=0.0)
-    tl.store(out + (t * H + first_head) * K + i, total, mask=mask)
+        total += tl.load(own + (tile * num_heads + local_head) * size, mask=mask, other=0.0)
+    out = (t * H + first_head + local_head) * K + key
+    if tl.program_id(2) == 0:
+        tl.store(dq + out, total, mask=mask)
+    else:
+        tl.store(dk + out, total, mask=mask)
 
 
 @triton.jit
@@ -374,7 +383,7 @@ def _decay_gradient_kernel(
         terms = tl.zeros([CHUNK], tl.float32)
         anchor = 0.0
         for tile in range(TILES):
-            row = (tile * num_tokens_all + start + tt) * num_heads + local_head
+            row = (tile * num_heads + local_head) * num_tokens_all + start + tt
             terms += tl.load(dg_terms + row, mask=mask, other=0.0)
             anchor += tl.load(dg_anchor + (tile * num_chunks + chunk.to(tl.int64)) * num_heads + local_head)
         result = anchor + tl.cumsum(terms, 0, reverse=True)
@@ -482,52 +491,52 @@ def backward(
         chunks, segments = sequences.cut(CHUNK), sequences.cut(plan.segment_size)
         is_single = plan.segment_size >= T
         tiles_k, tiles_v = triton.cdiv(K, plan.EK * plan.LK), triton.cdiv(V, plan.VT)
-        is_large = num_tokens * H * max(tiles_v * K, V) >= primitives.LARGE
+        is_large = num_tokens * H * max(4 * K, tiles_v * K, V) >= primitives.LARGE
         dvar_or_any = do if dvar is None else dvar
         ends = (torch.empty(N, H, K, V, **float32), torch.empty(N, H, K, V, **float32))
         for first_head, num_heads in plan.head_slices:
             states = chunk_states(k, v, beta, g, importance_prior, sequences, chunks, first_head, num_heads, ends)
-            q32, k32, k_squared = widen(q, k, scale, first_head, num_heads)
-            flow, kind = (final, 1) if final is not None else ((q32, q32), 0)
+            wide = widen(q, k, scale, first_head, num_heads)
+            flow, kind = (final, 1) if final is not None else ((wide, wide), 0)
             if not is_single:
                 flow, kind = tuple(torch.empty(segments.count, num_heads, K, V, **float32) for _ in range(2)), 2
                 pairs = 2 if K % 32 == 0 else 1
                 segment_decay = torch.empty(segments.count, num_heads, **float32)
-                _flow_kernel[(segments.count * num_heads, triton.cdiv(K, 16 * pairs) * triton.cdiv(V, plan.VT))](
-                    q32, k32, k_squared, v, beta, g, importance_prior, do, dvar_or_any, *states, *flow,
+                tiles = triton.cdiv(K, 16 * pairs) * tiles_v
+                _flow_kernel[(segments.count * tiles, num_heads)](
+                    wide, v, beta, g, importance_prior, do, dvar_or_any, *states, *flow,
                     segment_decay, cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets,
-                    T, H, first_head, num_heads, segments.each, chunks.each,
+                    num_tokens, T, H, first_head, num_heads, segments.each, chunks.each,
                     K, V, pairs, plan.VT, plan.segment_size, CHUNK, 3,
                     HAS_DVAR=dvar is not None, IS_PACKED=packed, IS_LARGE=is_large, MAX_DECAY=MAX_DECAY,
                     HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168 if pairs == 2 else 128,
                 )  # fmt: skip
                 scan(*flow, segment_decay, sequences, segments, final, None, H, first_head, reverse=True)
-            parts = [dq, dk]
+            parts: Any = (dq, dk)
             if tiles_v > 1:
-                parts = [torch.empty(tiles_v, num_tokens, num_heads, K, **float32) for _ in range(2)]
-            sums = [dv, dbeta]
+                parts = torch.empty(2, tiles_v, num_heads, num_tokens, K, **float32)
+            sums: Any = (dv, dbeta)
             if tiles_k > 1:
-                sums = [torch.empty(num_tokens, num_heads, V, **float32) for _ in range(2)]
-            dg_terms = torch.empty(tiles_v, num_tokens, num_heads, **float32)
+                sums = torch.empty(2, num_heads, num_tokens, V, **float32)
+            dg_terms = torch.empty(tiles_v, num_heads, num_tokens, **float32)
             dg_anchor = torch.empty(tiles_v, chunks.count, num_heads, **float32)
             E_terms = torch.empty(segments.count, num_heads, tiles_v, **float32)
-            num_items = segments.count * num_heads * tiles_v
-            num_here = min(num_items, programs)
-            _gradients_kernel[(num_here,)](
-                q32, k32, v, beta, g, importance_prior, do, dvar_or_any, *states, *ends, *flow, *parts, dv, dbeta,
+            num_items = segments.count * tiles_v
+            _gradients_kernel[(min(num_items, max(1, programs // num_heads)), num_heads)](
+                wide, v, beta, g, importance_prior, do, dvar_or_any, *states, *ends, *flow, *parts, dv, dbeta,
                 *sums, dg_terms, dg_anchor, E_terms, *(start or (g, g)),
                 cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets, num_items, num_tokens, T, H,
                 first_head, num_heads, segments.each, chunks.each, chunks.count, scale,
                 K, V, plan.EK, plan.LK, plan.VT, plan.segment_size, CHUNK, 3,
                 FLOW=kind, HAS_DVAR=dvar is not None, IS_PACKED=packed, WANTS_START=start is not None,
-                IS_LARGE=is_large, MAX_DECAY=MAX_CHUNK_DECAY, HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168,
+                IS_LARGE=is_large, MAX_GROWTH=MAX_GROWTH[q.dtype == torch.float32], MAX_DECAY=MAX_CHUNK_DECAY,
+                HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168,
             )  # fmt: skip
             if tiles_v > 1:
-                size = 256
-                for part, out in zip(parts, (dq, dk), strict=True):
-                    _sum_tiles_kernel[(num_tokens, triton.cdiv(num_heads * K, size))](
-                        part, out, num_tokens, first_head, H, num_heads, K, tiles_v, size, num_warps=2
-                    )
+                block = 1024
+                _sum_tiles_kernel[(triton.cdiv(num_tokens * K, block), num_heads, 2)](
+                    parts, dq, dk, num_tokens, first_head, H, num_heads, K, tiles_v, block, num_warps=4
+                )
             _decay_gradient_kernel[(chunks.count * num_heads,)](
                 dg_terms, dg_anchor, dg, cu_seqlens, chunks.offsets, chunks.sequence_of, T, H, first_head, num_heads,
                 chunks.each, chunks.count, num_tokens, tiles_v, CHUNK, IS_PACKED=packed, num_warps=1,

@@ -171,21 +171,19 @@ def scan_kernel(
 
 @triton.jit
 def _widen_kernel(
-    q, k, q32, k32, k_squared, scale, size, first_head, H: tl.constexpr, num_heads: tl.constexpr, K: tl.constexpr,
-    BLOCK: tl.constexpr,
+    q, k, wide, scale, num_tokens, first_head, H, K: tl.constexpr, KT: tl.constexpr, TT: tl.constexpr
 ):  # fmt: skip
-    """scale * q, k and k^2 in float32 for some of the heads: converted once, not once a tile of values."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = i < size
-    WIDTH: tl.constexpr = num_heads * K
-    if num_heads == H:
-        source = i
-    else:
-        source = i // WIDTH * (H * K) + first_head * K + i % WIDTH
+    """k, scale * q and k^2 in float32 for some of the heads: converted once, not once a tile of values."""
+    tt = tl.program_id(0) * TT + tl.arange(0, TT)
+    kk = tl.arange(0, KT)[None, :]
+    mask = (tt < num_tokens)[:, None] & (kk < K)
+    source = (tt.to(tl.int64) * H + first_head + tl.program_id(1))[:, None] * K + kk
     k_t = tl.load(k + source, mask=mask).to(tl.float32)
-    tl.store(q32 + i, tl.load(q + source, mask=mask).to(tl.float32) * scale, mask=mask)
-    tl.store(k32 + i, k_t, mask=mask)
-    tl.store(k_squared + i, k_t * k_t, mask=mask)
+    q_t = tl.load(q + source, mask=mask).to(tl.float32) * scale
+    at = wide + (tl.program_id(1).to(tl.int64) * num_tokens + tt)[:, None] * (4 * K) + kk
+    tl.store(at, k_t, mask=mask)
+    tl.store(at + K, q_t, mask=mask)
+    tl.store(at + 2 * K, k_t * k_t, mask=mask)
 
 
 @triton.jit
@@ -196,120 +194,155 @@ def scaled(tiles, factor):
     return out
 
 
-# The layout of a tile follows from how its states are loaded. Without a known alignment they are loaded one by one,
-# lanes along V, and the sum over keys needs no exchange between threads.
-@triton.jit(do_not_specialize_on_alignment=["M_in", "J_in"])
-def _read_kernel(
-    q, k, k_squared, v, beta, g, prior, M_in, J_in, o, variance, o_sum, variance_sum,
-    cu_seqlens, offsets, sequence_of, T, H, first_head, num_heads, chunks_each,
-    K: tl.constexpr, V: tl.constexpr, PAIRS: tl.constexpr, VT: tl.constexpr, C: tl.constexpr, STAGES: tl.constexpr,
-    HAS_VARIANCE: tl.constexpr, IS_PACKED: tl.constexpr, IS_LARGE: tl.constexpr,
-    MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
+@triton.jit
+def load_pair(wide, row, is_token, kk, K: tl.constexpr):
+    """((ka, kb), (qa, qb), (ka^2, kb^2)) of one token, each of the shape of kk, the first block of keys; b is the next.
+
+    In one copy, because each takes instructions of its own, however little it moves.
+    """
+    HALF: tl.constexpr = kk.shape[0]
+    both = tl.arange(0, 2)
+    key = kk[:, None] + both[None, :] * HALF
+    # [HALF, 2, 2, 2]: planes k, q, k^2 and none.
+    plane = (2 * both[None, None, :, None] + both[None, :, None, None])
+    mask = (is_token & (key < K))[:, None, None, :] & (plane < 3)
+    a, b = tl.split(tl.load(wide + row * (4 * K) + plane * K + key[:, None, None, :], mask=mask, other=0.0))
+    first_a, squared_a = tl.split(a)
+    first_b, squared_b = tl.split(b)
+    ka, qa = tl.split(first_a)
+    kb, qb = tl.split(first_b)
+    squared_a, _ = tl.split(squared_a)
+    squared_b, _ = tl.split(squared_b)
+    return (ka, kb), (qa, qb), (squared_a, squared_b)
+
+
+@triton.jit
+def _read_tile(
+    wide, v, beta, g, M_in, J_in, o, variance, o_sum, variance_sum, prior_h, row, wide_row, state, vv, num_tokens, H,
+    k0, IS_FIRST: tl.constexpr, IS_LAST: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, PAIRS: tl.constexpr, VT: tl.constexpr, STAGES: tl.constexpr,
+    HAS_VARIANCE: tl.constexpr, MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
 ):  # fmt: skip
-    """o and the variance of one chunk, head and tile of V; PAIRS times 2 * 8 keys at a time.
+    """What the keys from k0 on add to o and the variance of one chunk: the first tile starts sums, the last ends them.
 
     Two tokens an iteration, so that what is read ahead of them is at least four bytes a thread, which the copy engine
     needs. States are divided by the decay since they were last true to scale: forgetting costs nothing here.
     """
     HALF: tl.constexpr = 8
-    KT: tl.constexpr = 2 * HALF * PAIRS
-    EVEN_K: tl.constexpr = K % KT == 0
-    ONE_TILE: tl.constexpr = K <= KT
-    chunk = tl.program_id(0) // num_heads
-    local_head = tl.program_id(0) % num_heads
-    h = first_head + local_head
-    _, _, start, num_tokens = locate(chunk, T, chunks_each, cu_seqlens, offsets, sequence_of, C, IS_PACKED)
-    vv = tl.program_id(1) * VT + tl.arange(0, VT)
     in_v = vv < V
     both = tl.arange(0, 2)
+    kk = k0 + tl.arange(0, HALF)
+    Ms, Js = (), ()
+    for i in tl.static_range(2 * PAIRS):
+        tile = state + (kk + i * HALF)[:, None] * V
+        in_tile = (kk + i * HALF < K)[:, None] & in_v[None, :]
+        Ms = Ms + (tl.load(M_in + tile, mask=in_tile, other=0.0),)
+        Js = Js + (tl.load(J_in + tile, mask=in_tile, other=0.0),)
+    # Log decay since the states were last true to scale.
+    decay = 0.0
+    for t in tl.range(0, num_tokens, 2, num_stages=STAGES):
+        in_v_t = in_v[:, None] & (t + both < num_tokens)[None, :]
+        at_v = (row + (t + both) * H)[None, :] * V + vv[:, None]
+        vs = tl.split(tl.load(v + at_v, mask=in_v_t, other=0.0).to(tl.float32))
+        betas = tl.split(tl.load(beta + at_v, mask=in_v_t, other=0.0).to(tl.float32))
+        if not IS_FIRST:
+            at_sum = (wide_row + t + both)[None, :] * V + vv[:, None]
+            os = tl.split(tl.load(o_sum + at_sum, mask=in_v_t, other=0.0))
+            if HAS_VARIANCE:
+                variances = tl.split(tl.load(variance_sum + at_sum, mask=in_v_t, other=0.0))
+        gs = tl.split(tl.load(g + row + (t + both) * H, mask=t + both < num_tokens, other=0.0))
+        for u in tl.static_range(2):
+            is_token = t + u < num_tokens
+            decay += gs[u].to(tl.float32)
+            # Rare: before the weights below grow too large, and for a reset.
+            if decay < -MAX_DECAY:
+                Ms, Js = scaled(Ms, tl.exp(decay)), scaled(Js, tl.exp(decay))
+                decay = 0.0
+            weight = tl.exp(-decay)
+            v_t, beta_t = (vs[u] * weight)[None, :], (betas[u] * weight)[None, :]
+            if IS_FIRST:
+                o_t = tl.zeros([VT], tl.float32)
+                variance_t = tl.zeros([VT], tl.float32)
+            else:
+                o_t = os[u]
+                if HAS_VARIANCE:
+                    variance_t = variances[u]
+            new_Ms, new_Js = (), ()
+            for i in tl.static_range(PAIRS):
+                ks, qs, k2s = load_pair(wide, wide_row + t + u, is_token, kk + 2 * i * HALF, K)
+                qa, qb = qs[0][:, None], qs[1][:, None]
+                Ma, Mb = Ms[2 * i] + ks[0][:, None] * v_t, Ms[2 * i + 1] + ks[1][:, None] * v_t
+                Ja, Jb = Js[2 * i] + k2s[0][:, None] * beta_t, Js[2 * i + 1] + k2s[1][:, None] * beta_t
+                new_Ms, new_Js = new_Ms + (Ma, Mb), new_Js + (Ja, Jb)
+                Ia, Ib = Ja + prior_h * weight, Jb + prior_h * weight
+                # One reciprocal for two entries: x / a + y / b = (x b + y a) / (a b).
+                inverse = reciprocal(Ia * Ib, HAS_PTX)
+                o_t += tl.sum((qa * Ma * Ib + qb * Mb * Ia) * inverse, 0)
+                if HAS_VARIANCE:
+                    variance_t += tl.sum((qa * qa * Ib + qb * qb * Ia) * inverse, 0) * weight
+            Ms, Js = new_Ms, new_Js
+            in_o = in_v & is_token
+            if IS_LAST:
+                at_o = (row + (t + u) * H) * V + vv
+                tl.store(o + at_o, o_t, mask=in_o)
+                if HAS_VARIANCE:
+                    tl.store(variance + at_o, variance_t, mask=in_o)
+            else:
+                at_o_sum = (wide_row + t + u) * V + vv
+                tl.store(o_sum + at_o_sum, o_t, mask=in_o)
+                if HAS_VARIANCE:
+                    tl.store(variance_sum + at_o_sum, variance_t, mask=in_o)
+    # What one thread has stored for the next tile of keys another one may load.
+    tl.debug_barrier()
+
+
+# The layout of a tile follows from how its states are loaded. Without a known alignment they are loaded one by one,
+# lanes along V, and the sum over keys needs no exchange between threads.
+@triton.jit(do_not_specialize_on_alignment=["M_in", "J_in"])
+def _read_kernel(
+    wide, v, beta, g, prior, M_in, J_in, o, variance, o_sum, variance_sum,
+    cu_seqlens, offsets, sequence_of, num_tokens_all, T, H, first_head, num_heads, chunks_each,
+    K: tl.constexpr, V: tl.constexpr, PAIRS: tl.constexpr, VT: tl.constexpr, C: tl.constexpr, STAGES: tl.constexpr,
+    HAS_VARIANCE: tl.constexpr, IS_PACKED: tl.constexpr, IS_LARGE: tl.constexpr,
+    MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
+):  # fmt: skip
+    """o and the variance of one chunk, head and tile of V; PAIRS times 2 * 8 keys at a time."""
+    KT: tl.constexpr = 16 * PAIRS
+    tiles_v: tl.constexpr = (V + VT - 1) // VT
+    # Divisors are constants: what follows from a division by a variable would not be known to be the same for all lanes,
+    # and every address would take their registers.
+    chunk = tl.program_id(0) // tiles_v
+    local_head = tl.program_id(1)
+    h = first_head + local_head
+    _, _, start, num_tokens = locate(chunk, T, chunks_each, cu_seqlens, offsets, sequence_of, C, IS_PACKED)
+    vv = (tl.program_id(0) % tiles_v) * VT + tl.arange(0, VT)
     prior_h = tl.load(prior + h).to(tl.float32)
     row = start * H + h
-    # Widened keys and queries hold the heads of this call alone, and so do the sums over tiles of keys.
-    wide_row = start * num_heads + local_head
+    # Widened keys and queries hold the heads of this call alone, one after the other, and so do the sums over tiles of
+    # keys.
+    wide_row = local_head.to(tl.int64) * num_tokens_all + start
     if not IS_LARGE:
         # With 64 bits every address would be a value of its own in registers; so they stay constants.
         row, wide_row = row.to(tl.int32), wide_row.to(tl.int32)
     state = (chunk.to(tl.int64) * num_heads + local_head) * (K * V) + vv[None, :]
-
-    for k0 in range(0, K, KT):
-        is_first, is_last = k0 == 0, k0 + KT >= K
-        kk = k0 + tl.arange(0, HALF)
-        Ms, Js = (), ()
-        for i in tl.static_range(2 * PAIRS):
-            tile = state + (kk + i * HALF)[:, None] * V
-            in_tile = (kk + i * HALF < K)[:, None] & in_v[None, :]
-            Ms = Ms + (tl.load(M_in + tile, mask=in_tile, other=0.0),)
-            Js = Js + (tl.load(J_in + tile, mask=in_tile, other=0.0),)
-        # Two halves of a pair side by side, and two tokens side by side.
-        pair = kk[:, None] + both[None, :] * HALF
-        # Log decay since the states were last true to scale.
-        decay = 0.0
-        for t in tl.range(0, num_tokens, 2, num_stages=STAGES):
-            in_v_t = in_v[:, None] & (t + both < num_tokens)[None, :]
-            at_v = (row + (t + both) * H)[None, :] * V + vv[:, None]
-            vs = tl.split(tl.load(v + at_v, mask=in_v_t, other=0.0).to(tl.float32))
-            betas = tl.split(tl.load(beta + at_v, mask=in_v_t, other=0.0).to(tl.float32))
-            if not ONE_TILE:
-                in_sum = in_v_t & (not is_first)
-                at_sum = (wide_row + (t + both) * num_heads)[None, :] * V + vv[:, None]
-                os = tl.split(tl.load(o_sum + at_sum, mask=in_sum, other=0.0))
-                if HAS_VARIANCE:
-                    variances = tl.split(tl.load(variance_sum + at_sum, mask=in_sum, other=0.0))
-            g_at = g + row + t * H
-            gs = (tl.load(g_at), tl.load(g_at + H, mask=t + 1 < num_tokens, other=0.0))
-            for u in tl.static_range(2):
-                is_token = t + u < num_tokens
-                decay += gs[u].to(tl.float32)
-                # Rare: before the weights below grow too large, and for a reset.
-                if decay < -MAX_DECAY:
-                    Ms, Js = scaled(Ms, tl.exp(decay)), scaled(Js, tl.exp(decay))
-                    decay = 0.0
-                weight = tl.exp(-decay)
-                v_t, beta_t = (vs[u] * weight)[None, :], (betas[u] * weight)[None, :]
-                if ONE_TILE:
-                    o_t = tl.zeros([VT], tl.float32)
-                    variance_t = tl.zeros([VT], tl.float32)
-                else:
-                    o_t = os[u]
-                    if HAS_VARIANCE:
-                        variance_t = variances[u]
-                new_Ms, new_Js = (), ()
-                for i in tl.static_range(PAIRS):
-                    here = 2 * i * HALF
-                    if EVEN_K:
-                        in_pair = is_token & (pair < K)
-                    else:
-                        in_pair = is_token & (pair + here < K)
-                    at_k = (wide_row + (t + u) * num_heads) * K + pair + here
-                    ka, kb = tl.split(tl.load(k + at_k, mask=in_pair, other=0.0))
-                    qa, qb = tl.split(tl.load(q + at_k, mask=in_pair, other=0.0))
-                    k2a, k2b = tl.split(tl.load(k_squared + at_k, mask=in_pair, other=0.0))
-                    qa, qb = qa[:, None], qb[:, None]
-                    Ma, Mb = Ms[2 * i] + ka[:, None] * v_t, Ms[2 * i + 1] + kb[:, None] * v_t
-                    Ja, Jb = Js[2 * i] + k2a[:, None] * beta_t, Js[2 * i + 1] + k2b[:, None] * beta_t
-                    new_Ms, new_Js = new_Ms + (Ma, Mb), new_Js + (Ja, Jb)
-                    Ia, Ib = Ja + prior_h * weight, Jb + prior_h * weight
-                    # One reciprocal for two entries: x / a + y / b = (x b + y a) / (a b).
-                    inverse = reciprocal(Ia * Ib, HAS_PTX)
-                    o_t += tl.sum((qa * Ma * Ib + qb * Mb * Ia) * inverse, 0)
-                    if HAS_VARIANCE:
-                        variance_t += tl.sum((qa * qa * Ib + qb * qb * Ia) * inverse, 0) * weight
-                Ms, Js = new_Ms, new_Js
-                in_o = in_v & is_token
-                at_o = (row + (t + u) * H) * V + vv
-                if ONE_TILE:
-                    tl.store(o + at_o, o_t, mask=in_o)
-                    if HAS_VARIANCE:
-                        tl.store(variance + at_o, variance_t, mask=in_o)
-                else:
-                    at_o_sum = (wide_row + (t + u) * num_heads) * V + vv
-                    tl.store(o + at_o, o_t, mask=in_o & is_last)
-                    tl.store(o_sum + at_o_sum, o_t, mask=in_o & (not is_last))
-                    if HAS_VARIANCE:
-                        tl.store(variance + at_o, variance_t, mask=in_o & is_last)
-                        tl.store(variance_sum + at_o_sum, variance_t, mask=in_o & (not is_last))
-        # What one thread has stored for the next tile of keys another one may load.
-        tl.debug_barrier()
+    # A body of its own for the first and the last tile: asking within one costs an instruction in ten. Not one for each
+    # of many: compiling would take a minute.
+    _read_tile(
+        wide, v, beta, g, M_in, J_in, o, variance, o_sum, variance_sum, prior_h, row, wide_row, state, vv, num_tokens, H,
+        0, True, K <= KT, K, V, PAIRS, VT, STAGES, HAS_VARIANCE, MAX_DECAY, HAS_PTX,
+    )  # fmt: skip
+    LAST: tl.constexpr = (K - 1) // KT * KT
+    if LAST > KT:
+        for k0 in range(KT, LAST, KT):
+            _read_tile(
+                wide, v, beta, g, M_in, J_in, o, variance, o_sum, variance_sum, prior_h, row, wide_row, state, vv,
+                num_tokens, H, k0, False, False, K, V, PAIRS, VT, STAGES, HAS_VARIANCE, MAX_DECAY, HAS_PTX,
+            )  # fmt: skip
+    if LAST > 0:
+        _read_tile(
+            wide, v, beta, g, M_in, J_in, o, variance, o_sum, variance_sum, prior_h, row, wide_row, state, vv,
+            num_tokens, H, LAST, False, True, K, V, PAIRS, VT, STAGES, HAS_VARIANCE, MAX_DECAY, HAS_PTX,
+        )  # fmt: skip
 
 
 class ForwardResult(NamedTuple):
@@ -372,6 +405,13 @@ def scan(
     )  # fmt: skip
 
 
+def states_tile(K: int, V: int) -> tuple[int, int, int]:
+    """KT, VT and warps of `_states_kernel`, one entry a class of shapes."""
+    # Wide in K: values and precisions are split for the products once for all keys of a tile.
+    KT = min(128, max(16, triton.next_power_of_2(K)))
+    return KT, 32 if V > 16 else 16, {16: 1, 32: 2}.get(KT, 4)
+
+
 def chunk_states(
     k: Tensor,
     v: Tensor,
@@ -387,10 +427,7 @@ def chunk_states(
     """M and J before every chunk, each [chunks, num_heads, K, V] float32; `end` takes those after every sequence."""
     T, H, K = k.shape[1:]
     V = v.shape[-1]
-    # Wide in K: values and precisions are split for the products once for all keys of a tile.
-    KT = min(128, max(16, triton.next_power_of_2(K)))
-    VT = 32 if V > 16 else 16
-    num_warps = {16: 1, 32: 2}.get(KT, 4)
+    KT, VT, num_warps = states_tile(K, V)
     tiles = triton.cdiv(K, KT) * triton.cdiv(V, VT)
 
     def empty(count: int) -> tuple[Tensor, Tensor]:
@@ -474,13 +511,13 @@ def forward(
             wide = widen(q, k, scale, first_head, num_heads)
             sums = [o, o]
             if K > plan.KT:
-                sums = [v.new_empty(B * T, num_heads, V, dtype=torch.float32) for _ in range(1 + output_variance)] * 2
-            _read_kernel[(chunks.count * num_heads, triton.cdiv(V, plan.VT))](
-                *wide, v, beta, g, importance_prior, *states, o, o if variance is None else variance, sums[0], sums[1],
-                cu_seqlens, chunks.offsets, chunks.sequence_of, T, H, first_head, num_heads, chunks.each,
+                sums = [v.new_empty(num_heads, B * T, V, dtype=torch.float32) for _ in range(1 + output_variance)] * 2
+            _read_kernel[(chunks.count * triton.cdiv(V, plan.VT), num_heads)](
+                wide, v, beta, g, importance_prior, *states, o, o if variance is None else variance, sums[0], sums[1],
+                cu_seqlens, chunks.offsets, chunks.sequence_of, B * T, T, H, first_head, num_heads, chunks.each,
                 K, V, plan.KT // 16, plan.VT, plan.chunk_size, 3,
                 HAS_VARIANCE=output_variance, IS_PACKED=cu_seqlens is not None,
-                IS_LARGE=B * T * H * max(K, V) >= primitives.LARGE,
+                IS_LARGE=B * T * H * max(4 * K, V) >= primitives.LARGE,
                 MAX_DECAY=MAX_DECAY, HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168,
             )  # fmt: skip
     if end is None:
@@ -490,14 +527,13 @@ def forward(
     return ForwardResult(o, variance, M.div_(importance), importance)
 
 
-def widen(q: Tensor, k: Tensor, scale: float, first_head: int, num_heads: int) -> list[Tensor]:
-    """scale * q, k and k^2 as [B * T, num_heads, K] float32."""
+def widen(q: Tensor, k: Tensor, scale: float, first_head: int, num_heads: int) -> Tensor:
+    """[num_heads, B * T, 4, K] float32: k, scale * q, k^2, and a plane that nobody reads."""
     B, T, H, K = q.shape
-    wide = [q.new_empty(B * T, num_heads, K, dtype=torch.float32) for _ in range(3)]
-    block = 2048
-    _widen_kernel[(triton.cdiv(wide[0].numel(), block),)](
-        q, k, *wide, scale, wide[0].numel(), first_head, H, num_heads, K, block, num_warps=4
-    )
+    wide = q.new_empty(num_heads, B * T, 4, K, dtype=torch.float32)
+    KT = triton.next_power_of_2(K)
+    TT = 4096 // KT
+    _widen_kernel[(triton.cdiv(B * T, TT), num_heads)](q, k, wide, scale, B * T, first_head, H, K, KT, TT, num_warps=4)
     return wide
 
 
@@ -512,21 +548,25 @@ class ForwardPlan(NamedTuple):
 SCRATCH_BYTES = 384 * 2**20
 
 
+# Programs along the second axis of a grid.
+MAX_GRID_Y = 2**16 - 1
+
+
 def num_heads_that_fit(bytes_a_head: int, budget: int = 0) -> int:
     """How many heads, one at least, take no more than `budget` bytes, or SCRATCH_BYTES if that is more."""
     return max(1, max(SCRATCH_BYTES, budget) // max(1, bytes_a_head))
 
 
 def slice_heads(num_heads: int, size: int) -> list[tuple[int, int]]:
-    """(first head, number of heads) of groups of nearly equal size, at most `size`."""
-    groups = -(-num_heads // size)
+    """(first head, number of heads) of groups of nearly equal size, at most `size` and what a grid takes."""
+    groups = -(-num_heads // min(size, MAX_GRID_Y))
     bounds = [num_heads * i // groups for i in range(groups + 1)]
     return [(first, last - first) for first, last in pairwise(bounds)]
 
 
 def plan_forward(num_tokens: int, num_sequences: int, H: int, K: int, V: int) -> ForwardPlan:
     """The table of tile sizes, one entry a class of shapes."""
-    KT = smallest_cover(K, (32, 48, 16))
+    KT = smallest_cover(K, (48, 32, 16))
     VT = 32 if V > 16 else 16
     # Longer chunks move fewer states; shorter ones fill the GPU.
     num_programs = triton.cdiv(num_tokens, 128) * H * triton.cdiv(V, VT)
