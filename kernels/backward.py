@@ -17,18 +17,18 @@ import triton.language as tl
 from torch import Tensor
 
 from . import primitives
-from .forward import Sequences, chunk_states, num_heads_that_fit, scaled, scan, slice_heads, widen
+from .forward import STAGES, Sequences, num_heads_that_fit, prepare, scaled, scan, slice_heads
 from .primitives import HAS_PTX, INTERPRETED, MAX_DECAY, locate, reciprocal
 
 # Tokens between two states that the backward starts from: over more, taking tokens out of a state again would lose
 # precision, and over fewer, the states would take more time to move than to use.
-CHUNK = 16
+CHUNK = 32
 # Tokens of a segment where sequences are cut, and how much longer the flow between segments makes the way back.
 SEGMENT = 128
 FLOW_COST = 1.4
 # Within so many tokens a smaller decay is better met token by token: the way back divides by it.
 MAX_CHUNK_DECAY = 4.0
-MAX_GROWTH = {True: 16.0, False: 64.0}
+MAX_GROWTH = {True: 16.0, False: 128.0}
 
 
 # Without a known alignment of the states the lanes lie along V: see forward.py.
@@ -403,6 +403,7 @@ class Gradients(NamedTuple):
 
 class BackwardPlan(NamedTuple):
     segment_size: int
+    flow_pairs: int
     EK: int
     LK: int
     VT: int
@@ -425,7 +426,7 @@ def plan_backward(num_tokens: int, num_sequences: int, H: int, K: int, V: int, n
     def head_slices(segment: int) -> list[tuple[int, int]]:
         """Of the groups of heads that fit, those that leave the fewest programs idle, and of these the largest."""
         num_states = num_tokens // CHUNK + num_tokens // segment + 2 * num_sequences
-        bytes_a_head = 8 * num_states * K * V + 4 * num_tokens * tiles_v + 12 * num_tokens * K
+        bytes_a_head = 8 * num_states * K * V + 4 * num_tokens * tiles_v + 16 * num_tokens * K
         if tiles_v > 1:
             bytes_a_head += 8 * num_tokens * K * tiles_v
         if tiles_k > 1:
@@ -444,7 +445,7 @@ def plan_backward(num_tokens: int, num_sequences: int, H: int, K: int, V: int, n
 
     whole = max(CHUNK, triton.next_power_of_2(average))
     segment = min((whole, min(SEGMENT, whole)), key=cost)
-    return BackwardPlan(segment, EK, LK, VT, head_slices(segment))
+    return BackwardPlan(segment, 2 if K % 32 == 0 else 1, EK, LK, VT, head_slices(segment))
 
 
 def backward(
@@ -495,19 +496,18 @@ def backward(
         dvar_or_any = do if dvar is None else dvar
         ends = (torch.empty(N, H, K, V, **float32), torch.empty(N, H, K, V, **float32))
         for first_head, num_heads in plan.head_slices:
-            states = chunk_states(k, v, beta, g, importance_prior, sequences, chunks, first_head, num_heads, ends)
-            wide = widen(q, k, scale, first_head, num_heads)
+            wide, states = prepare(q, k, v, beta, g, scale, sequences, chunks, first_head, num_heads, ends)
             flow, kind = (final, 1) if final is not None else ((wide, wide), 0)
             if not is_single:
                 flow, kind = tuple(torch.empty(segments.count, num_heads, K, V, **float32) for _ in range(2)), 2
-                pairs = 2 if K % 32 == 0 else 1
+                pairs = plan.flow_pairs
                 segment_decay = torch.empty(segments.count, num_heads, **float32)
                 tiles = triton.cdiv(K, 16 * pairs) * tiles_v
                 _flow_kernel[(segments.count * tiles, num_heads)](
                     wide, v, beta, g, importance_prior, do, dvar_or_any, *states, *flow,
                     segment_decay, cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets,
                     num_tokens, T, H, first_head, num_heads, segments.each, chunks.each,
-                    K, V, pairs, plan.VT, plan.segment_size, CHUNK, 3,
+                    K, V, pairs, plan.VT, plan.segment_size, CHUNK, STAGES,
                     HAS_DVAR=dvar is not None, IS_PACKED=packed, IS_LARGE=is_large, MAX_DECAY=MAX_DECAY,
                     HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168 if pairs == 2 else 128,
                 )  # fmt: skip
@@ -527,7 +527,7 @@ def backward(
                 *sums, dg_terms, dg_anchor, E_terms, *(start or (g, g)),
                 cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets, num_items, num_tokens, T, H,
                 first_head, num_heads, segments.each, chunks.each, chunks.count, scale,
-                K, V, plan.EK, plan.LK, plan.VT, plan.segment_size, CHUNK, 3,
+                K, V, plan.EK, plan.LK, plan.VT, plan.segment_size, CHUNK, STAGES,
                 FLOW=kind, HAS_DVAR=dvar is not None, IS_PACKED=packed, WANTS_START=start is not None,
                 IS_LARGE=is_large, MAX_GROWTH=MAX_GROWTH[q.dtype == torch.float32], MAX_DECAY=MAX_CHUNK_DECAY,
                 HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168,

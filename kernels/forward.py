@@ -21,22 +21,31 @@ from .primitives import HAS_PTX, INTERPRETED, MAX_DECAY, Pieces, cut, locate, re
 
 
 @triton.jit
-def exact_dot(a, b, sum, IS_SPLIT: tl.constexpr):
-    """sum + a b in (nearly) float32, from the faster products that a GPU has.
+def split(x):
+    """Two bfloat16 that hold the first 16 bits of a float32, and all bits of a bfloat16 or of a product of two."""
+    high = x.to(tl.bfloat16)
+    return high, (x - high.to(tl.float32)).to(tl.bfloat16)
 
-    Two bfloat16 hold 16 bits of a float32: enough where the arguments had 8 or 11. The product of the two low parts
-    would be the size of the rounding of all others.
+
+@triton.jit
+def exact_dot(a, b, sum, IS_SPLIT: tl.constexpr):
+    """sum + a b in (nearly) float32, from the faster products that a GPU has; b and sum are float32.
+
+    Two bfloat16 are enough where the arguments had 8 or 11 bits. The product of the two low parts would be the size of
+    the rounding of all others.
     """
     if not IS_SPLIT:
-        return tl.dot(a, b, sum, input_precision="tf32x3")
-    a_high, b_high = a.to(tl.bfloat16), b.to(tl.bfloat16)
-    a_low, b_low = (a - a_high.to(tl.float32)).to(tl.bfloat16), (b - b_high.to(tl.float32)).to(tl.bfloat16)
+        return tl.dot(a.to(tl.float32), b, sum, input_precision="tf32x3")
+    b_high, b_low = split(b)
+    if a.dtype == tl.bfloat16:
+        return tl.dot(a, b_high, tl.dot(a, b_low, sum))
+    a_high, a_low = split(a.to(tl.float32))
     return tl.dot(a_high, b_high, tl.dot(a_high, b_low, tl.dot(a_low, b_high, sum)))
 
 
 @triton.jit
-def _states_kernel(
-    k, v, beta, g, prior, M_start, J_start, M_out, J_out, M_end, J_end, decay_end,
+def _states(
+    program, k, v, beta, g, M_start, J_start, M_out, J_out, M_end, J_end, decay_end,
     cu_seqlens, offsets, sequence_of, chunk_offsets, T, H, first_head, num_heads, segments_each, chunks_each,
     K: tl.constexpr, V: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr,
     SEGMENT: tl.constexpr, CHUNK: tl.constexpr, DOT: tl.constexpr,
@@ -47,15 +56,16 @@ def _states_kernel(
     START: 0 from zero, 1 from the state before the sequence, 2 from the state before the segment.
     END: 1 stores the state after the sequence, 2 the state after the segment and its decay.
     """
-    segment = tl.program_id(0) // num_heads
-    local_head = tl.program_id(0) % num_heads
+    tiles_v: tl.constexpr = (V + VT - 1) // VT
+    tiles: tl.constexpr = (K + KT - 1) // KT * tiles_v
+    segment = program // tiles // num_heads
+    local_head = program // tiles % num_heads
     h = first_head + local_head
     n, index, start, num_tokens = locate(
         segment, T, segments_each, cu_seqlens, offsets, sequence_of, SEGMENT, IS_PACKED
     )
-    tiles_v: tl.constexpr = (V + VT - 1) // VT
-    kk = (tl.program_id(1) // tiles_v) * KT + tl.arange(0, KT)
-    vv = (tl.program_id(1) % tiles_v) * VT + tl.arange(0, VT)
+    kk = (program % tiles // tiles_v) * KT + tl.arange(0, KT)
+    vv = (program % tiles_v) * VT + tl.arange(0, VT)
     tt = tl.arange(0, DOT)
     in_k, in_v = kk < K, vv < V
     in_tile = in_k[:, None] & in_v[None, :]
@@ -96,11 +106,12 @@ def _states_kernel(
         since = tl.exp(tl.cumsum(later, 0, reverse=True))
         total = tl.exp(tl.sum(tl.load(g_at, mask=in_dot, other=0.0).to(tl.float32), 0))
         passed *= total
-        k_t = tl.load(k_at, mask=in_k[:, None] & in_dot[None, :], other=0.0).to(tl.float32)
+        k_t = tl.load(k_at, mask=in_k[:, None] & in_dot[None, :], other=0.0)
         in_v_t = in_dot[:, None] & in_v[None, :]
         v_t = tl.load(v_at, mask=in_v_t, other=0.0).to(tl.float32) * since[:, None]
         beta_t = tl.load(beta_at, mask=in_v_t, other=0.0).to(tl.float32) * since[:, None]
         M = exact_dot(k_t, v_t, M * total, IS_SPLIT)
+        k_t = k_t.to(tl.float32)
         J = exact_dot(k_t * k_t, beta_t, J * total, IS_SPLIT)
         k_at += DOT * H * K
         v_at += DOT * H * V
@@ -115,8 +126,51 @@ def _states_kernel(
         if num_tokens > 0:
             tl.store(M_end + of_segment, M, mask=in_tile)
             tl.store(J_end + of_segment, J, mask=in_tile)
-            if tl.program_id(1) == 0:
+            if program % tiles == 0:
                 tl.store(decay_end + segment.to(tl.int64) * num_heads + local_head, passed)
+
+
+@triton.jit
+def _widen(
+    program, q, k, wide, scale, num_tokens, first_head, H, num_heads,
+    K: tl.constexpr, KT: tl.constexpr, TT: tl.constexpr,
+):  # fmt: skip
+    """k, scale * q and k^2 of TT tokens of one head in float32: converted once, not once a tile of values."""
+    local_head = program % num_heads
+    tt = program // num_heads * TT + tl.arange(0, TT)
+    kk = tl.arange(0, KT)[None, :]
+    mask = (tt < num_tokens)[:, None] & (kk < K)
+    source = (tt.to(tl.int64) * H + first_head + local_head)[:, None] * K + kk
+    k_t = tl.load(k + source, mask=mask).to(tl.float32)
+    q_t = tl.load(q + source, mask=mask).to(tl.float32) * scale
+    at = wide + (local_head.to(tl.int64) * num_tokens + tt)[:, None] * (4 * K) + kk
+    tl.store(at, k_t, mask=mask)
+    tl.store(at + K, q_t, mask=mask)
+    tl.store(at + 2 * K, k_t * k_t, mask=mask)
+
+
+@triton.jit
+def _prepare_kernel(
+    q, k, v, beta, g, M_start, J_start, M_out, J_out, M_end, J_end, decay_end, wide, scale,
+    cu_seqlens, offsets, sequence_of, chunk_offsets, num_tokens_all, T, H, first_head, num_heads, segments_each,
+    chunks_each, num_states,
+    K: tl.constexpr, V: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr,
+    SEGMENT: tl.constexpr, CHUNK: tl.constexpr, DOT: tl.constexpr,
+    START: tl.constexpr, STORE_CHUNKS: tl.constexpr, END: tl.constexpr, IS_PACKED: tl.constexpr, IS_SPLIT: tl.constexpr,
+    WIDE_KT: tl.constexpr, WIDE_TT: tl.constexpr,
+):  # fmt: skip
+    """The first num_states programs compute states, bound by latency; the others move memory beside them: _widen."""
+    program = tl.program_id(0)
+    if program < num_states:
+        _states(
+            program, k, v, beta, g, M_start, J_start, M_out, J_out, M_end, J_end, decay_end,
+            cu_seqlens, offsets, sequence_of, chunk_offsets, T, H, first_head, num_heads, segments_each, chunks_each,
+            K, V, KT, VT, SEGMENT, CHUNK, DOT, START, STORE_CHUNKS, END, IS_PACKED, IS_SPLIT,
+        )  # fmt: skip
+    else:
+        _widen(
+            program - num_states, q, k, wide, scale, num_tokens_all, first_head, H, num_heads, K, WIDE_KT, WIDE_TT
+        )
 
 
 @triton.jit
@@ -167,23 +221,6 @@ def scan_kernel(
     if HAS_END:
         tl.store(a_end + of_sequence, x, mask=inside)
         tl.store(b_end + of_sequence, y, mask=inside)
-
-
-@triton.jit
-def _widen_kernel(
-    q, k, wide, scale, num_tokens, first_head, H, K: tl.constexpr, KT: tl.constexpr, TT: tl.constexpr
-):  # fmt: skip
-    """k, scale * q and k^2 in float32 for some of the heads: converted once, not once a tile of values."""
-    tt = tl.program_id(0) * TT + tl.arange(0, TT)
-    kk = tl.arange(0, KT)[None, :]
-    mask = (tt < num_tokens)[:, None] & (kk < K)
-    source = (tt.to(tl.int64) * H + first_head + tl.program_id(1))[:, None] * K + kk
-    k_t = tl.load(k + source, mask=mask).to(tl.float32)
-    q_t = tl.load(q + source, mask=mask).to(tl.float32) * scale
-    at = wide + (tl.program_id(1).to(tl.int64) * num_tokens + tt)[:, None] * (4 * K) + kk
-    tl.store(at, k_t, mask=mask)
-    tl.store(at + K, q_t, mask=mask)
-    tl.store(at + 2 * K, k_t * k_t, mask=mask)
 
 
 @triton.jit
@@ -377,8 +414,10 @@ class Sequences(NamedTuple):
         return cut(self.num, self.num_tokens, length, self.cu_seqlens)
 
 
-# Tokens a matrix product of _states_kernel takes: with more, the three products that stand for one in float32 spill.
+# Tokens a matrix product of _states takes: with more, the three products that stand for one in float32 spill.
 DOT = 32
+# Iterations that loads run ahead, plus one.
+STAGES = 3
 # Warps from which on the sequences and heads alone keep a GPU busy.
 MANY_WARPS = 1024
 
@@ -406,29 +445,41 @@ def scan(
 
 
 def states_tile(K: int, V: int) -> tuple[int, int, int]:
-    """KT, VT and warps of `_states_kernel`, one entry a class of shapes."""
+    """KT, VT and warps of `_prepare_kernel`, one entry a class of shapes."""
     # Wide in K: values and precisions are split for the products once for all keys of a tile.
     KT = min(128, max(16, triton.next_power_of_2(K)))
     return KT, 32 if V > 16 else 16, {16: 1, 32: 2}.get(KT, 4)
 
 
-def chunk_states(
+def prepare(
+    q: Tensor,
     k: Tensor,
     v: Tensor,
     beta: Tensor,
     g: Tensor,
-    prior: Tensor,
+    scale: float,
     sequences: Sequences,
     chunks: Pieces,
     first_head: int,
     num_heads: int,
     end: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """M and J before every chunk, each [chunks, num_heads, K, V] float32; `end` takes those after every sequence."""
-    T, H, K = k.shape[1:]
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """What the kernels that go token by token start from, for some of the heads; all float32.
+
+    Args:
+        end: takes M and J after every sequence.
+
+    Returns:
+        [num_heads, B * T, 4, K], the planes k, scale * q, k^2, and one that nobody reads; M and J before every chunk,
+        each [chunks, num_heads, K, V].
+    """
+    B, T, H, K = k.shape
     V = v.shape[-1]
     KT, VT, num_warps = states_tile(K, V)
     tiles = triton.cdiv(K, KT) * triton.cdiv(V, VT)
+    wide = k.new_empty(num_heads, B * T, 4, K, dtype=torch.float32)
+    wide_KT = triton.next_power_of_2(K)
+    wide_TT = max(1, 1024 * num_warps // wide_KT)
 
     def empty(count: int) -> tuple[Tensor, Tensor]:
         x, y = (k.new_empty(count, num_heads, K, V, dtype=torch.float32) for _ in range(2))
@@ -442,16 +493,20 @@ def chunk_states(
         ends: tuple[Tensor, Tensor] | None,
         end_kind: int,
         decay: Tensor,
+        widens: bool,
     ) -> None:
+        num_states = segments.count * num_heads * tiles
+        num_wide = triton.cdiv(B * T, wide_TT) * num_heads if widens else 0
         # A pointer that is not used still has to be one.
-        _states_kernel[(segments.count * num_heads, tiles)](
-            k, v, beta, g, prior, *(start or (prior, prior)), *(out or (prior, prior)), *(ends or (prior, prior)),
-            decay, sequences.cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets, T, H, first_head,
-            num_heads,
-            segments.each, chunks.each, K, V, KT, VT, segments.length, chunks.length, min(DOT, chunks.length),
+        _prepare_kernel[(num_states + num_wide,)](
+            q, k, v, beta, g, *(start or (g, g)), *(out or (g, g)), *(ends or (g, g)), decay, wide, scale,
+            sequences.cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets, B * T, T, H, first_head,
+            num_heads, segments.each, chunks.each, num_states,
+            K, V, KT, VT, segments.length, chunks.length, min(DOT, chunks.length),
             START=start_kind, STORE_CHUNKS=out is not None, END=end_kind, IS_PACKED=sequences.cu_seqlens is not None,
             # The interpreter's bfloat16 products are wrong.
-            IS_SPLIT=k.dtype != torch.float32 and not INTERPRETED, num_warps=num_warps,
+            IS_SPLIT=k.dtype != torch.float32 and not INTERPRETED,
+            WIDE_KT=wide_KT, WIDE_TT=wide_TT, num_warps=num_warps, maxnreg=168 if num_warps == 1 else None,
         )  # fmt: skip
 
     start = None
@@ -460,20 +515,20 @@ def chunk_states(
     if sequences.num * num_heads * tiles * num_warps >= MANY_WARPS or chunks.each == 1:
         states = empty(chunks.count)
         whole = sequences.cut(triton.next_power_of_2(max(sequences.num_tokens, chunks.length)))
-        run(whole, start, int(start is not None), states, end, int(end is not None), g)
-        return states
+        run(whole, start, int(start is not None), states, end, int(end is not None), g, True)
+        return wide, states
     # Too few sequences and heads to fill a GPU: what every segment adds, then a scan over the segments, then, where
     # chunks are shorter than segments, all segments again from the states that are now known.
     segments = chunks if chunks.length >= 128 else sequences.cut(256)
     starts = empty(segments.count)
     decay = k.new_empty(segments.count, num_heads, dtype=torch.float32)
-    run(segments, None, 0, None, starts, 2, decay)
+    run(segments, None, 0, None, starts, 2, decay, True)
     scan(*starts, decay, sequences, segments, start, end, H, first_head, reverse=False)
     if segments is chunks:
-        return starts
+        return wide, starts
     states = empty(chunks.count)
-    run(segments, starts, 2, states, None, 0, decay)
-    return states
+    run(segments, starts, 2, states, None, 0, decay, False)
+    return wide, states
 
 
 def forward(
@@ -507,15 +562,14 @@ def forward(
         plan = plan_forward(B * T, sequences.num, H, K, V)
         chunks = sequences.cut(plan.chunk_size)
         for first_head, num_heads in plan.head_slices:
-            states = chunk_states(k, v, beta, g, importance_prior, sequences, chunks, first_head, num_heads, end)
-            wide = widen(q, k, scale, first_head, num_heads)
+            wide, states = prepare(q, k, v, beta, g, scale, sequences, chunks, first_head, num_heads, end)
             sums = [o, o]
             if K > plan.KT:
                 sums = [v.new_empty(num_heads, B * T, V, dtype=torch.float32) for _ in range(1 + output_variance)] * 2
             _read_kernel[(chunks.count * triton.cdiv(V, plan.VT), num_heads)](
                 wide, v, beta, g, importance_prior, *states, o, o if variance is None else variance, sums[0], sums[1],
                 cu_seqlens, chunks.offsets, chunks.sequence_of, B * T, T, H, first_head, num_heads, chunks.each,
-                K, V, plan.KT // 16, plan.VT, plan.chunk_size, 3,
+                K, V, plan.KT // 16, plan.VT, plan.chunk_size, STAGES,
                 HAS_VARIANCE=output_variance, IS_PACKED=cu_seqlens is not None,
                 IS_LARGE=B * T * H * max(4 * K, V) >= primitives.LARGE,
                 MAX_DECAY=MAX_DECAY, HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168,
@@ -525,16 +579,6 @@ def forward(
     M, J = end
     importance = J.add_(importance_prior.float()[:, None, None])
     return ForwardResult(o, variance, M.div_(importance), importance)
-
-
-def widen(q: Tensor, k: Tensor, scale: float, first_head: int, num_heads: int) -> Tensor:
-    """[num_heads, B * T, 4, K] float32: k, scale * q, k^2, and a plane that nobody reads."""
-    B, T, H, K = q.shape
-    wide = q.new_empty(num_heads, B * T, 4, K, dtype=torch.float32)
-    KT = triton.next_power_of_2(K)
-    TT = 4096 // KT
-    _widen_kernel[(triton.cdiv(B * T, TT), num_heads)](q, k, wide, scale, B * T, first_head, H, K, KT, TT, num_warps=4)
-    return wide
 
 
 class ForwardPlan(NamedTuple):
@@ -572,7 +616,7 @@ def plan_forward(num_tokens: int, num_sequences: int, H: int, K: int, V: int) ->
     num_programs = triton.cdiv(num_tokens, 128) * H * triton.cdiv(V, VT)
     chunk_size = 128 if num_programs >= 4096 else 64
     num_chunks = num_tokens // chunk_size + num_sequences
-    bytes_a_head = 8 * num_chunks * K * V + 12 * num_tokens * K
+    bytes_a_head = 8 * num_chunks * K * V + 16 * num_tokens * K
     if K > KT:
         bytes_a_head += 8 * num_tokens * V
     # Half precision inputs take 4 (K + V) bytes a token and head: here the work may take twice that.
