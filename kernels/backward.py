@@ -28,7 +28,10 @@ SEGMENT = 128
 FLOW_COST = 1.4
 # Within so many tokens a smaller decay is better met token by token: the way back divides by it.
 MAX_CHUNK_DECAY = 4.0
-MAX_GROWTH = {True: 16.0, False: 128.0}
+# An importance that grew this many times within a chunk has lost as many units of rounding once its tokens are taken out
+# again; beside inputs of half precision, and their gradients, more of them do not show.
+MAX_GROWTH = 16.0
+MAX_GROWTH_HALF = 128.0
 
 
 # Without a known alignment of the states the lanes lie along V: see forward.py.
@@ -529,8 +532,8 @@ def backward(
                 first_head, num_heads, segments.each, chunks.each, chunks.count, scale,
                 K, V, plan.EK, plan.LK, plan.VT, plan.segment_size, CHUNK, STAGES,
                 FLOW=kind, HAS_DVAR=dvar is not None, IS_PACKED=packed, WANTS_START=start is not None,
-                IS_LARGE=is_large, MAX_GROWTH=MAX_GROWTH[q.dtype == torch.float32], MAX_DECAY=MAX_CHUNK_DECAY,
-                HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168,
+                IS_LARGE=is_large, MAX_GROWTH=MAX_GROWTH if q.dtype == torch.float32 else MAX_GROWTH_HALF,
+                MAX_DECAY=MAX_CHUNK_DECAY, HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168,
             )  # fmt: skip
             if tiles_v > 1:
                 block = 1024

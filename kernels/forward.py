@@ -444,11 +444,26 @@ def scan(
     )  # fmt: skip
 
 
-def states_tile(K: int, V: int) -> tuple[int, int, int]:
-    """KT, VT and warps of `_prepare_kernel`, one entry a class of shapes."""
-    # Wide in K: values and precisions are split for the products once for all keys of a tile.
-    KT = min(128, max(16, triton.next_power_of_2(K)))
-    return KT, 32 if V > 16 else 16, {16: 1, 32: 2}.get(KT, 4)
+class PreparePlan(NamedTuple):
+    KT: int
+    VT: int
+    num_warps: int
+    maxnreg: int | None
+
+
+def plan_prepare(K: int, V: int, is_split: bool) -> PreparePlan:
+    """Tiles, warps and registers of `_prepare_kernel`, one entry a class of shapes."""
+    KT = min(64, max(16, triton.next_power_of_2(K)))
+    # What one side of a tile brings is split for the products once for the other side.
+    VT = 16 if V <= 16 else 64 if K > 64 and V > 32 else 32
+    num_warps = {16: 1, 32: 2}.get(KT, 4)
+    maxnreg = None
+    if num_warps == 1:
+        maxnreg = 168
+    elif num_warps == 4 and VT <= 32 and is_split:
+        # Four programs a multiprocessor: room for those that widen beside those that wait.
+        maxnreg = 128
+    return PreparePlan(KT, VT, num_warps, maxnreg)
 
 
 def prepare(
@@ -475,11 +490,13 @@ def prepare(
     """
     B, T, H, K = k.shape
     V = v.shape[-1]
-    KT, VT, num_warps = states_tile(K, V)
+    # The interpreter's bfloat16 products are wrong.
+    is_split = k.dtype != torch.float32 and not INTERPRETED
+    KT, VT, num_warps, maxnreg = plan_prepare(K, V, is_split)
     tiles = triton.cdiv(K, KT) * triton.cdiv(V, VT)
     wide = k.new_empty(num_heads, B * T, 4, K, dtype=torch.float32)
     wide_KT = triton.next_power_of_2(K)
-    wide_TT = max(1, 1024 * num_warps // wide_KT)
+    wide_TT = max(1, 512 * num_warps // wide_KT)
 
     def empty(count: int) -> tuple[Tensor, Tensor]:
         x, y = (k.new_empty(count, num_heads, K, V, dtype=torch.float32) for _ in range(2))
@@ -504,9 +521,7 @@ def prepare(
             num_heads, segments.each, chunks.each, num_states,
             K, V, KT, VT, segments.length, chunks.length, min(DOT, chunks.length),
             START=start_kind, STORE_CHUNKS=out is not None, END=end_kind, IS_PACKED=sequences.cu_seqlens is not None,
-            # The interpreter's bfloat16 products are wrong.
-            IS_SPLIT=k.dtype != torch.float32 and not INTERPRETED,
-            WIDE_KT=wide_KT, WIDE_TT=wide_TT, num_warps=num_warps, maxnreg=168 if num_warps == 1 else None,
+            IS_SPLIT=is_split, WIDE_KT=wide_KT, WIDE_TT=wide_TT, num_warps=num_warps, maxnreg=maxnreg,
         )  # fmt: skip
 
     start = None

@@ -203,10 +203,10 @@ def test_offsets_of_64_bits_give_the_same(Problem, assert_equal, triton, short_s
 @pytest.mark.parametrize(
     ("module", "kernel", "entries"),
     [
-        # B T H max(K, V), and for gradients of q and k as many parts as there are tiles of V.
-        ("forward", "_read_kernel", 2 * 5 * 3 * 40),
-        ("backward", "_gradients_kernel", 2 * 5 * 3 * max(2 * 20, 40)),
-        ("backward", "_flow_kernel", 2 * 5 * 3 * max(2 * 20, 40)),
+        # B T H max(4 K, V): the planes of widened keys; and for gradients of q and k as many parts as tiles of V.
+        ("forward", "_read_kernel", 2 * 5 * 3 * 4 * 20),
+        ("backward", "_gradients_kernel", 2 * 5 * 3 * max(4 * 20, 2 * 20)),
+        ("backward", "_flow_kernel", 2 * 5 * 3 * max(4 * 20, 2 * 20)),
     ],
 )
 def test_offsets_are_of_64_bits_from_the_first_size_that_needs_them(
@@ -226,9 +226,9 @@ def test_offsets_are_of_64_bits_from_the_first_size_that_needs_them(
     backward = host_module("backward")
     plan = backward.plan_backward
     # Two segments, so that there is a flow between them.
-    monkeypatch.setattr(backward, "plan_backward", lambda *args: plan(*args)._replace(segment_size=16))
+    monkeypatch.setattr(backward, "plan_backward", lambda *args: plan(*args)._replace(segment_size=32))
     monkeypatch.setattr(module, kernel, Spy())
-    num_tokens = 5 if kernel != "_flow_kernel" else 20
+    num_tokens = 5 if kernel != "_flow_kernel" else 40
     problem = Problem((2, num_tokens, 3, 20, 40), torch.float32)
     for limit, expected in ((entries * num_tokens // 5, True), (entries * num_tokens // 5 + 1, False)):
         monkeypatch.setattr(host_module("primitives"), "LARGE", limit)
@@ -346,17 +346,18 @@ def test_a_dropped_term_fails_the_comparison(Problem, failures, triton, monkeypa
 
 
 def test_a_kernel_without_a_term_fails_the_comparison(Problem, failures, triton, monkeypatch):
-    """k^2 replaced by k where keys are widened to float32, as a kernel might."""
+    """k^2 replaced by |k| where keys are widened to float32, as a kernel might."""
     module = host_module("forward")
-    widen = module.widen
+    prepare = module.prepare
     problem = Problem((1, 9, 1, 33, 8), torch.float32)
 
     def broken(*args):
-        *wide, k_squared = widen(*args)
-        return [*wide, k_squared.sqrt()]
+        wide, states = prepare(*args)
+        wide[:, :, 2].sqrt_()
+        return wide, states
 
-    monkeypatch.setattr(module, "widen", broken)
-    monkeypatch.setattr(host_module("backward"), "widen", broken)
+    monkeypatch.setattr(module, "prepare", broken)
+    monkeypatch.setattr(host_module("backward"), "prepare", broken)
     assert "o" in failures(triton, problem)
 
 
