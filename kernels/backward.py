@@ -28,10 +28,11 @@ SEGMENT = 128
 FLOW_COST = 1.4
 # Within so many tokens a smaller decay is better met token by token: the way back divides by it.
 MAX_CHUNK_DECAY = 4.0
-# An importance that grew this many times within a chunk has lost as many units of rounding once its tokens are taken out
-# again; beside inputs of half precision, and their gradients, more of them do not show.
-MAX_GROWTH = 16.0
-MAX_GROWTH_HALF = 128.0
+# How many times an importance may grow within a chunk, and how many times what stood before it all its writes together
+# may be: taking tokens out again loses about as many units of rounding of float32. Inputs of half precision are rounded
+# more than that themselves.
+MAX_GROWTH, MAX_WRITES = 16.0, 64.0
+MAX_GROWTH_HALF, MAX_WRITES_HALF = 128.0, 256.0
 
 
 # Without a known alignment of the states the lanes lie along V: see forward.py.
@@ -150,18 +151,20 @@ def _sum_in_thread(x, EK: tl.constexpr, LK: tl.constexpr, VT: tl.constexpr):
 def _gradients_kernel(
     wide, v, beta, g, prior, do, dvar, M_in, J_in, M_end, J_end, flow_M, flow_E,
     dq, dk, dv, dbeta, dv_sum, dbeta_sum, dg_terms, dg_anchor, E_terms, start_M, start_E,
-    cu_seqlens, offsets, sequence_of, chunk_offsets, num_items, num_tokens_all, T, H, first_head, num_heads: tl.constexpr,
-    segments_each, chunks_each, num_chunks, dq_scale,
+    cu_seqlens, offsets, sequence_of, chunk_offsets, num_items, num_tokens_all, T, H, first_head,
+    num_heads: tl.constexpr, segments_each, chunks_each, num_chunks, dq_scale,
     K: tl.constexpr, V: tl.constexpr, EK: tl.constexpr, LK: tl.constexpr, VT: tl.constexpr,
     SEGMENT: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
     FLOW: tl.constexpr, HAS_DVAR: tl.constexpr, IS_PACKED: tl.constexpr, WANTS_START: tl.constexpr,
-    IS_LARGE: tl.constexpr, MAX_GROWTH: tl.constexpr, MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
+    IS_LARGE: tl.constexpr, MAX_GROWTH: tl.constexpr, MAX_WRITES: tl.constexpr, MAX_DECAY: tl.constexpr,
+    HAS_PTX: tl.constexpr,
 ):  # fmt: skip
     """All gradients of one segment, head and tile of V: one tile of K after the other, chunks and tokens backwards.
 
     A state is [EK, LK, VT] with key ek + EK * lk: EK in registers, LK and VT / 4 over the lanes of one warp. Each chunk
-    starts from the state after it and takes its tokens out again one by one. That is exact to rounding as long as no
-    importance grew and no write was much larger than what stood before it; else the states come from the chunk's start.
+    starts from the state after it and takes its tokens out again one by one. That is exact to some units of rounding
+    where no importance grew, and no sum of writes was, much larger than what stood before; else states come from the
+    chunk's start.
     """
     KT: tl.constexpr = EK * LK
     EVEN_K: tl.constexpr = K % KT == 0
@@ -263,12 +266,12 @@ def _gradients_kernel(
                     # In the scale of the chunk's start importances only grow: by how much, at most?
                     grown = (J + prior_h) * tl.exp(-tl.maximum(decay, -MAX_DECAY))
                     grown = tl.max(tl.reshape(grown - MAX_GROWTH * (J_before + prior_h), KT * VT))
-                    # M may also shrink: no write may be much larger than what stood there before it.
+                    # M may also shrink: not what it is counts, but what was written, all of it together.
                     writes = tl.max(tl.abs(k_c), 1) * tl.max(tl.abs(v_c), 1)
                     writes *= tl.exp(tl.minimum(-tl.cumsum(g_c, 0), MAX_DECAY))
                     stood = tl.max(tl.reshape(tl.abs(M_before), KT * VT))
                     stood = tl.maximum(stood, tl.sum(tl.where(of_chunk % CHUNK == 0, writes, 0.0), 0))
-                    from_start = (grown > 0.0) | (decay < -MAX_DECAY) | (tl.max(writes, 0) > 64.0 * stood)
+                    from_start = (grown > 0.0) | (decay < -MAX_DECAY) | (tl.sum(writes, 0) > MAX_WRITES * stood)
                     if from_start:
                         decay = 0.0
                     up, down = tl.exp(-decay), tl.exp(decay)
@@ -359,7 +362,8 @@ def _sum_tiles_kernel(
     t, key = i // K, i % K
     mask = t < num_tokens
     local_head = tl.program_id(1)
-    size = num_tokens.to(tl.int64) * K
+    # An argument that is 1 is a constant.
+    size = tl.cast(num_tokens, tl.int64) * K
     own = parts + tl.program_id(2) * (TILES * num_heads * size) + i
     total = tl.zeros([BLOCK], tl.float32)
     for tile in tl.static_range(TILES):
@@ -386,7 +390,7 @@ def _decay_gradient_kernel(
         terms = tl.zeros([CHUNK], tl.float32)
         anchor = 0.0
         for tile in range(TILES):
-            row = (tile * num_heads + local_head) * num_tokens_all + start + tt
+            row = tl.cast(tile * num_heads + local_head, tl.int64) * num_tokens_all + start + tt
             terms += tl.load(dg_terms + row, mask=mask, other=0.0)
             anchor += tl.load(dg_anchor + (tile * num_chunks + chunk.to(tl.int64)) * num_heads + local_head)
         result = anchor + tl.cumsum(terms, 0, reverse=True)
@@ -439,7 +443,11 @@ def plan_backward(num_tokens: int, num_sequences: int, H: int, K: int, V: int, n
 
     def rounds(segment: int, slices: list[tuple[int, int]]) -> int:
         num_segments = num_sequences * triton.cdiv(average, segment)
-        return sum(triton.cdiv(n * num_segments * tiles_v, num_programs) for _, n in slices)
+        # Programs are an equal number a head.
+        return sum(
+            triton.cdiv(num_segments * tiles_v, max(1, num_programs // n)) * triton.cdiv(n, num_programs)
+            for _, n in slices
+        )
 
     def cost(segment: int) -> float:
         """Tokens that a program meets one after the other, and more where sequences are cut."""
@@ -497,6 +505,7 @@ def backward(
         tiles_k, tiles_v = triton.cdiv(K, plan.EK * plan.LK), triton.cdiv(V, plan.VT)
         is_large = num_tokens * H * max(4 * K, tiles_v * K, V) >= primitives.LARGE
         dvar_or_any = do if dvar is None else dvar
+        is_single_precision = q.dtype == torch.float32
         ends = (torch.empty(N, H, K, V, **float32), torch.empty(N, H, K, V, **float32))
         for first_head, num_heads in plan.head_slices:
             wide, states = prepare(q, k, v, beta, g, scale, sequences, chunks, first_head, num_heads, ends)
@@ -532,7 +541,8 @@ def backward(
                 first_head, num_heads, segments.each, chunks.each, chunks.count, scale,
                 K, V, plan.EK, plan.LK, plan.VT, plan.segment_size, CHUNK, STAGES,
                 FLOW=kind, HAS_DVAR=dvar is not None, IS_PACKED=packed, WANTS_START=start is not None,
-                IS_LARGE=is_large, MAX_GROWTH=MAX_GROWTH if q.dtype == torch.float32 else MAX_GROWTH_HALF,
+                IS_LARGE=is_large, MAX_GROWTH=MAX_GROWTH if is_single_precision else MAX_GROWTH_HALF,
+                MAX_WRITES=MAX_WRITES if is_single_precision else MAX_WRITES_HALF,
                 MAX_DECAY=MAX_CHUNK_DECAY, HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168,
             )  # fmt: skip
             if tiles_v > 1:

@@ -97,7 +97,7 @@ def _states(
             if first % CHUNK == 0:
                 tl.store(M_out + out, M, mask=in_tile)
                 tl.store(J_out + out, J, mask=in_tile)
-                out += num_heads * (K * V)
+                out += tl.cast(num_heads, tl.int64) * (K * V)
         left = num_tokens - first
         in_dot = tt < left
         # Decay of token t's write until the end of these tokens: a sum of what comes after t. A difference of two sums
@@ -168,9 +168,7 @@ def _prepare_kernel(
             K, V, KT, VT, SEGMENT, CHUNK, DOT, START, STORE_CHUNKS, END, IS_PACKED, IS_SPLIT,
         )  # fmt: skip
     else:
-        _widen(
-            program - num_states, q, k, wide, scale, num_tokens_all, first_head, H, num_heads, K, WIDE_KT, WIDE_TT
-        )
+        _widen(program - num_states, q, k, wide, scale, num_tokens_all, first_head, H, num_heads, K, WIDE_KT, WIDE_TT)
 
 
 @triton.jit
@@ -241,7 +239,7 @@ def load_pair(wide, row, is_token, kk, K: tl.constexpr):
     both = tl.arange(0, 2)
     key = kk[:, None] + both[None, :] * HALF
     # [HALF, 2, 2, 2]: planes k, q, k^2 and none.
-    plane = (2 * both[None, None, :, None] + both[None, :, None, None])
+    plane = 2 * both[None, None, :, None] + both[None, :, None, None]
     mask = (is_token & (key < K))[:, None, None, :] & (plane < 3)
     a, b = tl.split(tl.load(wide + row * (4 * K) + plane * K + key[:, None, None, :], mask=mask, other=0.0))
     first_a, squared_a = tl.split(a)
@@ -346,8 +344,8 @@ def _read_kernel(
     """o and the variance of one chunk, head and tile of V; PAIRS times 2 * 8 keys at a time."""
     KT: tl.constexpr = 16 * PAIRS
     tiles_v: tl.constexpr = (V + VT - 1) // VT
-    # Divisors are constants: what follows from a division by a variable would not be known to be the same for all lanes,
-    # and every address would take their registers.
+    # Divisors are constants: what follows from a division by a variable would not be known to be the same for all
+    # lanes, and every address would take their registers.
     chunk = tl.program_id(0) // tiles_v
     local_head = tl.program_id(1)
     h = first_head + local_head
@@ -365,8 +363,8 @@ def _read_kernel(
     # A body of its own for the first and the last tile: asking within one costs an instruction in ten. Not one for each
     # of many: compiling would take a minute.
     _read_tile(
-        wide, v, beta, g, M_in, J_in, o, variance, o_sum, variance_sum, prior_h, row, wide_row, state, vv, num_tokens, H,
-        0, True, K <= KT, K, V, PAIRS, VT, STAGES, HAS_VARIANCE, MAX_DECAY, HAS_PTX,
+        wide, v, beta, g, M_in, J_in, o, variance, o_sum, variance_sum, prior_h, row, wide_row, state, vv,
+        num_tokens, H, 0, True, K <= KT, K, V, PAIRS, VT, STAGES, HAS_VARIANCE, MAX_DECAY, HAS_PTX,
     )  # fmt: skip
     LAST: tl.constexpr = (K - 1) // KT * KT
     if LAST > KT:

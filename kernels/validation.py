@@ -267,9 +267,10 @@ def check_triton_sizes(B: int, T: int, H: int, K: int, V: int, num_sequences: in
                 f"{name} has {letter} = {size}, but the path triton takes {letter} <= {TRITON_MAX_DIM}; "
                 "PALIMPSA_PATH=chunked takes any"
             )
-    # The largest grids there are: eight tokens and head, or a tile of a state, in _prepare_kernel; a tile of a segment
-    # of 128 tokens in _flow_kernel.
-    programs = max((B * T // 8 + 16 * num_sequences) * H, B * T + 128 * num_sequences)
+    # The largest grids there are, with the smallest tiles: _prepare_kernel takes eight tokens and head a program beside
+    # one a tile of the states of 128 tokens; _flow_kernel one a tile of a segment of 32 tokens.
+    prepare = (B * T // 8 + 16 * (B * T // 128 + num_sequences)) * H
+    programs = max(prepare, 128 * (B * T // 32 + num_sequences))
     if programs >= _MAX_GRID:
         raise ValueError(
             f"q has shape {(B, T, H, K)}: {programs} programs of the path triton, which takes less than 2^31; "
