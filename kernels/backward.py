@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import primitives
 from .forward import STAGES, Sequences, num_heads_that_fit, prepare, scaled, scan, slice_heads
-from .primitives import HAS_PTX, INTERPRETED, MAX_DECAY, locate, reciprocal
+from .primitives import HAS_PTX, INTERPRETED, MAX_DECAY, cdiv, locate, next_power_of_2, reciprocal
 
 # Tokens between two states that the backward starts from: over more, taking tokens out of a state again would lose
 # precision, and over fewer, the states would take more time to move than to use.
@@ -29,10 +29,10 @@ FLOW_COST = 1.4
 # Within so many tokens a smaller decay is better met token by token: the way back divides by it.
 MAX_CHUNK_DECAY = 4.0
 # How many times an importance may grow within a chunk, and how many times what stood before it all its writes together
-# may be: taking tokens out again loses about as many units of rounding of float32. Inputs of half precision are rounded
-# more than that themselves.
+# may be: taking tokens out again loses about as many units of rounding. Those are of the state after the chunk, 2^-24,
+# or 2^-17 where inputs have half precision; beside the 2^-9 of a bfloat16 more of them do not count.
 MAX_GROWTH, MAX_WRITES = 16.0, 64.0
-MAX_GROWTH_HALF, MAX_WRITES_HALF = 128.0, 256.0
+MAX_GROWTH_BF16, MAX_WRITES_BF16 = 128.0, 256.0
 
 
 # Without a known alignment of the states the lanes lie along V: see forward.py.
@@ -427,8 +427,8 @@ def num_resident_programs(device: torch.device) -> int:
 def plan_backward(num_tokens: int, num_sequences: int, H: int, K: int, V: int, num_programs: int) -> BackwardPlan:
     """The table of tile sizes, one entry a class of shapes."""
     EK, LK, VT = (4, 4, 32) if V > 16 else (2, 8, 16)
-    tiles_k, tiles_v = triton.cdiv(K, EK * LK), triton.cdiv(V, VT)
-    average = triton.cdiv(num_tokens, max(1, num_sequences))
+    tiles_k, tiles_v = cdiv(K, EK * LK), cdiv(V, VT)
+    average = cdiv(num_tokens, max(1, num_sequences))
 
     def head_slices(segment: int) -> list[tuple[int, int]]:
         """Of the groups of heads that fit, those that leave the fewest programs idle, and of these the largest."""
@@ -442,19 +442,16 @@ def plan_backward(num_tokens: int, num_sequences: int, H: int, K: int, V: int, n
         return min((slice_heads(H, size) for size in sizes), key=lambda slices: (rounds(segment, slices), len(slices)))
 
     def rounds(segment: int, slices: list[tuple[int, int]]) -> int:
-        num_segments = num_sequences * triton.cdiv(average, segment)
+        num_segments = num_sequences * cdiv(average, segment)
         # Programs are an equal number a head.
-        return sum(
-            triton.cdiv(num_segments * tiles_v, max(1, num_programs // n)) * triton.cdiv(n, num_programs)
-            for _, n in slices
-        )
+        return sum(cdiv(num_segments * tiles_v, max(1, num_programs // n)) * cdiv(n, num_programs) for _, n in slices)
 
     def cost(segment: int) -> float:
         """Tokens that a program meets one after the other, and more where sequences are cut."""
         alone = rounds(segment, head_slices(segment)) * min(segment, average)
         return alone if segment >= average else FLOW_COST * alone
 
-    whole = max(CHUNK, triton.next_power_of_2(average))
+    whole = max(CHUNK, next_power_of_2(average))
     segment = min((whole, min(SEGMENT, whole)), key=cost)
     return BackwardPlan(segment, 2 if K % 32 == 0 else 1, EK, LK, VT, head_slices(segment))
 
@@ -502,10 +499,10 @@ def backward(
         plan = plan_backward(num_tokens, N, H, K, V, programs)
         chunks, segments = sequences.cut(CHUNK), sequences.cut(plan.segment_size)
         is_single = plan.segment_size >= T
-        tiles_k, tiles_v = triton.cdiv(K, plan.EK * plan.LK), triton.cdiv(V, plan.VT)
+        tiles_k, tiles_v = cdiv(K, plan.EK * plan.LK), cdiv(V, plan.VT)
         is_large = num_tokens * H * max(4 * K, tiles_v * K, V) >= primitives.LARGE
         dvar_or_any = do if dvar is None else dvar
-        is_single_precision = q.dtype == torch.float32
+        is_bf16 = q.dtype == torch.bfloat16
         ends = (torch.empty(N, H, K, V, **float32), torch.empty(N, H, K, V, **float32))
         for first_head, num_heads in plan.head_slices:
             wide, states = prepare(q, k, v, beta, g, scale, sequences, chunks, first_head, num_heads, ends)
@@ -514,7 +511,7 @@ def backward(
                 flow, kind = tuple(torch.empty(segments.count, num_heads, K, V, **float32) for _ in range(2)), 2
                 pairs = plan.flow_pairs
                 segment_decay = torch.empty(segments.count, num_heads, **float32)
-                tiles = triton.cdiv(K, 16 * pairs) * tiles_v
+                tiles = cdiv(K, 16 * pairs) * tiles_v
                 _flow_kernel[(segments.count * tiles, num_heads)](
                     wide, v, beta, g, importance_prior, do, dvar_or_any, *states, *flow,
                     segment_decay, cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets,
@@ -541,13 +538,13 @@ def backward(
                 first_head, num_heads, segments.each, chunks.each, chunks.count, scale,
                 K, V, plan.EK, plan.LK, plan.VT, plan.segment_size, CHUNK, STAGES,
                 FLOW=kind, HAS_DVAR=dvar is not None, IS_PACKED=packed, WANTS_START=start is not None,
-                IS_LARGE=is_large, MAX_GROWTH=MAX_GROWTH if is_single_precision else MAX_GROWTH_HALF,
-                MAX_WRITES=MAX_WRITES if is_single_precision else MAX_WRITES_HALF,
+                IS_LARGE=is_large, MAX_GROWTH=MAX_GROWTH_BF16 if is_bf16 else MAX_GROWTH,
+                MAX_WRITES=MAX_WRITES_BF16 if is_bf16 else MAX_WRITES,
                 MAX_DECAY=MAX_CHUNK_DECAY, HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168,
             )  # fmt: skip
             if tiles_v > 1:
                 block = 1024
-                _sum_tiles_kernel[(triton.cdiv(num_tokens * K, block), num_heads, 2)](
+                _sum_tiles_kernel[(cdiv(num_tokens * K, block), num_heads, 2)](
                     parts, dq, dk, num_tokens, first_head, H, num_heads, K, tiles_v, block, num_warps=4
                 )
             _decay_gradient_kernel[(chunks.count * num_heads,)](

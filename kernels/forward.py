@@ -17,30 +17,60 @@ import triton.language as tl
 from torch import Tensor
 
 from . import primitives
-from .primitives import HAS_PTX, INTERPRETED, MAX_DECAY, Pieces, cut, locate, reciprocal, smallest_cover
+from .primitives import (
+    HAS_PTX,
+    INTERPRETED,
+    MAX_DECAY,
+    Pieces,
+    cdiv,
+    cut,
+    locate,
+    next_power_of_2,
+    reciprocal,
+    smallest_cover,
+)
 
 
 @triton.jit
-def split(x):
-    """Two bfloat16 that hold the first 16 bits of a float32, and all bits of a bfloat16 or of a product of two."""
-    high = x.to(tl.bfloat16)
-    return high, (x - high.to(tl.float32)).to(tl.bfloat16)
+def split(x, HAS_BF16: tl.constexpr):
+    """Two bfloat16 that hold the first 16 bits of a float32, and all bits of a bfloat16 or of a product of two.
+
+    Without bfloat16 the same two numbers in float32.
+    """
+    if HAS_BF16:
+        high = x.to(tl.bfloat16)
+        low = (x - high.to(tl.float32)).to(tl.bfloat16)
+    else:
+        high = _round_to_bfloat16(x)
+        low = _round_to_bfloat16(x - high)
+    return high, low
 
 
 @triton.jit
-def exact_dot(a, b, sum, IS_SPLIT: tl.constexpr):
+def _round_to_bfloat16(x):
+    bits = x.to(tl.int32, bitcast=True)
+    # Half of the last bit that stays, and as much less as makes ties even.
+    bits += 0x7FFF + ((bits >> 16) & 1)
+    return ((bits >> 16) << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def exact_dot(a, b, sum, IS_SPLIT: tl.constexpr, HAS_BF16: tl.constexpr):
     """sum + a b in (nearly) float32, from the faster products that a GPU has; b and sum are float32.
 
     Two bfloat16 are enough where the arguments had 8 or 11 bits. The product of the two low parts would be the size of
     the rounding of all others.
     """
-    if not IS_SPLIT:
-        return tl.dot(a.to(tl.float32), b, sum, input_precision="tf32x3")
-    b_high, b_low = split(b)
-    if a.dtype == tl.bfloat16:
-        return tl.dot(a, b_high, tl.dot(a, b_low, sum))
-    a_high, a_low = split(a.to(tl.float32))
-    return tl.dot(a_high, b_high, tl.dot(a_high, b_low, tl.dot(a_low, b_high, sum)))
+    if IS_SPLIT:
+        b_high, b_low = split(b, HAS_BF16)
+        if HAS_BF16 and a.dtype == tl.bfloat16:
+            result = tl.dot(a, b_high, tl.dot(a, b_low, sum))
+        else:
+            a_high, a_low = split(a.to(tl.float32), HAS_BF16)
+            result = tl.dot(a_high, b_high, tl.dot(a_high, b_low, tl.dot(a_low, b_high, sum)))
+    else:
+        result = tl.dot(a.to(tl.float32), b, sum, input_precision="tf32x3")
+    return result
 
 
 @triton.jit
@@ -50,6 +80,7 @@ def _states(
     K: tl.constexpr, V: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr,
     SEGMENT: tl.constexpr, CHUNK: tl.constexpr, DOT: tl.constexpr,
     START: tl.constexpr, STORE_CHUNKS: tl.constexpr, END: tl.constexpr, IS_PACKED: tl.constexpr, IS_SPLIT: tl.constexpr,
+    HAS_BF16: tl.constexpr,
 ):  # fmt: skip
     """M and J through one segment and head, by matrix products over DOT tokens: one program a tile of [K, V].
 
@@ -110,9 +141,9 @@ def _states(
         in_v_t = in_dot[:, None] & in_v[None, :]
         v_t = tl.load(v_at, mask=in_v_t, other=0.0).to(tl.float32) * since[:, None]
         beta_t = tl.load(beta_at, mask=in_v_t, other=0.0).to(tl.float32) * since[:, None]
-        M = exact_dot(k_t, v_t, M * total, IS_SPLIT)
+        M = exact_dot(k_t, v_t, M * total, IS_SPLIT, HAS_BF16)
         k_t = k_t.to(tl.float32)
-        J = exact_dot(k_t * k_t, beta_t, J * total, IS_SPLIT)
+        J = exact_dot(k_t * k_t, beta_t, J * total, IS_SPLIT, HAS_BF16)
         k_at += DOT * H * K
         v_at += DOT * H * V
         beta_at += DOT * H * V
@@ -157,7 +188,7 @@ def _prepare_kernel(
     K: tl.constexpr, V: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr,
     SEGMENT: tl.constexpr, CHUNK: tl.constexpr, DOT: tl.constexpr,
     START: tl.constexpr, STORE_CHUNKS: tl.constexpr, END: tl.constexpr, IS_PACKED: tl.constexpr, IS_SPLIT: tl.constexpr,
-    WIDE_KT: tl.constexpr, WIDE_TT: tl.constexpr,
+    HAS_BF16: tl.constexpr, WIDE_KT: tl.constexpr, WIDE_TT: tl.constexpr,
 ):  # fmt: skip
     """The first num_states programs compute states, bound by latency; the others move memory beside them: _widen."""
     program = tl.program_id(0)
@@ -166,6 +197,7 @@ def _prepare_kernel(
             program, k, v, beta, g, M_start, J_start, M_out, J_out, M_end, J_end, decay_end,
             cu_seqlens, offsets, sequence_of, chunk_offsets, T, H, first_head, num_heads, segments_each, chunks_each,
             K, V, KT, VT, SEGMENT, CHUNK, DOT, START, STORE_CHUNKS, END, IS_PACKED, IS_SPLIT,
+            HAS_BF16,
         )  # fmt: skip
     else:
         _widen(program - num_states, q, k, wide, scale, num_tokens_all, first_head, H, num_heads, K, WIDE_KT, WIDE_TT)
@@ -336,12 +368,13 @@ def _read_tile(
 @triton.jit(do_not_specialize_on_alignment=["M_in", "J_in"])
 def _read_kernel(
     wide, v, beta, g, prior, M_in, J_in, o, variance, o_sum, variance_sum,
-    cu_seqlens, offsets, sequence_of, num_tokens_all, T, H, first_head, num_heads, chunks_each,
+    cu_seqlens, offsets, sequence_of, num_tokens_all, T, H, first_head, num_heads, chunks_each, k0,
+    IS_FIRST: tl.constexpr, IS_LAST: tl.constexpr, HAS_TWO: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, PAIRS: tl.constexpr, VT: tl.constexpr, C: tl.constexpr, STAGES: tl.constexpr,
     HAS_VARIANCE: tl.constexpr, IS_PACKED: tl.constexpr, IS_LARGE: tl.constexpr,
     MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
 ):  # fmt: skip
-    """o and the variance of one chunk, head and tile of V; PAIRS times 2 * 8 keys at a time."""
+    """o and the variance of one chunk, head and tile of V from PAIRS * 16 keys, k0 on; HAS_TWO: from the next, too."""
     KT: tl.constexpr = 16 * PAIRS
     tiles_v: tl.constexpr = (V + VT - 1) // VT
     # Divisors are constants: what follows from a division by a variable would not be known to be the same for all
@@ -360,23 +393,17 @@ def _read_kernel(
         # With 64 bits every address would be a value of its own in registers; so they stay constants.
         row, wide_row = row.to(tl.int32), wide_row.to(tl.int32)
     state = (chunk.to(tl.int64) * num_heads + local_head) * (K * V) + vv[None, :]
-    # A body of its own for the first and the last tile: asking within one costs an instruction in ten. Not one for each
-    # of many: compiling would take a minute.
+    # A body of its own for the first and the last tile: asking within one costs an instruction in ten. Not more than
+    # two in a kernel: compiling takes more than twice as long for twice the code.
     _read_tile(
         wide, v, beta, g, M_in, J_in, o, variance, o_sum, variance_sum, prior_h, row, wide_row, state, vv,
-        num_tokens, H, 0, True, K <= KT, K, V, PAIRS, VT, STAGES, HAS_VARIANCE, MAX_DECAY, HAS_PTX,
+        num_tokens, H, 0 if IS_FIRST else k0, IS_FIRST, IS_LAST and not HAS_TWO,
+        K, V, PAIRS, VT, STAGES, HAS_VARIANCE, MAX_DECAY, HAS_PTX,
     )  # fmt: skip
-    LAST: tl.constexpr = (K - 1) // KT * KT
-    if LAST > KT:
-        for k0 in range(KT, LAST, KT):
-            _read_tile(
-                wide, v, beta, g, M_in, J_in, o, variance, o_sum, variance_sum, prior_h, row, wide_row, state, vv,
-                num_tokens, H, k0, False, False, K, V, PAIRS, VT, STAGES, HAS_VARIANCE, MAX_DECAY, HAS_PTX,
-            )  # fmt: skip
-    if LAST > 0:
+    if HAS_TWO:
         _read_tile(
             wide, v, beta, g, M_in, J_in, o, variance, o_sum, variance_sum, prior_h, row, wide_row, state, vv,
-            num_tokens, H, LAST, False, True, K, V, PAIRS, VT, STAGES, HAS_VARIANCE, MAX_DECAY, HAS_PTX,
+            num_tokens, H, KT, False, True, K, V, PAIRS, VT, STAGES, HAS_VARIANCE, MAX_DECAY, HAS_PTX,
         )  # fmt: skip
 
 
@@ -436,7 +463,7 @@ def scan(
     size, num_heads = a.shape[2] * a.shape[3], a.shape[1]
     # Small blocks where there are few sequences: they are what runs side by side.
     block = 128 if sequences.num * num_heads * size >= 2**19 else 32
-    scan_kernel[(sequences.num * num_heads, triton.cdiv(size, block))](
+    scan_kernel[(sequences.num * num_heads, cdiv(size, block))](
         a, b, decay, *(start or (a, b)), *(end or (a, b)), segments.offsets, H, first_head, num_heads, segments.each,
         size, block, 4, reverse, start is not None, end is not None, sequences.cu_seqlens is not None, num_warps=1,
     )  # fmt: skip
@@ -451,7 +478,7 @@ class PreparePlan(NamedTuple):
 
 def plan_prepare(K: int, V: int, is_split: bool) -> PreparePlan:
     """Tiles, warps and registers of `_prepare_kernel`, one entry a class of shapes."""
-    KT = min(64, max(16, triton.next_power_of_2(K)))
+    KT = min(64, max(16, next_power_of_2(K)))
     # What one side of a tile brings is split for the products once for the other side.
     VT = 16 if V <= 16 else 64 if K > 64 and V > 32 else 32
     num_warps = {16: 1, 32: 2}.get(KT, 4)
@@ -488,12 +515,11 @@ def prepare(
     """
     B, T, H, K = k.shape
     V = v.shape[-1]
-    # The interpreter's bfloat16 products are wrong.
-    is_split = k.dtype != torch.float32 and not INTERPRETED
+    is_split = k.dtype != torch.float32
     KT, VT, num_warps, maxnreg = plan_prepare(K, V, is_split)
-    tiles = triton.cdiv(K, KT) * triton.cdiv(V, VT)
+    tiles = cdiv(K, KT) * cdiv(V, VT)
     wide = k.new_empty(num_heads, B * T, 4, K, dtype=torch.float32)
-    wide_KT = triton.next_power_of_2(K)
+    wide_KT = next_power_of_2(K)
     wide_TT = max(1, 512 * num_warps // wide_KT)
 
     def empty(count: int) -> tuple[Tensor, Tensor]:
@@ -511,7 +537,7 @@ def prepare(
         widens: bool,
     ) -> None:
         num_states = segments.count * num_heads * tiles
-        num_wide = triton.cdiv(B * T, wide_TT) * num_heads if widens else 0
+        num_wide = cdiv(B * T, wide_TT) * num_heads if widens else 0
         # A pointer that is not used still has to be one.
         _prepare_kernel[(num_states + num_wide,)](
             q, k, v, beta, g, *(start or (g, g)), *(out or (g, g)), *(ends or (g, g)), decay, wide, scale,
@@ -519,7 +545,9 @@ def prepare(
             num_heads, segments.each, chunks.each, num_states,
             K, V, KT, VT, segments.length, chunks.length, min(DOT, chunks.length),
             START=start_kind, STORE_CHUNKS=out is not None, END=end_kind, IS_PACKED=sequences.cu_seqlens is not None,
-            IS_SPLIT=is_split, WIDE_KT=wide_KT, WIDE_TT=wide_TT, num_warps=num_warps, maxnreg=maxnreg,
+            # The interpreter's bfloat16 products are wrong.
+            IS_SPLIT=is_split, HAS_BF16=not INTERPRETED, WIDE_KT=wide_KT, WIDE_TT=wide_TT,
+            num_warps=num_warps, maxnreg=maxnreg,
         )  # fmt: skip
 
     start = None
@@ -527,7 +555,7 @@ def prepare(
         start = (sequences.M_start, sequences.J_start)
     if sequences.num * num_heads * tiles * num_warps >= MANY_WARPS or chunks.each == 1:
         states = empty(chunks.count)
-        whole = sequences.cut(triton.next_power_of_2(max(sequences.num_tokens, chunks.length)))
+        whole = sequences.cut(next_power_of_2(max(sequences.num_tokens, chunks.length)))
         run(whole, start, int(start is not None), states, end, int(end is not None), g, True)
         return wide, states
     # Too few sequences and heads to fill a GPU: what every segment adds, then a scan over the segments, then, where
@@ -579,14 +607,18 @@ def forward(
             sums = [o, o]
             if K > plan.KT:
                 sums = [v.new_empty(num_heads, B * T, V, dtype=torch.float32) for _ in range(1 + output_variance)] * 2
-            _read_kernel[(chunks.count * triton.cdiv(V, plan.VT), num_heads)](
-                wide, v, beta, g, importance_prior, *states, o, o if variance is None else variance, sums[0], sums[1],
-                cu_seqlens, chunks.offsets, chunks.sequence_of, B * T, T, H, first_head, num_heads, chunks.each,
-                K, V, plan.KT // 16, plan.VT, plan.chunk_size, STAGES,
-                HAS_VARIANCE=output_variance, IS_PACKED=cu_seqlens is not None,
-                IS_LARGE=B * T * H * max(4 * K, V) >= primitives.LARGE,
-                MAX_DECAY=MAX_DECAY, HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168,
-            )  # fmt: skip
+            tiles_k = cdiv(K, plan.KT)
+            for tile_k in range(tiles_k if tiles_k > 2 else 1):
+                _read_kernel[(chunks.count * cdiv(V, plan.VT), num_heads)](
+                    wide, v, beta, g, importance_prior, *states, o, o if variance is None else variance,
+                    sums[0], sums[1], cu_seqlens, chunks.offsets, chunks.sequence_of, B * T, T, H, first_head,
+                    num_heads, chunks.each, tile_k * plan.KT,
+                    tile_k == 0, tiles_k <= 2 or tile_k == tiles_k - 1, tiles_k == 2,
+                    K, V, plan.KT // 16, plan.VT, plan.chunk_size, STAGES,
+                    HAS_VARIANCE=output_variance, IS_PACKED=cu_seqlens is not None,
+                    IS_LARGE=B * T * H * max(4 * K, V) >= primitives.LARGE,
+                    MAX_DECAY=MAX_DECAY, HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168,
+                )  # fmt: skip
     if end is None:
         return ForwardResult(o, variance, None, None)
     M, J = end
@@ -626,7 +658,7 @@ def plan_forward(num_tokens: int, num_sequences: int, H: int, K: int, V: int) ->
     KT = smallest_cover(K, (48, 32, 16))
     VT = 32 if V > 16 else 16
     # Longer chunks move fewer states; shorter ones fill the GPU.
-    num_programs = triton.cdiv(num_tokens, 128) * H * triton.cdiv(V, VT)
+    num_programs = cdiv(num_tokens, 128) * H * cdiv(V, VT)
     chunk_size = 128 if num_programs >= 4096 else 64
     num_chunks = num_tokens // chunk_size + num_sequences
     bytes_a_head = 8 * num_chunks * K * V + 16 * num_tokens * K
