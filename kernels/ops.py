@@ -149,7 +149,8 @@ def palimpsa(
             memory's window is 1 / (1 - exp(g)) tokens; 0 never forgets; -inf resets the memory to the prior
             before the token is written.
         importance_prior: [H], > 0, importance of the prior; any floating dtype. On a GPU importances must stay between
-            1e-15 and 1e14, where the product of two is a float32.
+            1e-15 and 1e14, where the product of two is a float32, and an initial one far below the prior loses as many
+            digits as it is smaller: the memory is kept as importance minus prior.
         scale: a finite number; K ** -0.5 by default.
         initial_state: a PalimpsaState or any pair (mean, importance), each [B, H, K, V], or [N, H, K, V] with
             `cu_seqlens`; float32 or float64, importance > 0.

@@ -155,7 +155,6 @@ def test_the_script_draws_without_torch_and_says_what_is_missing(folder, tmp_pat
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.skipif(not list(COMMITTED.glob("*_nvidia-*.csv")), reason="no benchmark of a GPU is committed")
 def test_committed_figures_follow_from_the_committed_csv(tmp_path):
     for path in COMMITTED.glob("*_nvidia-*.csv"):
         shutil.copy(path, tmp_path)
@@ -163,3 +162,25 @@ def test_committed_figures_follow_from_the_committed_csv(tmp_path):
     assert {path.name for path in drawn} == {p.name for p in COMMITTED.glob("*_nvidia-*") if p.suffix != ".csv"}
     for path in drawn:
         assert path.read_bytes() == (COMMITTED / path.name).read_bytes(), path.name
+
+
+def test_the_readmes_table_is_the_committed_csv():
+    rows = [
+        row for row in read_benchmark_csv(COMMITTED, "operators", SLUG).to_dict("records") if row["case"] == "table"
+    ]
+    shapes = list(dict.fromkeys(row["shape"] for row in rows))
+    by_key = {(row["shape"], row["operator"]): row for row in rows}
+    expected = []
+    for shape in shapes:
+        ours, theirs = by_key[shape, "palimpsa"], by_key[shape, "simple_gla"]
+        cells = [
+            ", ".join(str(ours[letter]) for letter in "BTHKV"),
+            *(f"{ours[column]:.3g}" for column in ("forward_ms", "forward_backward_ms")),
+            f"{ours['peak_memory_mib']:.0f}",
+            *(f"{theirs[column]:.3g}" for column in ("forward_ms", "forward_backward_ms")),
+        ]
+        expected.append(f"| {' | '.join(cells)} |")
+    assert len(expected) == 4
+    table = (ROOT / "README.md").read_text()
+    for line in expected:
+        assert line in table, line
