@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import primitives
 from .forward import STAGES, Sequences, num_heads_that_fit, prepare, scaled, scan, slice_heads
-from .primitives import HAS_PTX, INTERPRETED, MAX_DECAY, cdiv, locate, next_power_of_2, reciprocal
+from .primitives import HAS_PTX, INTERPRETED, MAX_DECAY, PRECISIONS, cdiv, locate, next_power_of_2, reciprocal
 
 # Tokens between two states that the backward starts from: over more, taking tokens out of a state again would lose
 # precision, and over fewer, the states would take more time to move than to use.
@@ -28,11 +28,6 @@ SEGMENT = 128
 FLOW_COST = 1.4
 # Within so many tokens a smaller decay is better met token by token: the way back divides by it.
 MAX_CHUNK_DECAY = 4.0
-# How many times an importance may grow within a chunk, and how many times what stood before it all its writes together
-# may be: taking tokens out again loses about as many units of rounding. Those are of the state after the chunk, 2^-24,
-# or 2^-17 where inputs have half precision; beside the 2^-9 of a bfloat16 more of them do not count.
-MAX_GROWTH, MAX_WRITES = 16.0, 64.0
-MAX_GROWTH_BF16, MAX_WRITES_BF16 = 128.0, 256.0
 
 
 # Without a known alignment of the states the lanes lie along V: see forward.py.
@@ -453,7 +448,9 @@ def plan_backward(num_tokens: int, num_sequences: int, H: int, K: int, V: int, n
 
     whole = max(CHUNK, next_power_of_2(average))
     segment = min((whole, min(SEGMENT, whole)), key=cost)
-    return BackwardPlan(segment, 2 if K % 32 == 0 else 1, EK, LK, VT, head_slices(segment))
+    # Two pairs of keys are a tenth faster and compile three times as long, which wide heads have no room for.
+    flow_pairs = 2 if K % 32 == 0 and K <= 128 else 1
+    return BackwardPlan(segment, flow_pairs, EK, LK, VT, head_slices(segment))
 
 
 def backward(
@@ -502,7 +499,7 @@ def backward(
         tiles_k, tiles_v = cdiv(K, plan.EK * plan.LK), cdiv(V, plan.VT)
         is_large = num_tokens * H * max(4 * K, tiles_v * K, V) >= primitives.LARGE
         dvar_or_any = do if dvar is None else dvar
-        is_bf16 = q.dtype == torch.bfloat16
+        precision = PRECISIONS[q.dtype]
         ends = (torch.empty(N, H, K, V, **float32), torch.empty(N, H, K, V, **float32))
         for first_head, num_heads in plan.head_slices:
             wide, states = prepare(q, k, v, beta, g, scale, sequences, chunks, first_head, num_heads, ends)
@@ -538,8 +535,7 @@ def backward(
                 first_head, num_heads, segments.each, chunks.each, chunks.count, scale,
                 K, V, plan.EK, plan.LK, plan.VT, plan.segment_size, CHUNK, STAGES,
                 FLOW=kind, HAS_DVAR=dvar is not None, IS_PACKED=packed, WANTS_START=start is not None,
-                IS_LARGE=is_large, MAX_GROWTH=MAX_GROWTH_BF16 if is_bf16 else MAX_GROWTH,
-                MAX_WRITES=MAX_WRITES_BF16 if is_bf16 else MAX_WRITES,
+                IS_LARGE=is_large, MAX_GROWTH=precision.max_growth, MAX_WRITES=precision.max_writes,
                 MAX_DECAY=MAX_CHUNK_DECAY, HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168,
             )  # fmt: skip
             if tiles_v > 1:

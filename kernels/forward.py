@@ -21,6 +21,7 @@ from .primitives import (
     HAS_PTX,
     INTERPRETED,
     MAX_DECAY,
+    PRECISIONS,
     Pieces,
     cdiv,
     cut,
@@ -515,7 +516,7 @@ def prepare(
     """
     B, T, H, K = k.shape
     V = v.shape[-1]
-    is_split = k.dtype != torch.float32
+    is_split = PRECISIONS[k.dtype].is_split
     KT, VT, num_warps, maxnreg = plan_prepare(K, V, is_split)
     tiles = cdiv(K, KT) * cdiv(V, VT)
     wide = k.new_empty(num_heads, B * T, 4, K, dtype=torch.float32)

@@ -20,6 +20,29 @@ MAX_DIM = 256
 MAX_DECAY = 1.0
 
 
+class Precision(NamedTuple):
+    """What the kernels do for inputs of one dtype.
+
+    Attributes:
+        is_split: whether states come from products of two bfloat16 an argument, exact to 2^-17 instead of 2^-24.
+        max_growth: how many times an importance may grow within a chunk of the backward, and
+        max_writes: how many times what stood before it all its writes together may be, for its tokens to be taken out
+            of the state after it: that loses about as many units of rounding of that state.
+    """
+
+    is_split: bool
+    max_growth: float
+    max_writes: float
+
+
+PRECISIONS = {
+    torch.float32: Precision(False, 16.0, 64.0),
+    torch.float16: Precision(True, 16.0, 64.0),
+    # Rounded to 2^-9 itself: more units of 2^-17 do not count.
+    torch.bfloat16: Precision(True, 128.0, 256.0),
+}
+
+
 @triton.jit
 def reciprocal(x, HAS_PTX: tl.constexpr):
     """1 / x to one unit in the last place; the plain division of Triton costs eight instructions more."""

@@ -142,6 +142,23 @@ def test_importances_that_grow_within_a_chunk(Problem, failures, triton, beta, d
     assert failures(triton, problem) == {}
 
 
+@pytest.mark.parametrize("beta", [0.5, 3.0, 1e5])
+@pytest.mark.parametrize("shape", [(1, 34, 1, 5, 8), (1, 9, 1, 33, 40)])
+def test_bfloat16_with_its_numbers_in_float32(Problem, failures, triton, monkeypatch, shape, beta):
+    """The interpreter's bfloat16 is wrong: here float32 holds what it would, and the kernels do what they do for it."""
+    precisions = host_module("primitives").PRECISIONS
+    monkeypatch.setitem(precisions, torch.float32, precisions[torch.bfloat16])
+    problem = Problem(shape, torch.bfloat16, state=False)
+    problem["beta"].mul_(beta / 2)
+    problem["g"].mul_(0.01)
+
+    def widened(*args, **options):
+        out = triton(*(x.float() for x in args), **options)
+        return PalimpsaOutput(out.o.bfloat16(), out.variance.bfloat16(), out.final_state)
+
+    assert failures(widened, problem) == {}
+
+
 @pytest.mark.parametrize("where", ["last", "all but the first"])
 def test_a_large_write_leaves_the_gradients_before_it_exact(Problem, triton, where):
     # The backward takes tokens out of the state after a chunk: (small + large) - large would lose the small part.
