@@ -106,7 +106,7 @@ def cut(num_sequences: int, num_tokens: int, length: int, cu_seqlens: Tensor | N
 LARGE = 2**31
 
 
-# Triton's own two are functions of kernels as well, and take 3 us a call on the host: half the time of a backward.
+# Triton's own two are functions of kernels as well: 200 calls took a third of the host's time of a training call.
 def cdiv(x: int, y: int) -> int:
     """x / y, rounded up."""
     return -(-x // y)
