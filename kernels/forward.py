@@ -605,16 +605,18 @@ def forward(
         chunks = sequences.cut(plan.chunk_size)
         for first_head, num_heads in plan.head_slices:
             wide, states = prepare(q, k, v, beta, g, scale, sequences, chunks, first_head, num_heads, end)
-            sums = [o, o]
-            if K > plan.KT:
-                sums = [v.new_empty(num_heads, B * T, V, dtype=torch.float32) for _ in range(1 + output_variance)] * 2
             tiles_k = cdiv(K, plan.KT)
+            sums = [o, o]
+            if tiles_k > 1:
+                # With more than two tiles the first one adds to zeros: a kernel less to compile.
+                make = v.new_zeros if tiles_k > 2 else v.new_empty
+                sums = [make(num_heads, B * T, V, dtype=torch.float32) for _ in range(1 + output_variance)] * 2
             for tile_k in range(tiles_k if tiles_k > 2 else 1):
                 _read_kernel[(chunks.count * cdiv(V, plan.VT), num_heads)](
                     wide, v, beta, g, importance_prior, *states, o, o if variance is None else variance,
                     sums[0], sums[1], cu_seqlens, chunks.offsets, chunks.sequence_of, B * T, T, H, first_head,
                     num_heads, chunks.each, tile_k * plan.KT,
-                    tile_k == 0, tiles_k <= 2 or tile_k == tiles_k - 1, tiles_k == 2,
+                    tiles_k <= 2, tiles_k <= 2 or tile_k == tiles_k - 1, tiles_k == 2,
                     K, V, plan.KT // 16, plan.VT, plan.chunk_size, STAGES,
                     HAS_VARIANCE=output_variance, IS_PACKED=cu_seqlens is not None,
                     IS_LARGE=B * T * H * max(4 * K, V) >= primitives.LARGE,
