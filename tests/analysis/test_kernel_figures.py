@@ -184,3 +184,9 @@ def test_the_readmes_table_is_the_committed_csv():
     table = (ROOT / "README.md").read_text()
     for line in expected:
         assert line in table, line
+
+
+def test_the_readmes_factor_is_the_committed_csv():
+    rows = read_benchmark_csv(COMMITTED, "throughput", SLUG)
+    factors = rows.loc[(rows["case"] == "prefill") & (rows["operator"] == "palimpsa"), "slowdown"]
+    assert f"prefill takes {min(factors):.1f} to {max(factors):.1f} times as long" in (ROOT / "README.md").read_text()

@@ -467,6 +467,37 @@ def test_vmap_of_grad(Problem, assert_equal, triton):
         assert_equal({name: x[i] for name, x in zip(names, found, strict=True)}, expected, 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("shape", "num_sequences"),
+    [((2, 300, 2, 16, 16), 2), ((1, 1, 1, 16, 33), 1), ((1, 512, 1, 255, 256), 64), ((1, 600, 3, 256, 256), 1)],
+)
+def test_no_grid_is_larger_than_the_check_of_sizes_counts(monkeypatch, shape, num_sequences):
+    B, T, H, K, V = shape
+    grids = []
+
+    class Recorder:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *args, **options: None
+
+    forward, backward = host_module("forward"), host_module("backward")
+    for module in (forward, backward):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, Recorder())
+    q, v = torch.zeros(B, T, H, K), torch.zeros(B, T, H, V)
+    cu_seqlens = None if num_sequences == B else torch.arange(0, T + 1, T // num_sequences)
+    args = (q, q, v, v, torch.zeros(B, T, H), torch.ones(H), 1.0)
+    forward.forward(*args, None, None, False, False, cu_seqlens)
+    backward.backward(*args, None, None, None, None, cu_seqlens, v, None, None, None)
+    validation = host_module("validation")
+    validation.check_triton_sizes(B, T, H, K, V, num_sequences)
+    assert all(size < 2**16 for grid in grids for size in grid[1:])
+    # With as many programs as there were it has to refuse.
+    monkeypatch.setattr(validation, "_MAX_GRID", max(grid[0] for grid in grids))
+    with pytest.raises(ValueError, match="programs of the path triton"):
+        validation.check_triton_sizes(B, T, H, K, V, num_sequences)
+
+
 @pytest.mark.slow
 def test_every_kernel_compiles_for_a_gpu(tmp_path):
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT / "src")}
