@@ -6,7 +6,8 @@ from hydra import compose, initialize_config_dir
 
 from palimpsa.cli import CONFIG_DIR
 from palimpsa.mixers import PalimpsaD
-from palimpsa.model import LanguageModel, weight_decay_groups
+from palimpsa.mixers.parameters import weight_decay_groups
+from palimpsa.model import LanguageModel
 from palimpsa.training import build_model
 
 MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
@@ -33,11 +34,14 @@ def test_parallel_logits_equal_decoding(name):
     torch.testing.assert_close(steps, model(tokens), atol=2e-3 if name == "deltanet" else 1e-4, rtol=1e-4)
 
 
-def test_the_wide_control_has_twice_the_keys_and_the_state_of_palimpsa_at_every_scale():
+@pytest.mark.parametrize(
+    ("control", "model"), [("palimpsa_d_nometa_wide", "palimpsa_d"), ("mamba2_wide", "palimpsa_m")]
+)
+def test_a_wide_control_has_twice_the_keys_and_the_state_of_palimpsa_at_every_scale(control, model):
     for scale in sorted(path.stem for path in (CONFIG_DIR / "scale").glob("*.yaml")):
-        palimpsa, control = build("palimpsa_d", f"scale={scale}"), build("palimpsa_d_nometa_wide", f"scale={scale}")
-        assert control.state_size == palimpsa.state_size
-        assert next(control.mixers()).head_k_dim == 2 * next(palimpsa.mixers()).head_k_dim
+        palimpsa, wide = build(model, f"scale={scale}"), build(control, f"scale={scale}")
+        assert wide.state_size == palimpsa.state_size
+        assert next(wide.mixers()).head_k_dim == 2 * next(palimpsa.mixers()).head_k_dim
 
 
 @each_model
@@ -61,6 +65,7 @@ BLOCK_SIMPLE_GLA = QKV + 2 * D * H * V + D * H + H + V
 BLOCK_DELTA = QKV + D * H * V + D * H + V
 BLOCK_GATED_DELTA = QKV + 2 * D * H * V + 2 * D * H + 2 * H + V
 BLOCK_WIDE = BLOCK_D + (2 * D + 2 * 4) * H * K  # the second half of the keys and queries
+BLOCK_M_WIDE = BLOCK_M + 2 * (D + 5) * H * K
 BLOCK_ATTENTION = 4 * D * H * K + 4 * 3 * H * K
 
 
@@ -77,6 +82,7 @@ BLOCK_ATTENTION = 4 * D * H * K + 4 * 3 * H * K
         ("gated_deltanet", BLOCK_GATED_DELTA, 1),
         # As much state as Palimpsa-D: twice the keys instead of two states.
         ("palimpsa_d_nometa_wide", BLOCK_WIDE, 2),
+        ("mamba2_wide", BLOCK_M_WIDE, 2),
         # Its memory has no fixed size.
         ("transformer", BLOCK_ATTENTION, 0),
     ],
@@ -114,6 +120,15 @@ def test_only_matrices_decay(name):
     assert all(names[id(p)].endswith("weight") for p in decayed["params"])
     exempt = ("bias", "log_rate", "skip", "plasticity.scale", "norm.weight")
     assert all(names[id(p)].endswith(exempt) for p in free["params"]), [names[id(p)] for p in free["params"]]
+
+
+def test_weights_that_are_not_fp32_are_not_trained():
+    model = small()
+    model.blocks[1].mixer.skip.data = model.blocks[1].mixer.skip.data.bfloat16()
+    with pytest.raises(ValueError, match=r"^blocks\.1\.mixer\.skip: got .*bfloat16, expected torch\.float32 master"):
+        weight_decay_groups(model, 0.1)
+    model.blocks[1].mixer.skip.requires_grad_(False)
+    assert len(weight_decay_groups(model, 0.1)) == 2
 
 
 def test_the_prior_is_not_trained_but_stored():

@@ -24,7 +24,7 @@ from palimpsa.training import LitLanguageModel, build_model, run, stages_from_co
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = sorted(path.stem for path in (ROOT / "configs/model").glob("*.yaml"))
-PALIMPSA = ("palimpsa_d", "palimpsa_d_nometa", "palimpsa_d_nometa_wide", "palimpsa_m", "mamba2")
+PALIMPSA = ("palimpsa_d", "palimpsa_d_nometa", "palimpsa_d_nometa_wide", "palimpsa_m", "mamba2", "mamba2_wide")
 WITHOUT_DECAY = ("deltanet", "transformer")
 TIMINGS = ("tokens_per_s",)
 
@@ -72,7 +72,7 @@ def test_result_and_history_of_every_model(tiny_config, name):
         assert history[heads].mean(axis=1).dropna().tolist() == pytest.approx(history["window_mean"].dropna().tolist())
     if name not in PALIMPSA:
         assert "metaplasticity_mean" not in history
-    elif name in ("palimpsa_d_nometa", "palimpsa_d_nometa_wide", "mamba2"):
+    elif name in ("palimpsa_d_nometa", "palimpsa_d_nometa_wide", "mamba2", "mamba2_wide"):
         assert (history["metaplasticity_mean"].dropna() == 0).all()
     else:
         assert (history["metaplasticity_mean"].dropna() > 0).all()
@@ -146,7 +146,7 @@ def test_recall_counts_right_answers_by_age():
 )
 def test_learning_rate_schedules(tiny_config, schedule, expected):
     optimizer = OmegaConf.merge(tiny_config().optimizer, {"warmup_steps": 2})
-    module = LitLanguageModel(torch.nn.Identity(), None, optimizer, schedule, max_steps=6)
+    module = LitLanguageModel(torch.nn.Identity(), {}, None, optimizer, schedule, max_steps=6)
     assert [module._lr_factor(step) for step in (0, 1, 2, 4, 6)] == pytest.approx(expected)
 
 
@@ -234,6 +234,46 @@ def test_a_truncated_checkpoint_is_named_and_left_alone(tiny_config):
         run(cfg)
     assert directory.checkpoint_file.read_bytes() == content
     assert not directory.result_file.exists()
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ("palimpsa_d_nometa", ("model: ", "of palimpsa_d_nometa, expected one of palimpsa_d ", "mixer.metaplastic")),
+        ("gla", ("model: ", "of gla, expected one of palimpsa_d ", "mixer._target_")),
+        ("palimpsa_d model.mixer.forgetting=normal", ("mixer.forgetting: stored 'normal', now 'small'",)),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_named_and_left_alone(tiny_config, other, named):
+    cfg, other_cfg = tiny_config(), tiny_config(*f"model={other}".split(), "variant=_other")
+    for one in (cfg, other_cfg):
+        run(one)
+    directory = RunDirectory(cfg.run_dir)
+    directory.result_file.unlink()
+    content = RunDirectory(other_cfg.run_dir).checkpoint_file.read_bytes()
+    directory.checkpoint_file.write_bytes(content)
+    with pytest.raises(RunDirectoryError) as caught:
+        run(cfg)
+    for part in (*named, str(directory.checkpoint_file)):
+        assert part in str(caught.value)
+    assert directory.checkpoint_file.read_bytes() == content
+    assert not directory.result_file.exists()
+
+
+def test_a_checkpoint_that_does_not_say_whose_it_is_is_told_by_its_weights(tiny_config):
+    cfg = tiny_config()
+    run(cfg)
+    directory = RunDirectory(cfg.run_dir)
+    directory.result_file.unlink()
+    checkpoint = torch.load(directory.checkpoint_file, weights_only=True)
+    del checkpoint["model_config"]
+    torch.save(checkpoint, directory.checkpoint_file)
+    assert run(cfg)["status"] == "finished"
+    directory.result_file.unlink()
+    del checkpoint["state_dict"]["model.blocks.1.mixer.skip"]
+    torch.save(checkpoint, directory.checkpoint_file)
+    with pytest.raises(RunDirectoryError, match=r"model\.blocks\.1\.mixer\.skip: stored nothing, now \[2\]"):
+        run(cfg)
 
 
 def test_a_directory_that_cannot_be_made_is_named(tiny_config, tmp_path):

@@ -16,7 +16,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from palimpsa.kernels import palimpsa
 from palimpsa.mixers import Mixer
-from palimpsa.mixers.layers import Decay, GatedRMSNorm, Plasticity, ShortConvolution
+from palimpsa.mixers.layers import Decay, GatedRMSNorm, Plasticity, ShortConvolution, widen
 
 # Functions that are boxes of their own; everything else only reshapes, casts or picks a part.
 _FUNCTIONS: dict[Any, str] = {
@@ -30,10 +30,10 @@ _OPERANDS = tuple(inspect.signature(palimpsa).parameters)
 
 
 class _Tracer(fx.Tracer):
-    """Takes every submodule, and the operator, as one box."""
+    """Takes every submodule, the operator and a cast that looks at its dtype as one box."""
 
     def __init__(self) -> None:
-        super().__init__(autowrap_functions=(palimpsa,))
+        super().__init__(autowrap_functions=(palimpsa, widen))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True

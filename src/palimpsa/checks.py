@@ -148,11 +148,14 @@ def _check_model(model: dict[str, Any]) -> None:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a YAML value is of an annotated type: ints pass for floats, bools for nothing but bools."""
+    """Whether a YAML value is of an annotated type: ints pass for floats, lists for tuples, bools for bools alone."""
     if hint is Any:
         return True
     if isinstance(hint, types.UnionType):
         return any(_fits(value, option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        options = typing.get_args(hint)
+        return isinstance(value, list | tuple) and len(value) == len(options) and all(map(_fits, value, options))
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, int | float if hint is float else hint)

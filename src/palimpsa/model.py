@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from palimpsa.mixers import MemoryTrace, Mixer, MixerCache
 from palimpsa.mixers.layers import ShortConvolution
+from palimpsa.mixers.parameters import initialise
 
 NORMS = ("layernorm", "rmsnorm")
 CHANNEL_MIXERS = ("none", "swiglu")
@@ -178,30 +179,19 @@ class LanguageModel(nn.Module):
         """Recurrent memory of one sequence in one layer, in numbers (every layer has the same mixer)."""
         return next(self.mixers()).state_size
 
+    def flops_per_token(self, context: int) -> int:
+        """Floating-point operations of the forward pass of one token, its logits included.
+
+        A multiply-add is two. Matrices, convolutions and memories count; norms, gates and activations are left out.
+
+        Args:
+            context: tokens of the context: see `Mixer.memory_flops`.
+        """
+        weights = [m.weight for m in self.modules() if isinstance(m, nn.Linear | ShortConvolution)]
+        matrices = sum(weight.numel() for weight in [*weights, self.embedding.weight])
+        return 2 * matrices + sum(mixer.memory_flops(context) for mixer in self.mixers())
+
     @property
     def num_parameters(self) -> int:
         """Trained parameters; the tied embedding counts once."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
-
-
-@torch.no_grad()
-def initialise(model: nn.Module, std: float, generator: torch.Generator) -> None:
-    """Draws every matrix and embedding from N(0, std^2) and convolution taps from U(-W^-1/2, W^-1/2), in place.
-
-    Vectors and scalars keep the value that their module gave them: norms, biases, decays, skips.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            module.weight.normal_(0.0, std, generator=generator)
-        elif isinstance(module, ShortConvolution):
-            bound = module.width**-0.5
-            module.weight.uniform_(-bound, bound, generator=generator)
-
-
-def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """AdamW's parameter groups: matrices decay; vectors do not (A, d's bias, D, s, every norm and bias)."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from palimpsa.config import IRRELEVANT_KEYS
 from palimpsa.errors import RunDirectoryError
 
 RESULT_FORMAT = 1
+# Where a checkpoint keeps the config of its model.
+MODEL_CONFIG_KEY = "model_config"
 
 
 def atomic_write(path: Path, text: str) -> None:
@@ -112,11 +114,15 @@ class RunDirectory:
             raise RunDirectoryError(f"results_dir: cannot write to {self.path}: {error.strerror}") from error
         return None
 
-    def readable_checkpoint(self) -> Path | None:
+    def readable_checkpoint(self, weights: Mapping[str, Any], config: dict[str, Any]) -> Path | None:
         """The last checkpoint, None where there is none.
 
+        Args:
+            weights: the state_dict that it is to fill.
+            config: the run's plain config.
+
         Raises:
-            RunDirectoryError: where it cannot be read.
+            RunDirectoryError: where it cannot be read, or is of another model.
         """
         import torch
 
@@ -124,12 +130,20 @@ class RunDirectory:
         if not path.exists():
             return None
         try:
-            torch.load(path, weights_only=True, map_location="cpu")
+            content = torch.load(path, weights_only=True, map_location="cpu")
         except Exception as error:
             raise RunDirectoryError(
                 f"{path}: got {path.stat().st_size} bytes that are no readable checkpoint ({type(error).__name__}), "
                 "expected one of this run; was it cut short? Delete it to start the run again"
             ) from error
+        stored = content.get(MODEL_CONFIG_KEY, {})
+        changes = _changes({"model": stored}, {"model": config["model"]}) if stored else []
+        changes += _weight_changes(content.get("state_dict", {}), weights)
+        if changes:
+            raise RunDirectoryError(
+                f"model: {path} is a checkpoint of {stored.get('name', 'another model')}, expected one of "
+                f"{config['model']['name']} ({_shortened(changes)}). Delete it to start the run again"
+            )
         return path
 
     def write_result(self, result: dict[str, Any]) -> None:
@@ -151,16 +165,35 @@ class RunDirectory:
         return content
 
     def _compare(self, stored: dict[str, Any], config: dict[str, Any]) -> None:
-        # Through JSON and back: tuples become lists and 1e-3 the same float on both sides.
-        old, new = identity(stored), identity(json.loads(json.dumps(config)))
-        changes = [
-            f"{key}: stored {old.get(key, 'nothing')!r}, now {new.get(key, 'nothing')!r}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key, ...) != new.get(key, ...)
-        ]
+        changes = _changes(stored, config)
         if changes:
             raise RunDirectoryError(
-                f"run_dir: {self.path} holds a run of another config ({'; '.join(changes[:5])}"
-                f"{f'; and {len(changes) - 5} more' if len(changes) > 5 else ''}). "
+                f"run_dir: {self.path} holds a run of another config ({_shortened(changes)}). "
                 "Give the new one a name of its own (variant=_NAME), another results_dir, or delete the directory"
             )
+
+
+def _changes(stored: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """What two configs compute differently, a phrase a key."""
+    # Through JSON and back: tuples become lists and 1e-3 the same float on both sides.
+    old, new = identity(stored), identity(json.loads(json.dumps(config)))
+    return [
+        f"{key}: stored {old.get(key, 'nothing')!r}, now {new.get(key, 'nothing')!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, ...) != new.get(key, ...)
+    ]
+
+
+def _weight_changes(stored: Mapping[str, Any], weights: Mapping[str, Any]) -> list[str]:
+    """The tensors that one of two state_dicts lacks or has in another shape, a phrase each."""
+    old, new = ({key: list(value.shape) for key, value in tensors.items()} for tensors in (stored, weights))
+    return [
+        f"{key}: stored {old.get(key, 'nothing')}, now {new.get(key, 'nothing')}"
+        for key in [*new, *(old.keys() - new.keys())]
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _shortened(changes: list[str], most: int = 5) -> str:
+    more = f"; and {len(changes) - most} more" if len(changes) > most else ""
+    return "; ".join(changes[:most]) + more

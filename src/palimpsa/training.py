@@ -27,12 +27,13 @@ from palimpsa.data.mqar import MQARBatch
 from palimpsa.data.stages import stages_from_config
 from palimpsa.errors import ConfigError, RunDirectoryError
 from palimpsa.loggers import close_loggers, make_loggers
-from palimpsa.model import LanguageModel, weight_decay_groups
+from palimpsa.mixers.parameters import weight_decay_groups
+from palimpsa.model import LanguageModel
 from palimpsa.probe import MemoryProbe
 from palimpsa.progress import JobProgress
 from palimpsa.provenance import provenance
 from palimpsa.recall import query_loss
-from palimpsa.run_directory import RESULT_FORMAT, RunDirectory, config_hash
+from palimpsa.run_directory import MODEL_CONFIG_KEY, RESULT_FORMAT, RunDirectory, config_hash
 
 
 class LitLanguageModel(L.LightningModule):
@@ -40,6 +41,7 @@ class LitLanguageModel(L.LightningModule):
 
     Args:
         model: the network.
+        model_config: what it was built from, as plain containers; kept in checkpoints, to tell whose they are.
         curriculum: hands out the batch of the current step.
         optimizer_config: the `optimizer` group.
         schedule: "constant" or "cosine" after a linear warm-up.
@@ -47,10 +49,17 @@ class LitLanguageModel(L.LightningModule):
     """
 
     def __init__(
-        self, model: LanguageModel, curriculum: Curriculum, optimizer_config: Any, schedule: str, max_steps: int
+        self,
+        model: LanguageModel,
+        model_config: dict[str, Any],
+        curriculum: Curriculum,
+        optimizer_config: Any,
+        schedule: str,
+        max_steps: int,
     ) -> None:
         super().__init__()
         self.model = model
+        self.model_config = model_config
         self.curriculum = curriculum
         self.optimizer_config = optimizer_config
         self.schedule = schedule
@@ -60,6 +69,9 @@ class LitLanguageModel(L.LightningModule):
         batch: MQARBatch = self.curriculum.next_batch(self.device)
         loss, _ = query_loss(self.model, batch)
         return loss
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[MODEL_CONFIG_KEY] = self.model_config
 
     def configure_optimizers(self) -> Any:
         config = self.optimizer_config
@@ -193,7 +205,7 @@ def _train(
         enable_version_counter=False,
     )
     model = build_model(cfg.model, cfg.seed)
-    module = LitLanguageModel(model, curriculum, cfg.optimizer, cfg.task.schedule, max_steps)
+    module = LitLanguageModel(model, config["model"], curriculum, cfg.optimizer, cfg.task.schedule, max_steps)
     loggers = make_loggers(cfg.logger, run_dir=directory.path, name=name, run_id=config_hash(config), run_config=config)
     show_bar = cfg.trainer.progress_bar and curriculum.progress.alone
     # The probe comes first: at the last step of a stage it still looks at that stage.
@@ -224,7 +236,7 @@ def _train(
     clock = time.perf_counter()
     try:
         # The loader only counts: the curriculum says what a step trains on, so that a resume loses no position.
-        trainer.fit(module, range(max_steps), ckpt_path=directory.readable_checkpoint())
+        trainer.fit(module, range(max_steps), ckpt_path=directory.readable_checkpoint(module.state_dict(), config))
     except SystemExit as error:
         # Lightning answers Ctrl-C by leaving the process.
         raise KeyboardInterrupt from error

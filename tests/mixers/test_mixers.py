@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from palimpsa.kernels import palimpsa_reference
 from palimpsa.mixers import GLA, Attention, DeltaNet, GatedDeltaNet, PalimpsaD, PalimpsaM, SimpleGLA
-from palimpsa.mixers.layers import ShortConvolution, log_decay_init, mean_window, token_positions
-from palimpsa.model import initialise
+from palimpsa.mixers.layers import ShortConvolution, mean_window, token_positions
+from palimpsa.mixers.parameters import initial_decay, initialise
 
 D_MODEL, HEADS, K, V = 16, 2, 4, 6
 MIXERS = {
@@ -28,6 +28,10 @@ MIXERS = {
     "attention_without_convolution": (Attention, {"head_v_dim": K, "conv_width": 0}),
 }
 each_mixer = pytest.mark.parametrize("name", MIXERS)
+needs_gpu = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+# flash-linear-attention's kernels multiply fp32 numbers in TF32, which keeps 10 bits of them.
+CLOSE = {"cpu": {"atol": 2e-6, "rtol": 1e-4}, "cuda": {"atol": 5e-3, "rtol": 5e-3}}
 # Without a decay there is no `forgetting` to set, and no window to measure.
 NO_DECAY = ("deltanet", "attention", "attention_without_convolution")
 each_mixer_with_a_decay = pytest.mark.parametrize("name", [name for name in MIXERS if name not in NO_DECAY])
@@ -47,31 +51,34 @@ def inputs(*shape: int, seed: int = 1):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+@each_device
 @each_mixer
-def test_parallel_forward_equals_decoding_step_by_step(name):
-    mixer, x = make(name), inputs(3, 19, D_MODEL)
+def test_parallel_forward_equals_decoding_step_by_step(name, device):
+    mixer, x = make(name).to(device), inputs(3, 19, D_MODEL).to(device)
     cache = mixer.new_cache(3)
     steps = torch.stack([mixer.step(x[:, t], cache) for t in range(19)], dim=1)
-    torch.testing.assert_close(steps, mixer(x), atol=2e-6, rtol=1e-4)
+    torch.testing.assert_close(steps, mixer(x), **CLOSE[device])
 
 
+@each_device
 @each_mixer
 @pytest.mark.parametrize("split", [1, 2, 7])
-def test_prefill_then_decode_equals_the_whole(name, split):
-    mixer, x = make(name), inputs(2, 12, D_MODEL)
+def test_prefill_then_decode_equals_the_whole(name, split, device):
+    mixer, x = make(name).to(device), inputs(2, 12, D_MODEL).to(device)
     cache = mixer.new_cache(2)
     pieces = [mixer(x[:, :split], cache), mixer(x[:, split:9], cache)]
     pieces += [mixer.step(x[:, t], cache)[:, None] for t in range(9, 12)]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), mixer(x), atol=2e-6, rtol=1e-4)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), mixer(x), **CLOSE[device])
 
 
+@each_device
 @each_mixer
-def test_packed_sequences_equal_separate_ones(name):
-    mixer, x = make(name), inputs(1, 14, D_MODEL)
+def test_packed_sequences_equal_separate_ones(name, device):
+    mixer, x = make(name).to(device), inputs(1, 14, D_MODEL).to(device)
     bounds = [0, 1, 6, 6, 14]
-    packed = mixer(x, cu_seqlens=torch.tensor(bounds))
+    packed = mixer(x, cu_seqlens=torch.tensor(bounds, device=device))
     pieces = [mixer(x[:, a:b]) for a, b in itertools.pairwise(bounds) if b > a]
-    torch.testing.assert_close(packed, torch.cat(pieces, dim=1), atol=2e-6, rtol=1e-4)
+    torch.testing.assert_close(packed, torch.cat(pieces, dim=1), **CLOSE[device])
 
 
 @each_mixer
@@ -122,7 +129,7 @@ def test_the_cache_of_attention_grows_by_a_key_and_a_value_a_token():
 def test_all_mixers_start_with_the_same_windows(name):
     """At the bias (x = 0) a head's window is 1 / (1 - exp(-A d)), whatever the parametrisation."""
     mixer = make(name, forgetting="small")
-    rate, step_size = log_decay_init(HEADS, "small")
+    rate, step_size = initial_decay(HEADS, "small")
     expected = 1 / -torch.expm1(-rate * step_size)
     window = mixer.memory(torch.zeros(1, 5, D_MODEL)).window[0]
     torch.testing.assert_close(window, expected, rtol=1e-3, atol=0)
@@ -130,12 +137,12 @@ def test_all_mixers_start_with_the_same_windows(name):
 
 def test_initial_windows_are_those_of_the_protocol():
     for forgetting, low, high in (("small", 614.3, 6250.0), ("normal", 6.143, 62.5)):
-        rate, step_size = log_decay_init(8, forgetting)
+        rate, step_size = initial_decay(8, forgetting)
         windows = 1 / (rate * step_size)
         assert windows.min().item() == pytest.approx(low, rel=1e-4)
         assert windows.max().item() == pytest.approx(high, rel=1e-4)
     with pytest.raises(ValueError, match="forgetting: got 'tiny'"):
-        log_decay_init(8, "tiny")
+        initial_decay(8, "tiny")
 
 
 @each_mixer
@@ -291,12 +298,13 @@ def test_unknown_arguments_are_refused():
         PalimpsaD(D_MODEL, HEADS, K, V, head_dim=3)
 
 
+@each_device
 @each_mixer
-def test_bf16_autocast_is_the_same_function_roughly(name):
+def test_bf16_autocast_is_the_same_function_roughly(name, device):
     """fp32 weights under bf16 autocast: bf16 keeps 8 bits, a recurrent state stays fp32."""
-    mixer, x = make(name), inputs(2, 12, D_MODEL)
-    exact = mixer(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    exact = make(name)(inputs(2, 12, D_MODEL)).to(device)
+    mixer, x = make(name).to(device), inputs(2, 12, D_MODEL).to(device)
+    with torch.autocast(device, dtype=torch.bfloat16):
         rough = mixer(x)
         cache = mixer.new_cache(2)
         steps = torch.stack([mixer.step(x[:, t], cache) for t in range(12)], dim=1)
@@ -308,3 +316,14 @@ def test_bf16_autocast_is_the_same_function_roughly(name):
         assert (result.float() - exact).norm() / exact.norm() < 0.03
     rough.float().square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in mixer.parameters())
+
+
+@each_mixer
+def test_a_copy_in_fp64_or_bf16_still_runs(name):
+    """For inference: what trains has fp32 master weights."""
+    mixer, x = make(name), inputs(2, 12, D_MODEL)
+    exact = mixer(x)
+    torch.testing.assert_close(mixer.double()(x.double()).float(), exact, atol=2e-6, rtol=1e-4)
+    rough = mixer.bfloat16()(x.bfloat16())
+    assert rough.dtype == torch.bfloat16
+    assert (rough.float() - exact).norm() / exact.norm() < 0.03

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from palimpsa.mixers.base import check_packing
-from palimpsa.mixers.layers import MemoryTrace, MixerCache, token_positions
+from palimpsa.mixers.layers import MemoryTrace, MixerCache, token_positions, widen
 from palimpsa.mixers.projected import ProjectedMixer
 
 
@@ -61,6 +61,10 @@ class Attention(ProjectedMixer):
         """None of a fixed size."""
         return ()
 
+    def memory_flops(self, context: int) -> int:
+        """2 (K + V) operations a head for each of the (context + 1) / 2 tokens that one sees on average."""
+        return self.num_heads * (self.head_k_dim + self.head_v_dim) * (context + 1)
+
     def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
         """Keys and values of no tokens, [B, H, 0, K]."""
         empty = next(self.parameters()).new_zeros(batch_size, self.num_heads, 0, self.head_k_dim)
@@ -94,7 +98,7 @@ class Attention(ProjectedMixer):
         # fp32: bf16 holds positions up to 256 exactly.
         angle = position.float()[:, None, None] * frequency
         cos, sin = angle.cos(), angle.sin()
-        first, second = x.float().chunk(2, dim=-1)
+        first, second = widen(x).chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
     @torch.no_grad()

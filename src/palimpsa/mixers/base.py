@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -18,9 +20,11 @@ class Mixer(nn.Module):
 
     Attributes:
         num_heads, head_k_dim, head_v_dim: H, K, V.
+        flops_per_entry: operations a token on each entry of a [K, V] memory: see `memory_flops`.
         min_conv_width: the smallest conv_width; 0 where a mixer does without a short convolution.
     """
 
+    flops_per_entry: int
     min_conv_width = 1
 
     def __init__(self, d_model: int, num_heads: int, head_k_dim: int, head_v_dim: int, conv_width: int) -> None:
@@ -36,6 +40,8 @@ class Mixer(nn.Module):
             least = self.min_conv_width if name == "conv_width" else 1
             if value < least:
                 raise ValueError(f"{name}: got {value}, expected >= {least}")
+        if d_model % num_heads:
+            raise ValueError(f"num_heads: got {num_heads}, expected a divisor of d_model = {d_model}")
         self.d_model = d_model
         self.num_heads = num_heads
         self.head_k_dim = head_k_dim
@@ -52,6 +58,16 @@ class Mixer(nn.Module):
         0 for a mixer whose memory grows with the context: see `Attention`.
         """
         return sum(heads * keys * values for heads, keys, values in self.state_shapes())
+
+    def memory_flops(self, context: int) -> int:
+        """Floating-point operations of one token's write to and read from the memory, in the recurrent form.
+
+        A multiply-add is two; operations on K or V numbers beside those on K * V are left out.
+
+        Args:
+            context: tokens of the context; what is averaged over its positions where the memory grows.
+        """
+        return self.flops_per_entry * self.num_heads * self.head_k_dim * self.head_v_dim
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
         """The state before the first token: zeros, [B, H, K, V] fp32 each, unless a mixer says otherwise."""
@@ -84,6 +100,18 @@ class Mixer(nn.Module):
     def step(self, x: Tensor, cache: MixerCache) -> Tensor:
         """Decodes one token: x [B, D] -> [B, D]; updates `cache` in place."""
         return self.forward(x[:, None], cache)[:, 0]
+
+
+def checked_range(name: str, value: Sequence[float] | None, above_zero: bool) -> tuple[float, float] | None:
+    """A pair (low, high) of numbers > 0 and finite, or >= 0, with low <= high; ValueError names what is none."""
+    if value is None:
+        return None
+    limits = "0 < low <= high < inf" if above_zero else "0 <= low <= high"
+    if len(value) == 2:
+        low, high = map(float, value)
+        if 0 < low <= high < float("inf") if above_zero else 0 <= low <= high:
+            return low, high
+    raise ValueError(f"{name}: got {list(value)}, expected two numbers with {limits}")
 
 
 def check_packing(cache: MixerCache | None, cu_seqlens: Tensor | None) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from palimpsa.mixers.layers import Decay, GatedRMSNorm, MemoryTrace, mean_window
+from palimpsa.mixers.layers import Decay, GatedRMSNorm, MemoryTrace, mean_window, widen
+from palimpsa.mixers.parameters import initial_decay
 from palimpsa.mixers.projected import RecurrentMixer
 from palimpsa.mixers.recurrences import delta_rule, gated_delta_rule
 
@@ -16,8 +17,8 @@ _NORM_EPS = 1e-6
 
 
 def l2_normalise(x: Tensor) -> Tensor:
-    """x / sqrt(|x|^2 + 1e-6) over the last axis, computed in fp32, in x's dtype."""
-    wide = x.float()
+    """x / sqrt(|x|^2 + 1e-6) over the last axis, computed in fp32 at least, in x's dtype."""
+    wide = widen(x)
     return (wide * torch.rsqrt(wide.square().sum(dim=-1, keepdim=True) + _NORM_EPS)).to(x.dtype)
 
 
@@ -38,6 +39,9 @@ class DeltaNet(RecurrentMixer):
         ValueError: for sizes below 1.
     """
 
+    # Recall, write and read (2 each).
+    flops_per_entry = 6
+
     def __init__(
         self,
         d_model: int,
@@ -55,11 +59,11 @@ class DeltaNet(RecurrentMixer):
     def _recur(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        beta = torch.sigmoid(self.beta_proj(x).float())
+        beta = torch.sigmoid(widen(self.beta_proj(x)))
         return delta_rule(l2_normalise(q), l2_normalise(k), v, beta, state, cu_seqlens)
 
     def _normalise(self, o: Tensor, x: Tensor) -> Tensor:
-        return self.o_norm(o.float()).to(o.dtype)
+        return self.o_norm(widen(o)).to(o.dtype)
 
     @torch.no_grad()
     def memory(self, x: Tensor) -> MemoryTrace:
@@ -84,6 +88,9 @@ class GatedDeltaNet(RecurrentMixer):
         ValueError: for sizes below 1 or another `forgetting`.
     """
 
+    # DeltaNet's and the decay.
+    flops_per_entry = 7
+
     def __init__(
         self,
         d_model: int,
@@ -95,7 +102,7 @@ class GatedDeltaNet(RecurrentMixer):
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
-        self.decay = Decay(num_heads, forgetting)
+        self.decay = Decay(*initial_decay(num_heads, forgetting))
         self.decay_proj = nn.Linear(d_model, num_heads, bias=False)
         self.beta_proj = nn.Linear(d_model, num_heads, bias=False)
         self.gate_proj = nn.Linear(d_model, self.v_width, bias=False)
@@ -109,7 +116,7 @@ class GatedDeltaNet(RecurrentMixer):
     def _recur(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        beta = torch.sigmoid(self.beta_proj(x).float())
+        beta = torch.sigmoid(widen(self.beta_proj(x)))
         return gated_delta_rule(l2_normalise(q), l2_normalise(k), v, beta, self._log_decay(x), state, cu_seqlens)
 
     @torch.no_grad()

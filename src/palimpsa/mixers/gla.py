@@ -8,19 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from palimpsa.mixers.layers import GatedRMSNorm, MemoryTrace, log_decay_init, mean_window
+from palimpsa.mixers.layers import GatedRMSNorm, MemoryTrace, mean_window, widen
+from palimpsa.mixers.parameters import initial_decay_bias
 from palimpsa.mixers.projected import RecurrentMixer
 from palimpsa.mixers.recurrences import gla, simple_gla
 
 # The published divisor of logsigmoid: it keeps decays close to 1 at the start of training.
 GATE_TEMPERATURE = 16.0
-
-
-def _decay_bias(num_heads: int, forgetting: str) -> Tensor:
-    """b [H] with logsigmoid(b) / 16 = -A d, the decay that the other mixers give a head at the start."""
-    rate, step_size = log_decay_init(num_heads, forgetting)
-    # logsigmoid(b) = -c has the solution b = -log(expm1(c)).
-    return -torch.log(torch.expm1(GATE_TEMPERATURE * rate * step_size))
 
 
 class GLA(RecurrentMixer):
@@ -42,6 +36,9 @@ class GLA(RecurrentMixer):
         ValueError: for sizes below 1.
     """
 
+    # Decay, write (2), read (2).
+    flops_per_entry = 5
+
     def __init__(
         self,
         d_model: int,
@@ -58,14 +55,16 @@ class GLA(RecurrentMixer):
             raise ValueError(f"gate_rank: got {gate_rank}, expected >= 1")
         self.decay_down = nn.Linear(d_model, gate_rank, bias=False)
         self.decay_up = nn.Linear(gate_rank, self.k_width, bias=False)
-        self.decay_bias = nn.Parameter(_decay_bias(num_heads, forgetting).repeat_interleave(head_k_dim))
+        self.decay_bias = nn.Parameter(
+            initial_decay_bias(num_heads, forgetting, GATE_TEMPERATURE).repeat_interleave(head_k_dim)
+        )
         self.gate_proj = nn.Linear(d_model, self.v_width, bias=False)
         self.o_norm = GatedRMSNorm(head_v_dim, norm_eps, gate_first=False)
         self.o_proj = nn.Linear(self.v_width, d_model, bias=False)
 
     def _log_decay(self, x: Tensor) -> Tensor:
         """[B, T, H, K] fp32."""
-        logits = self.decay_up(self.decay_down(x)).float() + self.decay_bias.float()
+        logits = widen(self.decay_up(self.decay_down(x))) + widen(self.decay_bias)
         return self._heads(F.logsigmoid(logits) / GATE_TEMPERATURE)
 
     def _recur(
@@ -96,6 +95,9 @@ class SimpleGLA(RecurrentMixer):
         ValueError: for sizes below 1 or another `forgetting`.
     """
 
+    # Decay, write (2), read (2).
+    flops_per_entry = 5
+
     def __init__(
         self,
         d_model: int,
@@ -108,14 +110,14 @@ class SimpleGLA(RecurrentMixer):
     ) -> None:
         super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
         self.decay_proj = nn.Linear(d_model, num_heads, bias=False)
-        self.decay_bias = nn.Parameter(_decay_bias(num_heads, forgetting))
+        self.decay_bias = nn.Parameter(initial_decay_bias(num_heads, forgetting, GATE_TEMPERATURE))
         self.gate_proj = nn.Linear(d_model, self.v_width, bias=False)
         self.o_norm = GatedRMSNorm(head_v_dim, norm_eps, gate_first=False)
         self.o_proj = nn.Linear(self.v_width, d_model, bias=False)
 
     def _log_decay(self, x: Tensor) -> Tensor:
         """[B, T, H] fp32."""
-        return F.logsigmoid(self.decay_proj(x).float() + self.decay_bias.float()) / GATE_TEMPERATURE
+        return F.logsigmoid(widen(self.decay_proj(x)) + widen(self.decay_bias)) / GATE_TEMPERATURE
 
     def _recur(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, cu_seqlens: Tensor | None

@@ -4,18 +4,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-# Initial decay of head h is A_h d_h: A on a linear ramp over the heads, d log-spaced (palimpsa.md's "small" forgetting
-# gives windows of 614..6250 tokens over 8 heads, "normal" 6..63).
-DECAY_RATE_RANGE = {"small": (0.01, 0.16), "normal": (1.0, 16.0)}
-STEP_SIZE_RANGE = (0.1, 0.001)
 
 
 class MemoryTrace(NamedTuple):
@@ -46,61 +40,62 @@ def mean_window(log_decay: Tensor) -> Tensor:
     """[B, H]: N_t = 1 / (1 - exp(g_t)) of log_decay [B, T, H], averaged over the context, in tokens."""
     # expm1: 1 - exp(g) loses every digit for the windows of thousands of tokens that matter here. abs: g = 0 never
     # forgets, whatever the sign of its zero.
-    return (1.0 / torch.expm1(log_decay.float()).abs()).mean(dim=1)
+    return (1.0 / torch.expm1(widen(log_decay)).abs()).mean(dim=1)
 
 
-def log_decay_init(num_heads: int, forgetting: str) -> tuple[Tensor, Tensor]:
-    """Initial A [H] and d [H]: the same decay, exp(-A d), for every model of a comparison.
-
-    Args:
-        num_heads: H >= 1.
-        forgetting: "small" or "normal".
-
-    Raises:
-        ValueError: for another `forgetting`.
-    """
-    if forgetting not in DECAY_RATE_RANGE:
-        raise ValueError(f"forgetting: got {forgetting!r}, expected one of {', '.join(DECAY_RATE_RANGE)}")
-    first, last = STEP_SIZE_RANGE
-    rate = torch.linspace(*DECAY_RATE_RANGE[forgetting], num_heads)
-    step_size = torch.logspace(math.log10(first), math.log10(last), num_heads)
-    return rate, step_size
-
-
-def inverse_softplus(x: Tensor) -> Tensor:
+def softplus_inverse(x: Tensor) -> Tensor:
     """y with softplus(y) = x, for x > 0."""
     return x + torch.log(-torch.expm1(-x))
 
 
-class Decay(nn.Module):
-    """d_t = softplus(W_d x + b_d) and log decay g_t = -A d_t, one per head; takes W_d x [B, T, H]."""
+def widen(x: Tensor) -> Tensor:
+    """x in fp32, or as it is in fp64: the dtype of what bf16 would spoil."""
+    return x if x.dtype == torch.float64 else x.float()
 
-    def __init__(self, num_heads: int, forgetting: str) -> None:
+
+class Decay(nn.Module):
+    """d_t = softplus(W_d x + b_d) and log decay g_t = -A d_t, one per head; takes W_d x [B, T, H].
+
+    Args:
+        rate: initial A [H], > 0.
+        step_size: initial d [H], > 0: softplus(b_d).
+        step_size_limit: (low, high): d_t is clamped to it, as Mamba-2's time_step_limit does; None: not at all.
+    """
+
+    def __init__(self, rate: Tensor, step_size: Tensor, step_size_limit: tuple[float, float] | None = None) -> None:
         super().__init__()
-        rate, step_size = log_decay_init(num_heads, forgetting)
         self.log_rate = nn.Parameter(rate.log())
-        self.bias = nn.Parameter(inverse_softplus(step_size))
+        self.bias = nn.Parameter(softplus_inverse(step_size))
+        self.step_size_limit = step_size_limit
 
     def forward(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        # fp32: bf16 holds three digits of a decay that is 0.9998 a token.
-        step_size = F.softplus(logits.float() + self.bias.float())
-        return step_size, -self.log_rate.float().exp() * step_size
+        # bf16 holds three digits of a decay that is 0.9998 a token.
+        step_size = F.softplus(widen(logits) + widen(self.bias))
+        if self.step_size_limit is not None:
+            step_size = step_size.clamp(*self.step_size_limit)
+        return step_size, -widen(self.log_rate).exp() * step_size
 
 
 class Plasticity(nn.Module):
-    """softplus(s) sigmoid(W_up W_down x): the observation precision before its input gate, [B, T, H, V], fp32, >= 0."""
+    """softplus(s) sigmoid(W_up W_down x): the observation precision before its input gate, [B, T, H, V], fp32, >= 0.
 
-    def __init__(self, d_model: int, num_heads: int, head_v_dim: int) -> None:
+    initial_range: (low, high) of the log-uniform draw of softplus(s) in `initialise`; None: s starts at 1.
+    """
+
+    def __init__(
+        self, d_model: int, num_heads: int, head_v_dim: int, initial_range: tuple[float, float] | None = None
+    ) -> None:
         super().__init__()
         rank = max(1, d_model // 16)
         self.num_heads = num_heads
+        self.initial_range = initial_range
         self.down = nn.Linear(d_model, rank, bias=False)
         self.up = nn.Linear(rank, num_heads * head_v_dim, bias=False)
         self.scale = nn.Parameter(torch.ones(num_heads))
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = torch.sigmoid(self.up(self.down(x)).float()).unflatten(-1, (self.num_heads, -1))
-        return F.softplus(self.scale.float())[:, None] * gate
+        gate = torch.sigmoid(widen(self.up(self.down(x)))).unflatten(-1, (self.num_heads, -1))
+        return F.softplus(widen(self.scale))[:, None] * gate
 
 
 class ShortConvolution(nn.Module):
@@ -168,7 +163,7 @@ class GatedRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        dtype, x, gate = x.dtype, x.float(), F.silu(gate.float())
+        dtype, x, gate = x.dtype, widen(x), F.silu(widen(gate))
         if self.gate_first:
             return self._normalise(x * gate).to(dtype)
         return (self._normalise(x) * gate).to(dtype)

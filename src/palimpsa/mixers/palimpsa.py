@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from palimpsa.kernels import PalimpsaOutput, PalimpsaState, palimpsa, palimpsa_step
-from palimpsa.mixers.base import Mixer, check_packing
+from palimpsa.mixers.base import Mixer, check_packing, checked_range
 from palimpsa.mixers.layers import (
     Decay,
     GatedRMSNorm,
@@ -20,7 +20,9 @@ from palimpsa.mixers.layers import (
     Plasticity,
     ShortConvolution,
     mean_window,
+    widen,
 )
+from palimpsa.mixers.parameters import initial_decay
 
 
 class _Operands(NamedTuple):
@@ -46,10 +48,12 @@ class PalimpsaMixer(Mixer):
             Mamba-2 in Palimpsa-M's.
         importance_prior: I_prior > 0, the same for all heads, not trained.
         forgetting: "small" or "normal", the initial decay.
+        initial_plasticity: (low, high), the range of the log-uniform draw of softplus(s), of language models; None: s
+            starts at 1.
         norm_eps: of the output norm.
 
     Raises:
-        ValueError: for sizes below 1 or an importance_prior <= 0.
+        ValueError: for sizes below 1, an importance_prior <= 0 or a range that is none.
     """
 
     scale: float | None = None
@@ -65,12 +69,18 @@ class PalimpsaMixer(Mixer):
         metaplastic: bool,
         importance_prior: float,
         forgetting: str,
+        initial_plasticity: tuple[float, float] | None,
+        step_size_limit: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
         if not 0 < importance_prior < float("inf"):
             raise ValueError(f"importance_prior: got {importance_prior}, expected > 0 and finite")
-        self.decay = Decay(num_heads, forgetting)
-        self.plasticity = Plasticity(d_model, num_heads, head_v_dim) if metaplastic else None
+        initial_plasticity = checked_range("initial_plasticity", initial_plasticity, above_zero=True)
+        step_size_limit = checked_range("step_size_limit", step_size_limit, above_zero=False)
+        self.decay = Decay(*initial_decay(num_heads, forgetting), step_size_limit)
+        self.plasticity = Plasticity(d_model, num_heads, head_v_dim, initial_plasticity) if metaplastic else None
+        # With importance: 4 for I, 3 for M, 1 for the mean and 2 for the read; without: 3 and 2.
+        self.flops_per_entry = 10 if metaplastic else 5
         self.skip = nn.Parameter(torch.ones(num_heads))
         self.register_buffer("importance_prior", torch.full((num_heads,), float(importance_prior)))
 
@@ -156,10 +166,19 @@ class PalimpsaD(PalimpsaMixer):
         metaplastic: bool = True,
         importance_prior: float = 1.0,
         forgetting: str = "small",
+        initial_plasticity: tuple[float, float] | None = None,
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__(
-            d_model, num_heads, head_k_dim, head_v_dim, conv_width, metaplastic, importance_prior, forgetting
+            d_model,
+            num_heads,
+            head_k_dim,
+            head_v_dim,
+            conv_width,
+            metaplastic,
+            importance_prior,
+            forgetting,
+            initial_plasticity,
         )
         k_width, v_width = num_heads * head_k_dim, num_heads * head_v_dim
         self.q_proj = nn.Linear(d_model, k_width, bias=False)
@@ -179,11 +198,11 @@ class PalimpsaD(PalimpsaMixer):
         q = self.q_conv(self.q_proj(x), caches[0], cu_seqlens).unflatten(-1, (self.num_heads, -1))
         k = self.k_conv(self.k_proj(x), caches[1], cu_seqlens).unflatten(-1, (self.num_heads, -1))
         value = self.v_conv(self.v_proj(x), caches[2], cu_seqlens).unflatten(-1, (self.num_heads, -1))
-        input_gate = torch.sigmoid(self.input_gate_proj(x).float())
+        input_gate = torch.sigmoid(widen(self.input_gate_proj(x)))
         _, log_decay = self.decay(self.decay_proj(x))
         return _Operands(
-            q=F.normalize(q.float(), dim=-1).to(value.dtype),
-            k=F.normalize(k.float(), dim=-1).to(value.dtype),
+            q=F.normalize(widen(q), dim=-1).to(value.dtype),
+            k=F.normalize(widen(k), dim=-1).to(value.dtype),
             v=(input_gate[..., None] * value).to(value.dtype),
             beta=self._beta(x, input_gate, value.dtype),
             log_decay=log_decay,
@@ -207,6 +226,7 @@ class PalimpsaM(PalimpsaMixer):
         num_norm_groups: a divisor of num_heads * head_v_dim: the output norm is over each of so many parts of the
             width. None: one per key group, as Mamba-2 has it.
         conv_bias: whether the convolution has a bias.
+        step_size_limit: (low, high) that d_t is clamped to, Mamba-2's time_step_limit; None: not at all.
     """
 
     scale = 1.0
@@ -221,13 +241,24 @@ class PalimpsaM(PalimpsaMixer):
         metaplastic: bool = True,
         importance_prior: float = 1.0,
         forgetting: str = "small",
+        initial_plasticity: tuple[float, float] | None = None,
         norm_eps: float = 1e-6,
         num_groups: int | None = None,
         num_norm_groups: int | None = None,
         conv_bias: bool = True,
+        step_size_limit: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(
-            d_model, num_heads, head_k_dim, head_v_dim, conv_width, metaplastic, importance_prior, forgetting
+            d_model,
+            num_heads,
+            head_k_dim,
+            head_v_dim,
+            conv_width,
+            metaplastic,
+            importance_prior,
+            forgetting,
+            initial_plasticity,
+            step_size_limit,
         )
         self.num_groups = num_heads if num_groups is None else num_groups
         if self.num_groups < 1 or num_heads % self.num_groups:

@@ -1,0 +1,88 @@
+"""What all models' parameters have in common: how they start, which of them decay, and their dtypes.
+
+Dtypes: parameters are stored and updated in fp32 (master weights); matrices are multiplied in the dtype that autocast
+chooses; decays, gates, norms and the recurrent state are computed in fp32 (`widen`), whatever that dtype is.
+"""
+
+# D model width, H heads, W convolution width
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from palimpsa.mixers.layers import Plasticity, ShortConvolution, softplus_inverse
+
+MASTER_DTYPE = torch.float32
+
+# Initial decay of head h is exp(-A_h d_h): A on a linear ramp over the heads, d log-spaced ("small" forgetting gives
+# windows of 614..6250 tokens over 8 heads, "normal" 6..63).
+DECAY_RATE_RANGE = {"small": (0.01, 0.16), "normal": (1.0, 16.0)}
+STEP_SIZE_RANGE = (0.1, 0.001)
+
+
+def initial_decay(num_heads: int, forgetting: str) -> tuple[Tensor, Tensor]:
+    """Initial A [H] and d [H]: the same decay, exp(-A d), for every model of a comparison.
+
+    Args:
+        num_heads: H >= 1.
+        forgetting: "small" or "normal".
+
+    Raises:
+        ValueError: for another `forgetting`.
+    """
+    if forgetting not in DECAY_RATE_RANGE:
+        raise ValueError(f"forgetting: got {forgetting!r}, expected one of {', '.join(DECAY_RATE_RANGE)}")
+    first, last = STEP_SIZE_RANGE
+    rate = torch.linspace(*DECAY_RATE_RANGE[forgetting], num_heads)
+    step_size = torch.logspace(math.log10(first), math.log10(last), num_heads)
+    return rate, step_size
+
+
+def initial_decay_bias(num_heads: int, forgetting: str, temperature: float) -> Tensor:
+    """b [H] with logsigmoid(b) / temperature = -A d: `initial_decay` in GLA's parametrisation."""
+    rate, step_size = initial_decay(num_heads, forgetting)
+    # logsigmoid(b) = -c has the solution b = -log(expm1(c)).
+    return -torch.log(torch.expm1(temperature * rate * step_size))
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, std: float, generator: torch.Generator) -> None:
+    """Draws a model's initial weights in place, by the generator alone.
+
+    Matrices and embeddings come from N(0, std^2), convolution taps from U(-W^-1/2, W^-1/2), and s of a plasticity that
+    has an `initial_range` so that softplus(s) is log-uniform in it. Everything else keeps the value that its module
+    gave it: norms, biases, skips, and decays, which start at `initial_decay`.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            module.weight.normal_(0.0, std, generator=generator)
+        elif isinstance(module, ShortConvolution):
+            bound = module.width**-0.5
+            module.weight.uniform_(-bound, bound, generator=generator)
+        elif isinstance(module, Plasticity) and module.initial_range is not None:
+            low, high = map(math.log, module.initial_range)
+            module.scale.uniform_(low, high, generator=generator)
+            module.scale.copy_(softplus_inverse(module.scale.exp()))
+
+
+def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """AdamW's parameter groups: matrices, taps and embeddings decay; vectors do not (A, d's bias, D, s, norms, biases).
+
+    Raises:
+        ValueError: for a trained parameter that is not fp32: bf16 keeps 8 bits, and AdamW's steps on it round to
+            nothing.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, parameter in trained.items():
+        if parameter.dtype != MASTER_DTYPE:
+            raise ValueError(
+                f"{name}: got a trained parameter of {parameter.dtype}, expected {MASTER_DTYPE} master weights; "
+                "lower precision is autocast's business (trainer.precision=bf16-mixed)"
+            )
+    return [
+        {"params": [p for p in trained.values() if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": 0.0},
+    ]
