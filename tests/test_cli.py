@@ -16,7 +16,14 @@ from palimpsa.training import build_model, stages_from_config
 ROOT = CONFIG_DIR.parent
 # Each command line, and what the message must say: the key, and the nearest known one or what was expected.
 MISTAKES = {
-    "model=palimpsa_x": ("model: got 'palimpsa_x'", "gla, mamba2, palimpsa_d", "did you mean 'palimpsa_"),
+    "model=palimpsa_x": (
+        "model: got 'palimpsa_x'",
+        "gla, mamba2, mamba2_wide, palimpsa_d",
+        "lm/NAME",
+        "did you mean 'palimpsa_",
+    ),
+    "model=palimpsa_d_170m": ("model: got 'palimpsa_d_170m'", "did you mean 'lm/palimpsa_d_170m'"),
+    "model=lm/palimpsa_170m": ("model/lm: got 'palimpsa_170m'", "palimpsa_d_170m, palimpsa_d_340m"),
     "logger=wandbb": ("logger: got 'wandbb'", "did you mean 'wandb'"),
     "+sweep=mqar_figure3": ("sweep: got 'mqar_figure3'", "did you mean 'mqar_figure2'"),
     "model.num_layer=3": ("model.num_layer: unknown key", "did you mean 'num_layers'"),
@@ -30,6 +37,14 @@ MISTAKES = {
     "model.mixer.metaplastic=3": ("model.mixer.metaplastic: got 3, expected bool",),
     "model.mixer._target_=palimpsa.mixers.Palimpsa": ("model.mixer._target_", "palimpsa.mixers.Palimpsa"),
     "model.mixer._target_=palimpsa.mixers.GatedDeltanet": ("did you mean 'palimpsa.mixers.GatedDeltaNet'",),
+    "model.mixer.num_heads=3": ("model.mixer.num_heads: got 3, expected a divisor of d_model = 32",),
+    "model=lm/gla_170m model.mixer.num_heads=7": ("model.mixer.num_heads: got 7", "d_model = 768"),
+    "model=mamba2 +model.mixer.num_groups=3": ("model.mixer.num_groups: got 3, expected a divisor of num_heads = 2",),
+    "model=mamba2 +model.mixer.num_norm_groups=5": ("model.mixer.num_norm_groups: got 5", "the width 32"),
+    "model=mamba2 +model.mixer.step_size_limit=[1,0]": ("model.mixer.step_size_limit: got [1, 0]", "low <= high"),
+    "model=mamba2 +model.mixer.step_size_limit=[1]": ("model.mixer.step_size_limit: got [1]", "tuple[float, float]"),
+    "+model.mixer.initial_plasticity=[0,1]": ("model.mixer.initial_plasticity: got [0, 1]", "0 < low"),
+    "+model.mixer.initial_plasticity=small": ("model.mixer.initial_plasticity: got 'small'",),
     "model.mixer.num_heads=0": ("model.mixer.num_heads: got 0, expected >= 1",),
     "model.mixer.importance_prior=-1": ("model.mixer.importance_prior: got -1, expected > 0 and finite",),
     "model.mixer.forgetting=tiny": ("model.mixer.forgetting: got 'tiny'", "small, normal"),

@@ -42,8 +42,10 @@ def explain(error: Exception, overrides: list[str], config_name: str, schema: ty
     option = re.search(r"Could not find '([\w/]+)/([\w.-]+)'", text)
     if option:
         group, name = option.groups()
-        choices = GlobalHydra.instance().config_loader().get_group_options(group)
-        return f"{group}: got {name!r}, expected one of {', '.join(choices)}{nearest(name, choices)}"
+        choices, below = _group_options(group)
+        listed = ", ".join([*choices, *(f"{folder}/NAME" for folder in below)])
+        near = nearest(name, [*choices, *(f"{folder}/{choice}" for folder in below for choice in below[folder])])
+        return f"{group}: got {name!r}, expected one of {listed}{near}"
 
     attributes = [getattr(link, "full_key", None) for link in reversed(chain)]
     named = [str(key) for key in attributes if key] or re.findall(r"full_key: (\S+)", text)
@@ -60,6 +62,14 @@ def explain(error: Exception, overrides: list[str], config_name: str, schema: ty
     if key in siblings or not siblings:
         return f"{where}{full_key}: {reason}"
     return f"{where}{full_key}: unknown key, expected one of {', '.join(siblings)}{nearest(key, siblings)}"
+
+
+def _group_options(group: str) -> tuple[list[str], dict[str, list[str]]]:
+    """The configs of a group, and by folder those below it that are options too: all that have a name."""
+    loader = GlobalHydra.instance().config_loader()
+    folders = (path for path in sorted((CONFIG_DIR / group).glob("*/")) if any(path.glob("*.yaml")))
+    below = {path.name: loader.get_group_options(f"{group}/{path.name}") for path in folders}
+    return loader.get_group_options(group), below
 
 
 def _known_keys(parents: list[str], config_name: str, schema: type) -> list[str]:

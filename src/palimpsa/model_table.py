@@ -1,0 +1,108 @@
+"""docs/models.md: what each model config builds, counted on the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from palimpsa.composition import CONFIG_DIR
+from palimpsa.config import ModelConfig, register_schema
+from palimpsa.mixers import Attention
+from palimpsa.model import LanguageModel
+
+# The longest context of the curriculum, tokens.
+MQAR_SCALES = {"paper": 1_024, "laptop": 64}
+LANGUAGE_MODEL_CONTEXT = 4_096
+SIZES = ("170m", "340m", "760m")
+
+HEAD = """\
+# The models, counted
+
+Written by `make figures` from `configs/model`, each model built and counted; a test holds it to the configs.
+
+- **Parameters**: all trained numbers, the tied embedding once; in brackets those outside of the embedding.
+- **State**: the recurrent numbers of one sequence in one layer, kept in fp32. Attention's memory grows instead.
+- **FLOPs a token**: the forward pass, logits at every token included, a multiply-add counted as two; memories in their
+  recurrent form (the chunked kernels do more), attention averaged over the positions of the context that the section
+  names; norms, gates and activations left out. A training step takes about three times as much.
+"""
+COLUMNS = """\
+| config | model | layers | width | H, K, V | parameters | state | FLOPs a token |
+|---|---|---|---|---|---|---|---|"""
+
+
+def build_without_memory(config: ModelConfig) -> LanguageModel:
+    """The network of a `model` config with shapes and dtypes, but no numbers (device "meta")."""
+    with torch.device("meta"):
+        return LanguageModel(
+            config.vocab_size,
+            config.d_model,
+            config.num_layers,
+            instantiate(config.mixer, _partial_=True),
+            norm=config.norm,
+            norm_eps=config.norm_eps,
+            channel_mixer=config.channel_mixer,
+            channel_width=config.channel_width,
+            init_std=config.init_std,
+            generator=None,
+        )
+
+
+def models_document() -> str:
+    """The whole of docs/models.md."""
+    register_schema()
+    mqar = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
+    language = sorted(path.stem for path in (CONFIG_DIR / "model/lm").glob("*.yaml"))
+    parts = [HEAD]
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        for scale, context in MQAR_SCALES.items():
+            same = " and `scale=h200`" if scale == "paper" else ""
+            title = f"## MQAR, `scale={scale}`{same}, context {context:,}"
+            parts.append(_section(title, mqar, [f"scale={scale}"], context))
+        for size in SIZES:
+            title = f"## Language models of {size.upper()} parameters, context {LANGUAGE_MODEL_CONTEXT:,}"
+            names = [f"lm/{name}" for name in language if name.endswith(f"_{size}")]
+            parts.append(_section(title, names, [], LANGUAGE_MODEL_CONTEXT))
+    return "\n".join(parts)
+
+
+def _section(title: str, names: Iterable[str], overrides: list[str], context: int) -> str:
+    rows = [_row(name, compose("train", [f"model={name}", *overrides]).model, context) for name in names]
+    return "\n".join([title, "", COLUMNS, *rows, ""])
+
+
+def _row(name: str, config: ModelConfig, context: int) -> str:
+    model = build_without_memory(config)
+    mixer = next(model.mixers())
+    outside = model.num_parameters - model.embedding.weight.numel()
+    if isinstance(mixer, Attention):
+        state = f"{mixer.num_heads * (mixer.head_k_dim + mixer.head_v_dim):,} a token"
+    else:
+        state = f"{model.state_size:,}"
+    cells = [
+        f"`{name}`",
+        config.label,
+        str(config.num_layers),
+        f"{config.d_model:,}",
+        f"{mixer.num_heads}, {mixer.head_k_dim}, {mixer.head_v_dim}",
+        f"{_rounded(model.num_parameters)} ({_rounded(outside)})",
+        state,
+        _rounded(model.flops_per_token(context)),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _rounded(number: int) -> str:
+    """Four digits and a unit.
+
+    >>> _rounded(172_345_678), _rounded(36_864), _rounded(1_563_000_000)
+    ('172.3M', '36.86k', '1.563G')
+    """
+    for unit, factor in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= factor:
+            scaled = number / factor
+            return f"{scaled:.{max(0, 3 - len(str(int(scaled))) + 1)}f}{unit}"
+    return str(number)
