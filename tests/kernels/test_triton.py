@@ -471,7 +471,7 @@ def test_vmap_of_grad(Problem, assert_equal, triton):
     ("shape", "num_sequences"),
     [((2, 300, 2, 16, 16), 2), ((1, 1, 1, 16, 33), 1), ((1, 512, 1, 255, 256), 64), ((1, 600, 3, 256, 256), 1)],
 )
-def test_no_grid_is_larger_than_the_check_of_sizes_counts(monkeypatch, shape, num_sequences):
+def test_no_grid_is_larger_than_the_check_of_sizes_counts(monkeypatch, device, shape, num_sequences):
     B, T, H, K, V = shape
     grids = []
 
@@ -484,9 +484,9 @@ def test_no_grid_is_larger_than_the_check_of_sizes_counts(monkeypatch, shape, nu
     for module in (forward, backward):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, Recorder())
-    q, v = torch.zeros(B, T, H, K), torch.zeros(B, T, H, V)
-    cu_seqlens = None if num_sequences == B else torch.arange(0, T + 1, T // num_sequences)
-    args = (q, q, v, v, torch.zeros(B, T, H), torch.ones(H), 1.0)
+    q, v = torch.zeros(B, T, H, K, device=device), torch.zeros(B, T, H, V, device=device)
+    cu_seqlens = None if num_sequences == B else torch.arange(0, T + 1, T // num_sequences, device=device)
+    args = (q, q, v, v, torch.zeros(B, T, H, device=device), torch.ones(H, device=device), 1.0)
     forward.forward(*args, None, None, False, False, cu_seqlens)
     backward.backward(*args, None, None, None, None, cu_seqlens, v, None, None, None)
     validation = host_module("validation")

@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from palimpsa.kernels.linear import avoid_miscompiled_backward
@@ -33,7 +34,11 @@ def gla(
     if q.is_cuda:
         from fla.ops.gla import chunk_gla
 
-        return _by_kernel(chunk_gla, (q, k, v, g), state, cu_seqlens)
+        # Its kernels multiply tiles of at least 16 values: columns of zeros change nothing else.
+        missing = max(0, 16 - v.shape[-1])
+        wide_state = state if state is None else F.pad(state, (0, missing))
+        o, final = _by_kernel(chunk_gla, (q, k, F.pad(v, (0, missing)), g), wide_state, cu_seqlens)
+        return o[..., : v.shape[-1]], final[..., : v.shape[-1]]
     from fla.ops.gla.naive import naive_recurrent_gla
 
     return _by_reference(naive_recurrent_gla, (q, k, v, g), state, cu_seqlens)
