@@ -116,9 +116,10 @@ mqar: check-scale setup ## Reproduce Figures 2 and 3 (MQAR): train, collect, plo
 	fi; \
 	echo "mqar: done; figures and tables are in results/mqar"
 
-figures: setup ## Draw the figures again from the committed results (no GPU, no network)
+figures: setup ## Draw the figures and count the models again (no GPU, no network)
 	$(PY) scripts/plot_figures.py --results results/mqar $(SCALE_ARG)
 	$(PY) scripts/illustrate.py --results results/illustrations
+	$(PY) scripts/describe_models.py --out docs/models.md
 	$(if $(wildcard results/kernels/operators_*.csv results/kernels/throughput_*.csv),$(PY) scripts/plot_benchmark.py --results results/kernels)
 
 bench: setup ## Time the operators, each checked first: on the GPU, or small on a CPU (ARGS="cases=[table]")

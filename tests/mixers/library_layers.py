@@ -1,28 +1,12 @@
 """Runs flash-linear-attention's own layers and kernels on a CPU, in Triton's interpreter: library_layers.py OUT.
 
 Writes to OUT, for each layer, its weights, an input and its output, and with that gradients where its kernel has a way
-back that the interpreter takes. Run in a process of its own: the interpreter is chosen when Triton is imported.
+back that the interpreter takes. Run it in a process of its own with TRITON_INTERPRET=1, and with no GPU to be seen.
 """
 
-import os
 import sys
 
-os.environ["TRITON_INTERPRET"] = "1"
-# Where there is a GPU, it is not asked.
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
 import torch
-from triton.runtime.autotuner import Autotuner
-
-all_configurations = Autotuner.__init__
-
-
-def one_configuration(self, fn, arg_names, configs, *args, **options):
-    """Without a GPU nothing can be timed, so there must be nothing to choose."""
-    all_configurations(self, fn, arg_names, configs[:1], *args, **options)
-
-
-Autotuner.__init__ = one_configuration
 
 D_MODEL, HEADS, K, V = 32, 2, 16, 32
 SIZES = {"hidden_size": D_MODEL, "num_heads": HEADS, "norm_eps": 1e-6}
@@ -31,7 +15,20 @@ EXPANSION = {"expand_k": HEADS * K / D_MODEL, "expand_v": HEADS * V / D_MODEL}
 WITH_GRADIENTS = ("gla", "deltanet")
 
 
+def keep_one_configuration() -> None:
+    """Without a GPU nothing can be timed, so there must be nothing to choose."""
+    from triton.runtime.autotuner import Autotuner
+
+    all_configurations = Autotuner.__init__
+
+    def one_configuration(self, fn, arg_names, configs, *args, **options):
+        all_configurations(self, fn, arg_names, configs[:1], *args, **options)
+
+    Autotuner.__init__ = one_configuration
+
+
 def main() -> None:
+    keep_one_configuration()
     # Only now: importing it makes its kernels, with the configurations that there are.
     from fla.layers import DeltaNet, GatedDeltaNet, GatedLinearAttention
     from fla.layers.simple_gla import SimpleGatedLinearAttention

@@ -47,7 +47,7 @@ def call(monkeypatch):
 
 def operands(dtype=torch.bfloat16, seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
-    q, k, v = (torch.randn(1, 6, 2, n, generator=generator).to(dtype) for n in (4, 4, 8))
+    q, k, v = (torch.randn(1, 6, 2, n, generator=generator).to(dtype) for n in (4, 4, 16))
     return q, k, v, torch.rand(1, 6, 2, generator=generator), -torch.rand(1, 6, 2, generator=generator)
 
 
@@ -55,7 +55,7 @@ def operands(dtype=torch.bfloat16, seed: int = 0):
 def test_kernels_get_their_operands_by_the_right_name(call, rule):
     q, k, v, beta, g = operands()
     own = {"gla": (g,), "simple_gla": (g,), "delta_rule": (beta,), "gated_delta_rule": (beta, g)}[rule]
-    state, bounds = torch.zeros(1, 2, 4, 8), torch.tensor([0, 2, 6], dtype=torch.int32)
+    state, bounds = torch.zeros(1, 2, 4, 16), torch.tensor([0, 2, 6], dtype=torch.int32)
     name, arguments = call(rule, q, k, v, *own, state=state, cu_seqlens=bounds)
     assert name == rule
     expected = {"q": q, "k": k, "v": v, "initial_state": state, "cu_seqlens": bounds.long()}
@@ -65,6 +65,26 @@ def test_kernels_get_their_operands_by_the_right_name(call, rule):
     assert arguments["output_final_state"] is True
     assert arguments["cu_seqlens"].dtype == torch.int64
     assert all(torch.equal(arguments[key], value) for key, value in expected.items())
+
+
+def test_gla_with_few_values_fills_them_up_for_the_kernel_alone(monkeypatch):
+    import fla.ops.gla
+    from fla.ops.gla.naive import naive_recurrent_gla
+
+    widths = []
+
+    def kernel(q, k, v, g, initial_state, output_final_state, cu_seqlens):
+        widths.append((v.shape[-1], initial_state.shape[-1]))
+        plain = (x.as_subclass(torch.Tensor) for x in (q, k, v, g))
+        return naive_recurrent_gla(*plain, initial_state=initial_state, output_final_state=True)
+
+    monkeypatch.setattr(fla.ops.gla, "chunk_gla", kernel)
+    q, k, v, _, _ = operands(torch.float32)
+    g, state = -torch.rand(1, 6, 2, 4, generator=torch.Generator().manual_seed(1)), torch.ones(1, 2, 4, 6)
+    found = recurrences.gla(*(x.as_subclass(OnGPU) for x in (q, k, v[..., :6], g)), state, None)
+    assert widths == [(16, 16)]
+    for a, b in zip(found, recurrences.gla(q, k, v[..., :6], g, state, None), strict=True):
+        torch.testing.assert_close(a.as_subclass(torch.Tensor), b)
 
 
 def test_deltanet_in_fp32_takes_the_gated_kernel_without_decay(call):

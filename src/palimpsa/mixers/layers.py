@@ -107,7 +107,8 @@ class ShortConvolution(nn.Module):
     def __init__(self, num_channels: int, width: int, bias: bool = False) -> None:
         super().__init__()
         self.width = width
-        self.weight = nn.Parameter(torch.empty(num_channels, width))
+        # As torch's own layers do, so that a mixer works in anybody's model; ours draw by `initialise`.
+        self.weight = nn.Parameter(torch.empty(num_channels, width).uniform_(-(width**-0.5), width**-0.5))
         self.bias = nn.Parameter(torch.zeros(num_channels)) if bias else None
 
     def new_cache(self, batch_size: int) -> Tensor:

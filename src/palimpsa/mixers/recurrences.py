@@ -26,6 +26,9 @@ from palimpsa.kernels.linear import simple_gla as simple_gla_kernel
 # The library's decorators and signatures hide from the type checker what its kernels return.
 _Kernel = Callable[..., Any]
 
+# In half precision GLA's kernels multiply tiles of no fewer values; columns of zeros beside fewer change nothing.
+_GLA_MIN_VALUES = 16
+
 
 def gla(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
@@ -34,11 +37,12 @@ def gla(
     if q.is_cuda:
         from fla.ops.gla import chunk_gla
 
-        # Its kernels multiply tiles of at least 16 values: columns of zeros change nothing else.
-        missing = max(0, 16 - v.shape[-1])
-        wide_state = state if state is None else F.pad(state, (0, missing))
+        missing = _GLA_MIN_VALUES - v.shape[-1]
+        if missing <= 0:
+            return _by_kernel(chunk_gla, (q, k, v, g), state, cu_seqlens)
+        wide_state = None if state is None else F.pad(state, (0, missing))
         o, final = _by_kernel(chunk_gla, (q, k, F.pad(v, (0, missing)), g), wide_state, cu_seqlens)
-        return o[..., : v.shape[-1]], final[..., : v.shape[-1]]
+        return o[..., :-missing], final[..., :-missing]
     from fla.ops.gla.naive import naive_recurrent_gla
 
     return _by_reference(naive_recurrent_gla, (q, k, v, g), state, cu_seqlens)
