@@ -88,6 +88,7 @@ MISTAKES = {
     "scale=h200 trainer=gpu": ("scale=h200: needs an NVIDIA GPU",),
     "scale=paper": ("scale=paper: needs an NVIDIA GPU",),
     "trainer=gpu": ("trainer=gpu: needs an NVIDIA GPU",),
+    "trainer.accelerator=gpu": ("trainer.accelerator=gpu: needs an NVIDIA GPU",),
 }
 
 

@@ -7,8 +7,7 @@ from hydra import compose, initialize_config_dir
 from palimpsa.cli import CONFIG_DIR
 from palimpsa.mixers import PalimpsaD
 from palimpsa.mixers.parameters import weight_decay_groups
-from palimpsa.model import LanguageModel
-from palimpsa.training import build_model
+from palimpsa.model import LanguageModel, build_model
 
 MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
 each_model = pytest.mark.parametrize("name", MODELS)

@@ -12,9 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from palimpsa.cli import CONFIG_DIR
 from palimpsa.kernels import palimpsa_reference
 from palimpsa.mixers import GLA, Attention, DeltaNet, GatedDeltaNet, PalimpsaD, SimpleGLA
-from palimpsa.model import LanguageModel
-from palimpsa.model_table import SIZES, build_without_memory, models_document
-from palimpsa.training import build_model
+from palimpsa.model import LanguageModel, build_model
+from palimpsa.model_table import SIZES, models_document
 
 ROOT = Path(__file__).resolve().parents[1]
 LANGUAGE_MODELS = sorted(path.stem for path in (CONFIG_DIR / "model/lm").glob("*.yaml"))
@@ -24,6 +23,11 @@ each_language_model = pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def config(name: str, *overrides: str):
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return compose("train", [f"model={name}", *overrides]).model
+
+
+def build_without_memory(own) -> LanguageModel:
+    with torch.device("meta"):
+        return build_model(own, None)
 
 
 def test_the_committed_table_is_what_the_configs_build():

@@ -171,7 +171,8 @@ def _check_run(cfg: DictConfig) -> None:
     if cfg.scale.requires_gpu or cfg.trainer.accelerator == "gpu":
         import torch
 
-        asked_by = f"scale={cfg.scale.name}" if cfg.scale.requires_gpu else f"trainer={cfg.trainer.name}"
+        by_trainer = "trainer=gpu" if cfg.trainer.name == "gpu" else "trainer.accelerator=gpu"
+        asked_by = f"scale={cfg.scale.name}" if cfg.scale.requires_gpu else by_trainer
         if not torch.cuda.is_available():
             raise ConfigError(
                 f"{asked_by}: needs an NVIDIA GPU that PyTorch can use (one H200 is what it is sized for), and this "

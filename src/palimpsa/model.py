@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from palimpsa.mixers import MemoryTrace, Mixer, MixerCache
@@ -195,3 +197,24 @@ class LanguageModel(nn.Module):
     def num_parameters(self) -> int:
         """Trained parameters; the tied embedding counts once."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+def build_model(config: Any, seed: int | None) -> LanguageModel:
+    """The network of a `model` config.
+
+    Args:
+        config: the `model` group of configs/train.yaml.
+        seed: the initial weights are a function of it alone; None leaves them for a checkpoint to fill.
+    """
+    return LanguageModel(
+        config.vocab_size,
+        config.d_model,
+        config.num_layers,
+        instantiate(config.mixer, _partial_=True),
+        norm=config.norm,
+        norm_eps=config.norm_eps,
+        channel_mixer=config.channel_mixer,
+        channel_width=config.channel_width,
+        init_std=config.init_std,
+        generator=None if seed is None else torch.Generator().manual_seed(seed),
+    )

@@ -6,12 +6,11 @@ from collections.abc import Iterable
 
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 
 from palimpsa.composition import CONFIG_DIR
 from palimpsa.config import ModelConfig, register_schema
 from palimpsa.mixers import Attention
-from palimpsa.model import LanguageModel
+from palimpsa.model import build_model
 
 # The longest context of the curriculum, tokens.
 MQAR_SCALES = {"paper": 1_024, "laptop": 64}
@@ -32,23 +31,6 @@ Written by `make figures` from `configs/model`, each model built and counted; a 
 COLUMNS = """\
 | config | model | layers | width | H, K, V | parameters | state | FLOPs a token |
 |---|---|---|---|---|---|---|---|"""
-
-
-def build_without_memory(config: ModelConfig) -> LanguageModel:
-    """The network of a `model` config with shapes and dtypes, but no numbers (device "meta")."""
-    with torch.device("meta"):
-        return LanguageModel(
-            config.vocab_size,
-            config.d_model,
-            config.num_layers,
-            instantiate(config.mixer, _partial_=True),
-            norm=config.norm,
-            norm_eps=config.norm_eps,
-            channel_mixer=config.channel_mixer,
-            channel_width=config.channel_width,
-            init_std=config.init_std,
-            generator=None,
-        )
 
 
 def models_document() -> str:
@@ -75,7 +57,9 @@ def _section(title: str, names: Iterable[str], overrides: list[str], context: in
 
 
 def _row(name: str, config: ModelConfig, context: int) -> str:
-    model = build_without_memory(config)
+    # Shapes without numbers.
+    with torch.device("meta"):
+        model = build_model(config, None)
     mixer = next(model.mixers())
     outside = model.num_parameters - model.embedding.weight.numel()
     if isinstance(mixer, Attention):

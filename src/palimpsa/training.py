@@ -14,7 +14,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import instantiate
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from omegaconf import DictConfig
@@ -28,7 +27,7 @@ from palimpsa.data.stages import stages_from_config
 from palimpsa.errors import ConfigError, RunDirectoryError
 from palimpsa.loggers import close_loggers, make_loggers
 from palimpsa.mixers.parameters import weight_decay_groups
-from palimpsa.model import LanguageModel
+from palimpsa.model import LanguageModel, build_model
 from palimpsa.probe import MemoryProbe
 from palimpsa.progress import JobProgress
 from palimpsa.provenance import provenance
@@ -100,22 +99,6 @@ class _AtomicCheckpointIO(TorchCheckpointIO):
         partial = f"{path}.partial"
         super().save_checkpoint(checkpoint, partial, storage_options)
         os.replace(partial, path)
-
-
-def build_model(config: Any, seed: int) -> LanguageModel:
-    """The network of a `model` config; its initial weights are a function of the seed alone."""
-    return LanguageModel(
-        config.vocab_size,
-        config.d_model,
-        config.num_layers,
-        instantiate(config.mixer, _partial_=True),
-        norm=config.norm,
-        norm_eps=config.norm_eps,
-        channel_mixer=config.channel_mixer,
-        channel_width=config.channel_width,
-        init_std=config.init_std,
-        generator=torch.Generator().manual_seed(seed),
-    )
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
