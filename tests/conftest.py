@@ -19,6 +19,7 @@ TINY = (
     "scale.d_model=16",
     "scale.num_heads=2",
     "scale.head_k_dim=4",
+    "scale.wide_head_k_dim=8",
     "scale.head_v_dim=4",
     "task.vocab_size=32",
     "task.tokens_per_step=64",

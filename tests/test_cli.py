@@ -50,11 +50,21 @@ MISTAKES = {
     "model.mixer.forgetting=tiny": ("model.mixer.forgetting: got 'tiny'", "small, normal"),
     "model=gated_deltanet model.mixer.forgetting=tiny": ("model.mixer.forgetting: got 'tiny'", "small, normal"),
     "model=deltanet +model.mixer.forgetting=small": ("model.mixer.forgetting", "no such argument"),
-    "model=transformer model.mixer.head_v_dim=16": ("model.mixer.head_v_dim: got 16, expected head_k_dim = 8",),
     "model=transformer scale.head_k_dim=5": ("model.mixer.head_k_dim: got 5, expected an even number",),
     "model.norm=batchnorm": ("model.norm: got 'batchnorm'", "layernorm, rmsnorm"),
     "model.channel_mixer=mlp": ("model.channel_mixer: got 'mlp'", "none, swiglu"),
     "model.channel_mixer=swiglu": ("model.channel_width: got None",),
+    "model.channel_width=8": ("model.channel_width: got 8, expected null with channel_mixer=none",),
+    "model=palimpsa_d_nometa_wide scale.head_k_dim=16": (
+        "scale.wide_head_k_dim: got 16",
+        "twice scale.head_k_dim = 16",
+    ),
+    "~model.mixer.num_heads": ("model.mixer.num_heads: missing, palimpsa.mixers.PalimpsaD needs it",),
+    "~model.mixer._target_": ("model.mixer._target_: got None",),
+    "model.mixer.head_k_dim=1000000000000000000000": ("model: got sizes that make no tensor",),
+    "+model.mixer.norm_eps=-1": ("model.mixer.norm_eps: got -1, expected > 0 and finite",),
+    "model=deltanet +model.mixer.norm_eps=inf": ("model.mixer.norm_eps: got inf",),
+    "model=null": ("model=null",),
     "seed=-1": ("seed: got -1",),
     "optimizer.lr=0": ("optimizer.lr: got 0.0, expected > 0",),
     "optimizer.lr=nan": ("optimizer.lr: got nan, expected > 0",),
@@ -102,6 +112,17 @@ def test_a_mistake_is_one_line_that_names_its_key(command_line, tmp_path, monkey
     for part in MISTAKES[command_line]:
         assert part in message
     assert not (tmp_path / "results" / "runs").exists()
+
+
+def test_a_sweep_over_nothing_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"model=glob\(lm/\*\).*: the sweep has no run"):
+        preflight(["model=glob(lm/*)", f"results_dir={tmp_path}"], multirun=True)
+
+
+def test_an_unknown_mixer_is_told_in_one_line_alone(tmp_path, capfd):
+    with pytest.raises(ConfigError, match=r"model\.mixer\._target_: got 'palimpsa\.mixers\.Mamba3'"):
+        preflight(["model.mixer._target_=palimpsa.mixers.Mamba3", f"results_dir={tmp_path}"], multirun=False)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_mistake_in_any_value_of_a_sweep_is_found_before_the_first_run(tmp_path):

@@ -65,7 +65,7 @@ BLOCK_DELTA = QKV + D * H * V + D * H + V
 BLOCK_GATED_DELTA = QKV + 2 * D * H * V + 2 * D * H + 2 * H + V
 BLOCK_WIDE = BLOCK_D + (2 * D + 2 * 4) * H * K  # the second half of the keys and queries
 BLOCK_M_WIDE = BLOCK_M + 2 * (D + 5) * H * K
-BLOCK_ATTENTION = 4 * D * H * K + 4 * 3 * H * K
+BLOCK_ATTENTION = QKV + D * H * V
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,13 @@ def test_matrices_start_with_variance_one_over_width():
     model = build("palimpsa_d", "scale=h200")
     for weight in (model.embedding.weight, model.blocks[0].mixer.o_proj.weight):
         assert weight.std().item() == pytest.approx(128**-0.5, rel=0.02)
+
+
+def test_taps_start_uniform_in_the_root_of_their_width():
+    mixer = build("palimpsa_d", "scale=h200").blocks[0].mixer
+    taps = mixer.q_conv.weight
+    assert 0.95 * 4**-0.5 < taps.abs().max() <= 4**-0.5
+    assert taps.std().item() == pytest.approx(4**-0.5 / 3**0.5, rel=0.1)
 
 
 @each_model

@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from palimpsa.checks import check_config
 from palimpsa.cli import CONFIG_DIR
 from palimpsa.kernels import palimpsa_reference
 from palimpsa.mixers import GLA, Attention, DeltaNet, GatedDeltaNet, PalimpsaD, SimpleGLA
@@ -49,7 +50,11 @@ def test_every_model_comes_in_every_size():
 
 @each_language_model
 def test_a_language_model_has_the_skeleton_and_size_that_its_name_says(name):
-    built = build_without_memory(own := config(f"lm/{name}"))
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        whole = compose("train", [f"model=lm/{name}"])
+    check_config(whole)
+    own = whole.model
+    built = build_without_memory(own)
     assert own.name == name
     assert own.label.endswith(own.name.rpartition("_")[2].upper())
     assert built.num_parameters == pytest.approx(int(name[-4:-1]) * 1e6, rel=0.04)
@@ -80,10 +85,13 @@ def test_published_sizes(name, layers, width, keys, values):
 @pytest.mark.parametrize(
     ("control", "model"), [("palimpsa_d_nometa_wide", "palimpsa_d"), ("mamba2_wide", "palimpsa_m")]
 )
-def test_a_wide_control_has_the_state_of_its_model(size, control, model):
+def test_a_wide_control_has_the_state_of_its_model_in_every_layer(size, control, model):
     wide, own = (build_without_memory(config(f"lm/{name}_{size}")) for name in (control, model))
     assert wide.state_size == own.state_size
     assert next(wide.mixers()).head_k_dim == 2 * next(own.mixers()).head_k_dim
+    # Without a channel mixer to take the parameters of the keys from, the control of Palimpsa-M has fewer layers.
+    share = len(wide.blocks) / len(own.blocks)
+    assert share == 1 if model == "palimpsa_d" else 0.8 < share < 0.84
 
 
 @each_language_model
@@ -210,6 +218,7 @@ def test_attention_sees_half_of_its_context_on_average():
 def test_flops_without_a_channel_mixer_are_those_of_the_written_out_sum():
     d, h, k, v, vocabulary = 8, 2, 4, 4, 11
     model = LanguageModel(vocabulary, d, 1, lambda d_model: SimpleGLA(d_model, h, k, v), generator=None)
+    assert PalimpsaD(d, h, k, v, metaplastic=False).memory_flops(100) == next(model.mixers()).memory_flops(100)
     matrices = 2 * d * h * k + 3 * d * h * v + d * h + vocabulary * d
     taps = 4 * (2 * h * k + h * v)
     assert model.flops_per_token(100) == 2 * (matrices + taps) + 5 * h * k * v

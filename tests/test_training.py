@@ -239,8 +239,8 @@ def test_a_truncated_checkpoint_is_named_and_left_alone(tiny_config):
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        ("palimpsa_d_nometa", ("model: ", "of palimpsa_d_nometa, expected one of palimpsa_d ", "mixer.metaplastic")),
-        ("gla", ("model: ", "of gla, expected one of palimpsa_d ", "mixer._target_")),
+        ("palimpsa_d_nometa", ("model: ", "expected one of this run's palimpsa_d ", "mixer.metaplastic: stored False")),
+        ("gla", ("model: ", "is a checkpoint of another model", "mixer._target_: stored 'palimpsa.mixers.GLA'")),
         ("palimpsa_d model.mixer.forgetting=normal", ("mixer.forgetting: stored 'normal', now 'small'",)),
     ],
 )
@@ -258,6 +258,34 @@ def test_a_checkpoint_of_another_model_is_named_and_left_alone(tiny_config, othe
         assert part in str(caught.value)
     assert directory.checkpoint_file.read_bytes() == content
     assert not directory.result_file.exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"state_dict": None}, {"state_dict": {"a": 1}}, {"global_step": 3}])
+def test_a_file_that_is_no_checkpoint_is_named_and_left_alone(tiny_config, content):
+    cfg = tiny_config()
+    run(cfg)
+    directory = RunDirectory(cfg.run_dir)
+    directory.result_file.unlink()
+    torch.save(content, directory.checkpoint_file)
+    with pytest.raises(RunDirectoryError, match=r"last\.ckpt: got \d+ bytes that are no readable checkpoint"):
+        run(cfg)
+
+
+def test_a_limit_that_is_infinite_is_stored_and_found_again(tiny_config):
+    cfg = tiny_config("model=mamba2", "+model.mixer.step_size_limit=[0,inf]")
+    result = run(cfg)
+    assert result["config"]["model"]["mixer"]["step_size_limit"] == [0, "inf"]
+    assert run(cfg) == result
+    Path(cfg.run_dir, "result.json").unlink()
+    assert run(cfg)["stages"] == result["stages"]
+
+
+def test_a_run_on_a_gpu_that_is_not_there_is_refused(tiny_config, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    cfg = tiny_config("trainer=gpu")
+    with pytest.raises(ConfigError, match=r"^trainer=gpu: needs an NVIDIA GPU"):
+        run(cfg)
+    assert not Path(cfg.run_dir).exists()
 
 
 def test_a_checkpoint_that_does_not_say_whose_it_is_is_told_by_its_weights(tiny_config):

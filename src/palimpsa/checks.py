@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import re
 import types
@@ -81,8 +82,38 @@ def check_config(cfg: DictConfig) -> None:
         raise ConfigError(
             f"model.vocab_size: got {cfg.model.vocab_size}, expected at least task.vocab_size = {cfg.task.vocab_size}"
         )
+    unresolved: Any = OmegaConf.to_container(cfg.model.mixer, resolve=False)
+    if (
+        unresolved.get("head_k_dim") == "${scale.wide_head_k_dim}"
+        and cfg.scale.wide_head_k_dim != 2 * cfg.scale.head_k_dim
+    ):
+        raise ConfigError(
+            f"scale.wide_head_k_dim: got {cfg.scale.wide_head_k_dim}, expected twice scale.head_k_dim = "
+            f"{cfg.scale.head_k_dim} with model={cfg.model.name}"
+        )
     _check_model(config["model"])
     _check_task(cfg.task)
+
+
+def check_device(cfg: DictConfig) -> None:
+    """Checks that this machine has the GPU that a config asks for.
+
+    Raises:
+        ConfigError: naming the key that asks, where there is none, or where the trainer would leave it idle.
+    """
+    if not (cfg.scale.requires_gpu or cfg.trainer.accelerator == "gpu"):
+        return
+    import torch
+
+    by_trainer = "trainer=gpu" if cfg.trainer.name == "gpu" else "trainer.accelerator=gpu"
+    asked_by = f"scale={cfg.scale.name}" if cfg.scale.requires_gpu else by_trainer
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"{asked_by}: needs an NVIDIA GPU that PyTorch can use (one H200 is what it is sized for), and this "
+            "machine has none; scale=laptop with trainer=cpu runs anywhere"
+        )
+    if cfg.trainer.accelerator != "gpu":
+        raise ConfigError(f"trainer: got {cfg.trainer.name}, expected one on the GPU with {asked_by}; add trainer=gpu")
 
 
 def schema_keys(parents: list[str], schema: type = TrainConfig) -> list[str]:
@@ -105,7 +136,6 @@ def _check_task(task: Any) -> None:
 
 def _check_model(model: dict[str, Any]) -> None:
     import torch
-    from hydra.utils import get_class
 
     from palimpsa import mixers
     from palimpsa.model import LanguageModel
@@ -113,7 +143,8 @@ def _check_model(model: dict[str, Any]) -> None:
     arguments = dict(model["mixer"])
     target = arguments.pop("_target_", None)
     try:
-        mixer_class = get_class(str(target))
+        module, _, name = str(target).rpartition(".")
+        mixer_class = getattr(importlib.import_module(module), name)
     except Exception as error:
         reason = " ".join(str(error).split())
         expected = f"got {target!r}, expected the path of a mixer class ({reason})"
@@ -123,6 +154,9 @@ def _check_model(model: dict[str, Any]) -> None:
         raise ConfigError(f"model.mixer._target_: got {target!r}, expected a subclass of palimpsa.mixers.Mixer")
     hints = typing.get_type_hints(mixer_class.__init__)
     known = [name for name in inspect.signature(mixer_class).parameters if name != "d_model"]
+    for name, parameter in inspect.signature(mixer_class).parameters.items():
+        if parameter.default is parameter.empty and name not in ("d_model", *arguments):
+            raise ConfigError(f"model.mixer.{name}: missing, {target} needs it")
     for key, value in arguments.items():
         if key not in known:
             raise ConfigError(f"model.mixer.{key}: {target} takes no such argument{nearest(key, known)}")
@@ -133,7 +167,7 @@ def _check_model(model: dict[str, Any]) -> None:
     def make_mixer(d_model: int) -> Any:
         try:
             return mixer_class(d_model=d_model, **arguments)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise ConfigError(f"model.mixer.{error}") from error
 
     sizes = {key: value for key, value in model.items() if key not in ("name", "label", "mixer", "init_std")}
@@ -145,6 +179,9 @@ def _check_model(model: dict[str, Any]) -> None:
         raise
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
+    except (TypeError, RuntimeError, OverflowError) as error:
+        # A size that torch cannot count up to.
+        raise ConfigError(f"model: got sizes that make no tensor ({str(error).splitlines()[0]})") from error
 
 
 def _fits(value: Any, hint: Any) -> bool:

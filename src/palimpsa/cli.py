@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from palimpsa.checks import check_config
+from palimpsa.checks import check_config, check_device
 from palimpsa.composition import CONFIG_DIR, check_writable, explain
 from palimpsa.config import TrainConfig, register_schema
 from palimpsa.errors import ConfigError, RunDirectoryError
@@ -115,6 +115,11 @@ def preflight(overrides: list[str], multirun: bool, config_dir: str | None = Non
             raise ConfigError(f"configs: got a file that is not YAML: {' '.join(str(error).split())}") from error
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(error, overrides, CONFIG_NAME, TrainConfig)) from error
+        except ValueError as error:
+            # Hydra's own, of a group that is set to something else than a name.
+            if "Config group override" not in str(error):
+                raise
+            raise ConfigError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
 
 
 def _preflight(overrides: list[str], multirun: bool) -> tuple[DictConfig, int | None]:
@@ -156,7 +161,10 @@ def _parse(overrides: list[str]) -> list[Override]:
 
 def _jobs(overrides: list[str]) -> list[list[str]]:
     """The overrides of each run that Hydra's basic sweeper makes of a command line."""
-    return BasicSweeper.split_arguments(_parse(overrides), None)[0]
+    jobs = BasicSweeper.split_arguments(_parse(overrides), None)[0]
+    if not jobs:
+        raise ConfigError(f"{' '.join(overrides)}: the sweep has no run; does a glob(...) match none of its group?")
+    return jobs
 
 
 def _compose(overrides: list[str], multirun: bool) -> DictConfig:
@@ -168,18 +176,5 @@ def _compose(overrides: list[str], multirun: bool) -> DictConfig:
 
 def _check_run(cfg: DictConfig) -> None:
     check_config(cfg)
-    if cfg.scale.requires_gpu or cfg.trainer.accelerator == "gpu":
-        import torch
-
-        by_trainer = "trainer=gpu" if cfg.trainer.name == "gpu" else "trainer.accelerator=gpu"
-        asked_by = f"scale={cfg.scale.name}" if cfg.scale.requires_gpu else by_trainer
-        if not torch.cuda.is_available():
-            raise ConfigError(
-                f"{asked_by}: needs an NVIDIA GPU that PyTorch can use (one H200 is what it is sized for), and this "
-                "machine has none; scale=laptop with trainer=cpu runs anywhere"
-            )
-        if cfg.trainer.accelerator != "gpu":
-            raise ConfigError(
-                f"trainer: got {cfg.trainer.name}, expected one on the GPU with {asked_by}; add trainer=gpu"
-            )
+    check_device(cfg)
     check_writable(cfg.results_dir, Path(cfg.run_dir))

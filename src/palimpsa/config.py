@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,6 +158,19 @@ class TrainConfig:
 def register_schema() -> None:
     """Makes the schema known to Hydra as `train_schema`; configs/train.yaml builds on it."""
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+
+
+def storable(value: Any) -> Any:
+    """A plain config as JSON can hold it: inf and nan as words.
+
+    >>> storable({"limit": [0, float("inf")]})
+    {'limit': [0, 'inf']}
+    """
+    if isinstance(value, dict):
+        return {key: storable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [storable(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

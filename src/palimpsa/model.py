@@ -98,6 +98,8 @@ class LanguageModel(nn.Module):
             raise ValueError(f"channel_mixer: got {channel_mixer!r}, expected one of {', '.join(CHANNEL_MIXERS)}")
         if channel_mixer != "none" and (channel_width is None or channel_width < 1):
             raise ValueError(f"channel_width: got {channel_width}, expected >= 1 with channel_mixer={channel_mixer}")
+        if channel_mixer == "none" and channel_width is not None:
+            raise ValueError(f"channel_width: got {channel_width}, expected null with channel_mixer=none")
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.blocks = nn.ModuleList(
             Block(

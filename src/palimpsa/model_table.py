@@ -23,13 +23,14 @@ HEAD = """\
 Written by `make figures` from `configs/model`, each model built and counted; a test holds it to the configs.
 
 - **Parameters**: all trained numbers, the tied embedding once; in brackets those outside of the embedding.
-- **State**: the recurrent numbers of one sequence in one layer, kept in fp32. Attention's memory grows instead.
+- **State**: the recurrent numbers of one sequence in one layer, kept in fp32; times the layers for the whole model.
+  Attention's memory grows instead.
 - **FLOPs a token**: the forward pass, logits at every token included, a multiply-add counted as two; memories in their
   recurrent form (the chunked kernels do more), attention averaged over the positions of the context that the section
   names; norms, gates and activations left out. A training step takes about three times as much.
 """
 COLUMNS = """\
-| config | model | layers | width | H, K, V | parameters | state | FLOPs a token |
+| config | model | layers | width | H, K, V | parameters | state a layer | FLOPs a token |
 |---|---|---|---|---|---|---|---|"""
 
 

@@ -32,7 +32,7 @@ MEMORIES = (
 def recall_by_age(
     memory: Memory, *, num_memories: int = 64, num_pairs: int = 512, K: int = 32, V: int = 32, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Stores random pairs one after the other by the operator, then asks for each by its key.
+    """Stores random pairs one after the other by the operator, then asks it for each by its key.
 
     Keys are random directions and values standard normal; I_prior is 1. Everything in float64, so that the rows are
     the same on every machine.
@@ -54,9 +54,17 @@ def recall_by_age(
     g = torch.full(k.shape[:3], math.log1p(-1 / memory.window), dtype=torch.float64)
     beta = None if memory.beta is None else torch.full_like(v, memory.beta)
     prior = torch.ones(1, dtype=torch.float64)
-    state = palimpsa(k, k, v, beta, g, prior, output_final_state=True).final_state
-    assert state is not None
-    recalled = torch.einsum("bthk,bhkv->bthv", k, state.mean)
+    # First every pair is stored, then every key asks: a token without key, value, precision and decay changes nothing.
+    o = palimpsa(
+        _then(torch.zeros_like(k), k),
+        _then(k, torch.zeros_like(k)),
+        _then(v, torch.zeros_like(v)),
+        None if beta is None else _then(beta, torch.zeros_like(beta)),
+        _then(g, torch.zeros_like(g)),
+        prior,
+        scale=1.0,
+    ).o
+    recalled = o[:, num_pairs:]
     similarity = _youngest_first(F.cosine_similarity(recalled, v, dim=-1))
     error = _youngest_first((recalled - v).square().sum(-1) / v.square().sum(-1).mean())
     columns = {"similarity": similarity, "error": error}
@@ -66,6 +74,10 @@ def recall_by_age(
         | {f"{name}_std": round(x[:, age].std().item(), 4) for name, x in columns.items()}
         for age in range(num_pairs)
     ]
+
+
+def _then(first: Tensor, second: Tensor) -> Tensor:
+    return torch.cat([first, second], dim=1)
 
 
 def _youngest_first(x: Tensor) -> Tensor:

@@ -131,17 +131,17 @@ class RunDirectory:
             return None
         try:
             content = torch.load(path, weights_only=True, map_location="cpu")
+            stored = {"model": content.get(MODEL_CONFIG_KEY, {})}
+            changes = _changes(stored, {"model": config["model"]}) if stored["model"] else []
+            changes += _weight_changes(content["state_dict"], weights)
         except Exception as error:
             raise RunDirectoryError(
                 f"{path}: got {path.stat().st_size} bytes that are no readable checkpoint ({type(error).__name__}), "
                 "expected one of this run; was it cut short? Delete it to start the run again"
             ) from error
-        stored = content.get(MODEL_CONFIG_KEY, {})
-        changes = _changes({"model": stored}, {"model": config["model"]}) if stored else []
-        changes += _weight_changes(content.get("state_dict", {}), weights)
         if changes:
             raise RunDirectoryError(
-                f"model: {path} is a checkpoint of {stored.get('name', 'another model')}, expected one of "
+                f"model: {path} is a checkpoint of another model, expected one of this run's "
                 f"{config['model']['name']} ({_shortened(changes)}). Delete it to start the run again"
             )
         return path
@@ -189,7 +189,7 @@ def _weight_changes(stored: Mapping[str, Any], weights: Mapping[str, Any]) -> li
     old, new = ({key: list(value.shape) for key, value in tensors.items()} for tensors in (stored, weights))
     return [
         f"{key}: stored {old.get(key, 'nothing')}, now {new.get(key, 'nothing')}"
-        for key in [*new, *(old.keys() - new.keys())]
+        for key in [*new, *sorted(old.keys() - new.keys())]
         if old.get(key) != new.get(key)
     ]
 

@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from palimpsa.callbacks import Curriculum, History
-from palimpsa.checks import check_config
-from palimpsa.config import plain
+from palimpsa.checks import check_config, check_device
+from palimpsa.config import plain, storable
 from palimpsa.data.mqar import MQARBatch
 from palimpsa.data.stages import stages_from_config
 from palimpsa.errors import ConfigError, RunDirectoryError
@@ -115,7 +115,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         RunDirectoryError: where the run's directory holds another config or a damaged file.
     """
     check_config(cfg)
-    config = plain(cfg)
+    check_device(cfg)
+    config = storable(plain(cfg))
     name = f"{cfg.model.name}{cfg.variant} lr {cfg.optimizer.lr:g} seed {cfg.seed}"
     directory = RunDirectory(cfg.run_dir)
     progress = JobProgress.from_environment(name, sum(stage.max_steps for stage in stages_from_config(cfg.task)))

@@ -9,7 +9,9 @@ import sys
 import torch
 
 D_MODEL, HEADS, K, V = 32, 2, 16, 32
-SIZES = {"hidden_size": D_MODEL, "num_heads": HEADS, "norm_eps": 1e-6}
+# Not the default of ours, and large enough to be seen.
+NORM_EPS = 1e-3
+SIZES = {"hidden_size": D_MODEL, "num_heads": HEADS, "norm_eps": NORM_EPS}
 EXPANSION = {"expand_k": HEADS * K / D_MODEL, "expand_v": HEADS * V / D_MODEL}
 # The other two take their chunked kernels where gradients are asked for, and the interpreter does not take those.
 WITH_GRADIENTS = ("gla", "deltanet")

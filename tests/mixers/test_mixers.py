@@ -1,5 +1,6 @@
 """Every mixer: parallel equals step by step, packed equals separate, causal, sized as told, and what each one is."""
 
+import copy
 import itertools
 
 import pytest
@@ -24,7 +25,7 @@ MIXERS = {
     "simple_gla": (SimpleGLA, {}),
     "deltanet": (DeltaNet, {}),
     "gated_deltanet": (GatedDeltaNet, {}),
-    "attention": (Attention, {"head_v_dim": K}),
+    "attention": (Attention, {}),
     "attention_without_convolution": (Attention, {"head_v_dim": K, "conv_width": 0}),
 }
 each_mixer = pytest.mark.parametrize("name", MIXERS)
@@ -89,6 +90,32 @@ def test_packing_and_a_cache_exclude_each_other(name):
 
 
 @each_mixer
+@pytest.mark.parametrize(
+    ("rows", "bounds", "message"),
+    [
+        (1, [0, 5], "must end at T = 10, got 5"),
+        (1, [2, 10], "must start at 0, got 2"),
+        (1, [-1, 10], "must start at 0"),
+        (1, [0, 6, 4, 10], "must not decrease"),
+        (1, [0, 12], "must end at T = 10"),
+        (1, [0], "shape"),
+        (1, [0.0, 10.0], "dtype"),
+        (2, [0, 10], "B = 1, got B = 2"),
+    ],
+)
+def test_impossible_boundaries_are_refused(name, rows, bounds, message):
+    with pytest.raises(ValueError, match=f"^cu_seqlens.*{message}"):
+        make(name)(inputs(rows, 10, D_MODEL), cu_seqlens=torch.tensor(bounds))
+
+
+@each_mixer
+def test_nothing_and_one_token_are_mixed(name):
+    mixer, x = make(name), inputs(2, 1, D_MODEL)
+    assert mixer(x[:1, :0], cu_seqlens=torch.tensor([0, 0])).shape == (1, 0, D_MODEL)
+    torch.testing.assert_close(mixer(x)[:, 0], mixer.step(x[:, 0], mixer.new_cache(2)), atol=2e-6, rtol=1e-4)
+
+
+@each_mixer
 def test_output_depends_on_no_later_token(name):
     mixer, x = make(name), inputs(2, 10, D_MODEL)
     changed = x.clone()
@@ -122,7 +149,7 @@ def test_the_cache_of_attention_grows_by_a_key_and_a_value_a_token():
     cache = mixer.new_cache(2)
     mixer(x[:, :5], cache)
     mixer.step(x[:, 5], cache)
-    assert [state.shape for state in cache.state] == [(2, HEADS, 6, K)] * 2
+    assert [state.shape for state in cache.state] == [(2, HEADS, 6, K), (2, HEADS, 6, V)]
 
 
 @each_mixer_with_a_decay
@@ -281,10 +308,14 @@ def test_token_positions_restart_at_every_boundary():
         (SimpleGLA, {"forgetting": "tiny"}, "forgetting"),
         (DeltaNet, {"num_heads": 0}, "num_heads"),
         (GatedDeltaNet, {"forgetting": "tiny"}, "forgetting"),
-        (Attention, {}, "head_v_dim"),
         (Attention, {"head_k_dim": 5, "head_v_dim": 5}, "head_k_dim"),
-        (Attention, {"head_v_dim": K, "conv_width": -1}, "conv_width"),
-        (Attention, {"head_v_dim": K, "rope_base": 1.0}, "rope_base"),
+        (Attention, {"conv_width": -1}, "conv_width"),
+        (Attention, {"num_heads": 3}, "num_heads"),
+        (PalimpsaM, {"norm_eps": 0.0}, "norm_eps"),
+        (DeltaNet, {"norm_eps": -1.0}, "norm_eps"),
+        (PalimpsaD, {"initial_plasticity": (0.0, 1.0)}, "initial_plasticity"),
+        (PalimpsaM, {"step_size_limit": (2.0, 1.0)}, "step_size_limit"),
+        (Attention, {"rope_base": 1.0}, "rope_base"),
     ],
 )
 def test_impossible_sizes_are_refused_by_name(mixer_class, changes, named):
@@ -319,11 +350,14 @@ def test_bf16_autocast_is_the_same_function_roughly(name, device):
 
 
 @each_mixer
-def test_a_copy_in_fp64_or_bf16_still_runs(name):
+def test_a_copy_in_fp64_or_bf16_still_runs_and_decodes(name):
     """For inference: what trains has fp32 master weights."""
     mixer, x = make(name), inputs(2, 12, D_MODEL)
     exact = mixer(x)
-    torch.testing.assert_close(mixer.double()(x.double()).float(), exact, atol=2e-6, rtol=1e-4)
-    rough = mixer.bfloat16()(x.bfloat16())
-    assert rough.dtype == torch.bfloat16
-    assert (rough.float() - exact).norm() / exact.norm() < 0.03
+    for dtype, most in ((torch.float64, 1e-5), (torch.bfloat16, 0.03)):
+        copied = copy.deepcopy(mixer).to(dtype)
+        cache = copied.new_cache(2)
+        steps = torch.stack([copied.step(x[:, t].to(dtype), cache) for t in range(12)], dim=1)
+        for result in (copied(x.to(dtype)), steps):
+            assert result.dtype == dtype
+            assert (result - exact).norm() / exact.norm() < most

@@ -1,6 +1,6 @@
 """Softmax attention: the memory that keeps every token."""
 
-# B batch, T new tokens, S all tokens so far, D model width, H heads, K key and value dim
+# B batch, T new tokens, S all tokens so far, D model width, H heads, K key dim, V value dim
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ class Attention(ProjectedMixer):
     q and k are rotated by their position in their sequence (RoPE, arXiv 2104.09864; halves as in Llama). q, k and v
     pass the short convolution with SiLU that every mixer has; conv_width = 0 leaves it out, which is Llama's attention.
 
-    The memory grows with the context: a cache's state is the keys and values of all tokens so far, [B, H, S, K] each,
-    in the dtype that they were computed in. There is no recurrent state of a fixed size, so that `state_size` is 0, and
-    no window.
+    The memory grows with the context: a cache's state is the keys and values of all tokens so far, [B, H, S, K] and
+    [B, H, S, V], in the dtype that they were computed in. There is no recurrent state of a fixed size, so that
+    `state_size` is 0, and no window.
 
     Args:
         d_model: D.
-        num_heads, head_k_dim: H, K.
-        head_v_dim: the same as head_k_dim.
+        num_heads, head_k_dim, head_v_dim: H, K, V.
         conv_width: width of the short convolutions, tokens; 0: none.
         rope_base: slowest angle's base: position p turns pair i by p * rope_base^(-2i/K).
 
     Raises:
-        ValueError: for sizes out of range, an odd head_k_dim, or another head_v_dim.
+        ValueError: for sizes out of range or an odd head_k_dim.
     """
 
     min_conv_width = 0
@@ -50,8 +49,6 @@ class Attention(ProjectedMixer):
         super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
         if head_k_dim % 2:
             raise ValueError(f"head_k_dim: got {head_k_dim}, expected an even number (rotary positions turn pairs)")
-        if head_v_dim != head_k_dim:
-            raise ValueError(f"head_v_dim: got {head_v_dim}, expected head_k_dim = {head_k_dim}")
         if not 1 < rope_base < float("inf"):
             raise ValueError(f"rope_base: got {rope_base}, expected > 1 and finite")
         self.rope_base = rope_base
@@ -66,12 +63,13 @@ class Attention(ProjectedMixer):
         return self.num_heads * (self.head_k_dim + self.head_v_dim) * (context + 1)
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
-        """Keys and values of no tokens, [B, H, 0, K]."""
-        empty = next(self.parameters()).new_zeros(batch_size, self.num_heads, 0, self.head_k_dim)
-        return empty, empty
+        """Keys and values of no tokens, [B, H, 0, K] and [B, H, 0, V]."""
+        like = next(self.parameters())
+        keys, values = (like.new_zeros(batch_size, self.num_heads, 0, n) for n in (self.head_k_dim, self.head_v_dim))
+        return keys, values
 
     def forward(self, x: Tensor, cache: MixerCache | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
-        check_packing(cache, cu_seqlens)
+        check_packing(x, cache, cu_seqlens)
         q, k, v = self._queries_keys_values(x, cache, cu_seqlens)
         num_past = 0 if cache is None else cache.state[0].shape[2]
         if cu_seqlens is None:
@@ -88,7 +86,7 @@ class Attention(ProjectedMixer):
         else:
             bounds = pairwise(cu_seqlens.tolist())
             pieces = [_attend(*(y[:, :, start:end] for y in (q, k, v))) for start, end in bounds if end > start]
-            o = torch.cat(pieces, dim=2)
+            o = torch.cat(pieces, dim=2) if pieces else v
         return self.o_proj(o.transpose(1, 2).flatten(-2))
 
     def _rotate(self, x: Tensor, position: Tensor) -> Tensor:
@@ -107,7 +105,7 @@ class Attention(ProjectedMixer):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of the last T of S tokens: q [B, H, T, K], k, v [B, H, S, K] -> [B, H, T, K]."""
+    """Causal attention of the last T of S tokens: q [B, H, T, K], k [B, H, S, K], v [B, H, S, V] -> [B, H, T, V]."""
     num_new, num_all = q.shape[2], k.shape[2]
     if num_new == num_all:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from palimpsa.mixers.layers import MemoryTrace, MixerCache, ShortConvolution
+from palimpsa.kernels.validation import sequence_bounds
+from palimpsa.mixers.layers import MemoryTrace, MixerCache, ShortConvolution, widen
 
 
 class Mixer(nn.Module):
@@ -70,9 +71,12 @@ class Mixer(nn.Module):
         return self.flops_per_entry * self.num_heads * self.head_k_dim * self.head_v_dim
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
-        """The state before the first token: zeros, [B, H, K, V] fp32 each, unless a mixer says otherwise."""
-        device = next(self.parameters()).device
-        return tuple(torch.zeros(batch_size, *shape, device=device) for shape in self.state_shapes())
+        """The state before the first token: zeros, [B, H, K, V] each, unless a mixer says otherwise.
+
+        fp32, whatever the dtype of the weights; fp64 beside weights in fp64.
+        """
+        like = widen(next(self.parameters()))
+        return tuple(like.new_zeros(batch_size, *shape) for shape in self.state_shapes())
 
     def new_cache(self, batch_size: int) -> MixerCache:
         """The cache before the first token of `batch_size` sequences."""
@@ -114,7 +118,21 @@ def checked_range(name: str, value: Sequence[float] | None, above_zero: bool) ->
     raise ValueError(f"{name}: got {list(value)}, expected two numbers with {limits}")
 
 
-def check_packing(cache: MixerCache | None, cu_seqlens: Tensor | None) -> None:
-    """Raises ValueError where a cache and packed sequences come together."""
-    if cache is not None and cu_seqlens is not None:
+def check_packing(x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None) -> None:
+    """Checks the boundaries of packed sequences in x [B, T, D]; those on a GPU are not read.
+
+    Raises:
+        ValueError: for a cache beside them, B > 1, or boundaries that do not go from 0 to T without decreasing.
+    """
+    if cu_seqlens is None:
+        return
+    if cache is not None:
         raise ValueError("cu_seqlens: packed sequences cannot continue a cache; pass one or the other")
+    if cu_seqlens.ndim != 1 or cu_seqlens.numel() < 2:
+        raise ValueError(f"cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected [N + 1] with N >= 1 sequences")
+    if cu_seqlens.is_floating_point() or cu_seqlens.dtype == torch.bool:
+        raise ValueError(f"cu_seqlens has dtype {cu_seqlens.dtype}, expected an integer one")
+    if x.shape[0] != 1:
+        raise ValueError(f"cu_seqlens needs sequences packed along T in a batch of B = 1, got B = {x.shape[0]}")
+    if not cu_seqlens.is_cuda:
+        sequence_bounds(cu_seqlens, x.shape[1])

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from palimpsa.mixers.layers import Decay, GatedRMSNorm, MemoryTrace, mean_window, widen
+from palimpsa.mixers.layers import Decay, GatedRMSNorm, MemoryTrace, check_norm_eps, mean_window, widen
 from palimpsa.mixers.parameters import initial_decay
 from palimpsa.mixers.projected import RecurrentMixer
 from palimpsa.mixers.recurrences import delta_rule, gated_delta_rule
@@ -53,6 +53,7 @@ class DeltaNet(RecurrentMixer):
     ) -> None:
         super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
         self.beta_proj = nn.Linear(d_model, num_heads, bias=False)
+        check_norm_eps(norm_eps)
         self.o_norm = nn.RMSNorm(head_v_dim, norm_eps)
         self.o_proj = nn.Linear(self.v_width, d_model, bias=False)
 

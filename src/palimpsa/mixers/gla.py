@@ -33,7 +33,7 @@ class GLA(RecurrentMixer):
         norm_eps: of the output norm.
 
     Raises:
-        ValueError: for sizes below 1.
+        ValueError: for sizes below 1 or another `forgetting`.
     """
 
     # Decay, write (2), read (2).

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -79,7 +80,7 @@ class Decay(nn.Module):
 class Plasticity(nn.Module):
     """softplus(s) sigmoid(W_up W_down x): the observation precision before its input gate, [B, T, H, V], fp32, >= 0.
 
-    initial_range: (low, high) of the log-uniform draw of softplus(s) in `initialise`; None: s starts at 1.
+    initial_range: (low, high) of the log-uniform draw of softplus(s); None: s starts at 1.
     """
 
     def __init__(
@@ -92,6 +93,15 @@ class Plasticity(nn.Module):
         self.down = nn.Linear(d_model, rank, bias=False)
         self.up = nn.Linear(rank, num_heads * head_v_dim, bias=False)
         self.scale = nn.Parameter(torch.ones(num_heads))
+        self.draw()
+
+    @torch.no_grad()
+    def draw(self, generator: torch.Generator | None = None) -> None:
+        """Draws s anew where there is an `initial_range`; without a generator from torch's own."""
+        if self.initial_range is not None:
+            low, high = map(math.log, self.initial_range)
+            self.scale.uniform_(low, high, generator=generator)
+            self.scale.copy_(softplus_inverse(self.scale.exp()))
 
     def forward(self, x: Tensor) -> Tensor:
         gate = torch.sigmoid(widen(self.up(self.down(x)))).unflatten(-1, (self.num_heads, -1))
@@ -107,9 +117,15 @@ class ShortConvolution(nn.Module):
     def __init__(self, num_channels: int, width: int, bias: bool = False) -> None:
         super().__init__()
         self.width = width
-        # As torch's own layers do, so that a mixer works in anybody's model; ours draw by `initialise`.
-        self.weight = nn.Parameter(torch.empty(num_channels, width).uniform_(-(width**-0.5), width**-0.5))
+        self.weight = nn.Parameter(torch.empty(num_channels, width))
+        self.draw()
         self.bias = nn.Parameter(torch.zeros(num_channels)) if bias else None
+
+    @torch.no_grad()
+    def draw(self, generator: torch.Generator | None = None) -> None:
+        """Draws the taps from U(-W^-1/2, W^-1/2); without a generator from torch's own, as torch's layers do."""
+        bound = self.width**-0.5
+        self.weight.uniform_(-bound, bound, generator=generator)
 
     def new_cache(self, batch_size: int) -> Tensor:
         """[B, C, W-1] zeros: the inputs before the first token."""
@@ -149,6 +165,12 @@ def token_positions(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
     return token - cu_seqlens.long()[sequence]
 
 
+def check_norm_eps(eps: float) -> None:
+    """Raises ValueError unless 0 < eps < inf."""
+    if not 0 < eps < float("inf"):
+        raise ValueError(f"norm_eps: got {eps}, expected > 0 and finite")
+
+
 class GatedRMSNorm(nn.Module):
     """RMSNorm with a SiLU gate over the last axis.
 
@@ -158,6 +180,7 @@ class GatedRMSNorm(nn.Module):
 
     def __init__(self, width: int, eps: float, gate_first: bool, num_groups: int = 1) -> None:
         super().__init__()
+        check_norm_eps(eps)
         self.gate_first = gate_first
         self.num_groups = num_groups
         self.eps = eps

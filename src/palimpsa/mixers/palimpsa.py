@@ -89,13 +89,11 @@ class PalimpsaMixer(Mixer):
         return (shape,) if self.plasticity is None else (shape, shape)
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
-        mean = torch.zeros(batch_size, *self.state_shapes()[0], device=self.importance_prior.device)
-        if self.plasticity is None:
-            return (mean,)
-        return mean, self._prior_importance(mean).clone()
+        states = super().initial_state(batch_size)
+        return states if self.plasticity is None else (states[0], self._prior_importance(states[0]).clone())
 
     def _prior_importance(self, mean: Tensor) -> Tensor:
-        return self.importance_prior[:, None, None].float().expand_as(mean)
+        return self.importance_prior[:, None, None].to(mean.dtype).expand_as(mean)
 
     def _operands(self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None) -> _Operands:
         raise NotImplementedError
@@ -110,7 +108,7 @@ class PalimpsaMixer(Mixer):
         return (input_gate[..., None] * self.plasticity(x)).to(dtype)
 
     def forward(self, x: Tensor, cache: MixerCache | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
-        check_packing(cache, cu_seqlens)
+        check_packing(x, cache, cu_seqlens)
         operands = self._operands(x, cache, cu_seqlens)
         if cache is None:
             o = self._attend(operands, cu_seqlens=cu_seqlens).o

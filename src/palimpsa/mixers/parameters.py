@@ -1,7 +1,8 @@
 """What all models' parameters have in common: how they start, which of them decay, and their dtypes.
 
 Dtypes: parameters are stored and updated in fp32 (master weights); matrices are multiplied in the dtype that autocast
-chooses; decays, gates, norms and the recurrent state are computed in fp32 (`widen`), whatever that dtype is.
+chooses; decays, gates, norms and the recurrent state are computed in fp32 (`widen`), whatever that dtype is. A model
+cast to fp64 computes in fp64, but for flash-linear-attention's references, which are fp32 throughout.
 """
 
 # D model width, H heads, W convolution width
@@ -13,7 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from palimpsa.mixers.layers import Plasticity, ShortConvolution, softplus_inverse
+from palimpsa.mixers.layers import Plasticity, ShortConvolution
 
 MASTER_DTYPE = torch.float32
 
@@ -59,13 +60,8 @@ def initialise(model: nn.Module, std: float, generator: torch.Generator) -> None
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             module.weight.normal_(0.0, std, generator=generator)
-        elif isinstance(module, ShortConvolution):
-            bound = module.width**-0.5
-            module.weight.uniform_(-bound, bound, generator=generator)
-        elif isinstance(module, Plasticity) and module.initial_range is not None:
-            low, high = map(math.log, module.initial_range)
-            module.scale.uniform_(low, high, generator=generator)
-            module.scale.copy_(softplus_inverse(module.scale.exp()))
+        elif isinstance(module, ShortConvolution | Plasticity):
+            module.draw(generator)
 
 
 def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -65,7 +65,7 @@ class RecurrentMixer(ProjectedMixer):
         return self.o_norm(o, self._heads(self.gate_proj(x)))
 
     def forward(self, x: Tensor, cache: MixerCache | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
-        check_packing(cache, cu_seqlens)
+        check_packing(x, cache, cu_seqlens)
         q, k, v = self._queries_keys_values(x, cache, cu_seqlens)
         o, state = self._recur(x, q, k, v, None if cache is None else cache.state[0], cu_seqlens)
         if cache is not None:
