@@ -198,24 +198,13 @@ def check_sequence_inputs(
     state = None if initial_state is None else _as_state("initial_state", initial_state)
     num_states = None
     if cu_seqlens is not None:
-        _check_tensor("cu_seqlens", cu_seqlens)
-        if cu_seqlens.ndim != 1 or cu_seqlens.numel() < 2:
-            raise ValueError(f"cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected [N + 1] with N >= 1 sequences")
-        _check_dtype("cu_seqlens", cu_seqlens, _INTEGER_DTYPES)
-        if under_transforms() and is_batchedtensor(cu_seqlens):
-            raise ValueError(
-                "cu_seqlens cannot be mapped over by torch.vmap: all entries must be packed in the same way"
-            )
-        num_states = cu_seqlens.numel() - 1
+        num_states = num_sequences(cu_seqlens)
     _check_common(
         q, k, v, beta, g, importance_prior, "initial_state", state, num_states,
         (torch.float32, torch.float64), "T, ",
     )  # fmt: skip
     if cu_seqlens is not None:
-        if q.shape[0] != 1:
-            raise ValueError(f"cu_seqlens needs sequences packed along T in a batch of B = 1, got B = {q.shape[0]}")
-        if cu_seqlens.device != q.device:
-            raise ValueError(f"cu_seqlens is on device {cu_seqlens.device}, expected {q.device}, the device of q")
+        check_packed(cu_seqlens, "q", q)
     return _check_scale(scale, q.shape[-1]), state
 
 
@@ -276,6 +265,25 @@ def check_triton_sizes(B: int, T: int, H: int, K: int, V: int, num_sequences: in
             f"q has shape {(B, T, H, K)}: {programs} programs of the path triton, which takes less than 2^31; "
             "split the batch"
         )
+
+
+def num_sequences(cu_seqlens: Tensor) -> int:
+    """N of boundaries [N + 1]; TypeError or ValueError for what is none, whatever it bounds."""
+    _check_tensor("cu_seqlens", cu_seqlens)
+    if cu_seqlens.ndim != 1 or cu_seqlens.numel() < 2:
+        raise ValueError(f"cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected [N + 1] with N >= 1 sequences")
+    _check_dtype("cu_seqlens", cu_seqlens, _INTEGER_DTYPES)
+    if under_transforms() and is_batchedtensor(cu_seqlens):
+        raise ValueError("cu_seqlens cannot be mapped over by torch.vmap: all entries must be packed in the same way")
+    return cu_seqlens.numel() - 1
+
+
+def check_packed(cu_seqlens: Tensor, name: str, x: Tensor) -> None:
+    """Checks that sequences can be packed in `x` [B, T, ...], called `name`; ValueError where not."""
+    if x.shape[0] != 1:
+        raise ValueError(f"cu_seqlens needs sequences packed along T in a batch of B = 1, got B = {x.shape[0]}")
+    if cu_seqlens.device != x.device:
+        raise ValueError(f"cu_seqlens is on device {cu_seqlens.device}, expected {x.device}, the device of {name}")
 
 
 def sequence_bounds(cu_seqlens: Tensor, num_tokens: int) -> list[int]:

@@ -65,7 +65,7 @@ def explain(error: Exception, overrides: list[str], config_name: str, schema: ty
 
 
 def _group_options(group: str) -> tuple[list[str], dict[str, list[str]]]:
-    """The configs of a group, and by folder those below it that are options too: all that have a name."""
+    """The configs of a group, and by folder those below it."""
     loader = GlobalHydra.instance().config_loader()
     folders = (path for path in sorted((CONFIG_DIR / group).glob("*/")) if any(path.glob("*.yaml")))
     below = {path.name: loader.get_group_options(f"{group}/{path.name}") for path in folders}

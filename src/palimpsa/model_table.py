@@ -9,12 +9,9 @@ from hydra import compose, initialize_config_dir
 
 from palimpsa.composition import CONFIG_DIR
 from palimpsa.config import ModelConfig, register_schema
-from palimpsa.mixers import Attention
 from palimpsa.model import build_model
 
-# The longest context of the curriculum, tokens.
-MQAR_SCALES = {"paper": 1_024, "laptop": 64}
-LANGUAGE_MODEL_CONTEXT = 4_096
+LANGUAGE_MODEL_CONTEXT = 4_096  # tokens, of the published pretraining
 SIZES = ("170m", "340m", "760m")
 
 HEAD = """\
@@ -41,15 +38,23 @@ def models_document() -> str:
     language = sorted(path.stem for path in (CONFIG_DIR / "model/lm").glob("*.yaml"))
     parts = [HEAD]
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        for scale, context in MQAR_SCALES.items():
-            same = " and `scale=h200`" if scale == "paper" else ""
-            title = f"## MQAR, `scale={scale}`{same}, context {context:,}"
-            parts.append(_section(title, mqar, [f"scale={scale}"], context))
+        parts += _mqar_sections(mqar)
         for size in SIZES:
             title = f"## Language models of {size.upper()} parameters, context {LANGUAGE_MODEL_CONTEXT:,}"
             names = [f"lm/{name}" for name in language if name.endswith(f"_{size}")]
             parts.append(_section(title, names, [], LANGUAGE_MODEL_CONTEXT))
     return "\n".join(parts)
+
+
+def _mqar_sections(names: list[str]) -> list[str]:
+    """A section for each set of sizes, under the names of all scales that have it."""
+    scales_of: dict[str, list[str]] = {}
+    for scale in sorted((path.stem for path in (CONFIG_DIR / "scale").glob("*.yaml")), reverse=True):
+        # The longest of the curriculum.
+        context = max(stage.seq_len for stage in compose("train", [f"scale={scale}"]).scale.curriculum)
+        section = _section(f"context {context:,}", names, [f"scale={scale}"], context)
+        scales_of.setdefault(section, []).append(f"`scale={scale}`")
+    return [f"## MQAR, {' and '.join(scales)}, {section}" for section, scales in scales_of.items()]
 
 
 def _section(title: str, names: Iterable[str], overrides: list[str], context: int) -> str:
@@ -63,10 +68,8 @@ def _row(name: str, config: ModelConfig, context: int) -> str:
         model = build_model(config, None)
     mixer = next(model.mixers())
     outside = model.num_parameters - model.embedding.weight.numel()
-    if isinstance(mixer, Attention):
-        state = f"{mixer.num_heads * (mixer.head_k_dim + mixer.head_v_dim):,} a token"
-    else:
-        state = f"{model.state_size:,}"
+    growth = mixer.state_growth
+    state = f"{growth:,} a token" if growth else f"{model.state_size:,}"
     cells = [
         f"`{name}`",
         config.label,

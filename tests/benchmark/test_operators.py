@@ -108,7 +108,6 @@ def test_a_slug_is_a_part_of_a_file_name():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", OPERATORS)
 def test_every_operator_is_right_on_a_gpu(name):
     generator = torch.Generator("cuda").manual_seed(0)

@@ -10,7 +10,6 @@ from palimpsa.kernels import PalimpsaOutput, PalimpsaState, palimpsa_reference, 
 
 pytest.importorskip("triton")
 HAS_GPU = torch.cuda.is_available()
-on_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs a CUDA device")
 
 
 @pytest.fixture
@@ -147,14 +146,12 @@ def test_sizes_above_the_limit_are_errors(Problem, device):
         palimpsa_step(*token, [x.to(device) for x in problem.state])
 
 
-@on_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(8, 3, 16, 96, 192), (2, 2, 3, 48, 96)])
 def test_bfloat16_on_the_gpu(Problem, flat, steps, shape):
     assert failures(steps, Problem(shape, torch.bfloat16), flat) == {}
 
 
-@on_gpu
 @pytest.mark.gpu
 def test_a_cuda_graph_of_a_step_can_be_replayed(Problem, device):
     problem = Problem((4, 1, 2, 48, 96), torch.bfloat16)

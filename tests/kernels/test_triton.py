@@ -524,7 +524,6 @@ def test_sizes_above_the_limit_are_errors(Problem, triton):
         check(2**11, 2**20, 16, 8, 8, 2**11)
 
 
-@pytest.mark.skipif(not HAS_GPU, reason="needs a CUDA device")
 @pytest.mark.gpu
 class TestOnTheGpu:
     @pytest.mark.parametrize(

@@ -21,8 +21,6 @@ ROOT = Path(__file__).resolve().parents[2]
 D_MODEL, HEADS, K, V = 32, 2, 16, 32
 # As in library_layers.py: not the default of ours, and large enough to be seen.
 NORM_EPS = 1e-3
-needs_gpu = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
-each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 # flash-linear-attention's kernels multiply fp32 numbers in TF32, which keeps 10 bits of them.
 TOLERANCE = {"cpu": 1e-5, "cuda": 4e-3}
 
@@ -126,7 +124,6 @@ def logits_step_by_step(model, tokens):
     return torch.stack([model.step(tokens[:, t], caches) for t in range(tokens.shape[1])], dim=1)
 
 
-@each_device
 @pytest.mark.parametrize(
     ("num_groups", "conv_bias", "limit"),
     [(1, True, NO_LIMIT), (8, True, NO_LIMIT), (2, False, NO_LIMIT), (1, True, (0.4, 0.9)), (8, False, (0.0, 0.5))],
@@ -142,7 +139,6 @@ def test_mamba2_has_the_logits_of_transformers(device, num_groups, conv_bias, li
     assert error(logits_step_by_step(ours, tokens[:, :9]), expected[:, :9]) < 1e-4
 
 
-@each_device
 def test_mamba2_has_the_gradients_of_transformers(device):
     library, ours = mamba2_pair(8, limit=(0.4, 0.9))
     ours.to(device)
@@ -159,7 +155,6 @@ def test_mamba2_has_the_gradients_of_transformers(device):
     assert error(ours.embedding.weight.grad, gradients["backbone.embeddings.weight"].grad) < 1e-4
 
 
-@each_device
 @torch.no_grad()
 def test_mamba2s_parity_fails_where_one_part_is_another(device):
     library, ours = mamba2_pair(2)
@@ -228,7 +223,6 @@ def llama_name(name: str) -> str:
     return name
 
 
-@each_device
 def test_transformer_is_llama(device):
     library, ours = llama_pair()
     ours, tokens = ours.to(device), TOKENS.to(device)
@@ -244,7 +238,6 @@ def test_transformer_is_llama(device):
         assert error(ours.get_parameter(llama_name(name)).grad, parameter.grad) < 1e-5, name
 
 
-@each_device
 @torch.no_grad()
 def test_transformers_parity_fails_with_another_base_of_its_angles(device):
     library, ours = llama_pair()
@@ -302,7 +295,6 @@ def layer_with_its_weights(name: str, weights: dict):
     return mixer
 
 
-@each_device
 @each_layer
 def test_layer_is_the_librarys(name, device, library_results):
     result = library_results[name]
@@ -324,7 +316,6 @@ def test_layer_is_the_librarys(name, device, library_results):
         assert error(own, expected) < TOLERANCE[device], library_name
 
 
-@each_device
 @each_layer
 @torch.no_grad()
 def test_layers_parity_fails_where_one_constant_is_another(name, device, library_results, monkeypatch):
@@ -383,7 +374,6 @@ each_rule = pytest.mark.parametrize("rule", RULES)
 NUM_TOKENS = {"cpu": 11, "cuda": 150}
 
 
-@each_device
 @each_rule
 def test_recurrence_is_its_equation_with_all_gradients(rule, device):
     tensors = operands(rule, NUM_TOKENS[device])
@@ -425,7 +415,6 @@ def chunked(rule: str, q, k, v, log_decay, beta):
     return delta_rule_chunkwise(*(x.transpose(1, 2) for x in (q, k, v, beta)), chunk_size=q.shape[1])[0].transpose(1, 2)
 
 
-@each_device
 @pytest.mark.parametrize("rule", RULES[1:])
 def test_recurrence_is_the_librarys_chunked_one_with_all_gradients(rule, device):
     tensors = operands(rule)[:5]
@@ -446,7 +435,6 @@ def test_recurrence_is_the_librarys_chunked_one_with_all_gradients(rule, device)
     assert max(error(a, b) for a, b in zip(found, altered, strict=True)) > 5 * TOLERANCE[device]
 
 
-@each_device
 def test_the_delta_rule_is_the_gated_one_without_decay(device):
     """What a GPU runs for DeltaNet in fp32, where the library has no kernel of the rule itself."""
     q, k, v, _, beta, state = operands("delta_rule")
@@ -457,7 +445,6 @@ def test_the_delta_rule_is_the_gated_one_without_decay(device):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @each_rule
 def test_recurrence_in_bf16_is_its_equation_roughly(rule):
     """What trains on a GPU: bf16 keeps 8 bits of each operand, and of what the kernels hand on from chunk to chunk."""

@@ -58,6 +58,11 @@ class Attention(ProjectedMixer):
         """None of a fixed size."""
         return ()
 
+    @property
+    def state_growth(self) -> int:
+        """A key and a value a head."""
+        return self.num_heads * (self.head_k_dim + self.head_v_dim)
+
     def memory_flops(self, context: int) -> int:
         """2 (K + V) operations a head for each of the (context + 1) / 2 tokens that one sees on average."""
         return self.num_heads * (self.head_k_dim + self.head_v_dim) * (context + 1)

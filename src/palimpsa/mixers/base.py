@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from palimpsa.kernels.validation import sequence_bounds
+from palimpsa.kernels.validation import check_packed, num_sequences, sequence_bounds
 from palimpsa.mixers.layers import MemoryTrace, MixerCache, ShortConvolution, widen
 
 
@@ -23,6 +23,9 @@ class Mixer(nn.Module):
         num_heads, head_k_dim, head_v_dim: H, K, V.
         flops_per_entry: operations a token on each entry of a [K, V] memory: see `memory_flops`.
         min_conv_width: the smallest conv_width; 0 where a mixer does without a short convolution.
+
+    Raises:
+        ValueError: for a size below 1, or num_heads that does not divide d_model.
     """
 
     flops_per_entry: int
@@ -60,6 +63,11 @@ class Mixer(nn.Module):
         """
         return sum(heads * keys * values for heads, keys, values in self.state_shapes())
 
+    @property
+    def state_growth(self) -> int:
+        """Numbers that each token adds to the memory of one sequence in this layer: 0 where it has a fixed size."""
+        return 0
+
     def memory_flops(self, context: int) -> int:
         """Floating-point operations of one token's write to and read from the memory, in the recurrent form.
 
@@ -93,6 +101,9 @@ class Mixer(nn.Module):
 
         Returns:
             [B, T, D].
+
+        Raises:
+            TypeError, ValueError: for impossible boundaries: see `check_packing`.
         """
         raise NotImplementedError
 
@@ -122,17 +133,16 @@ def check_packing(x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None
     """Checks the boundaries of packed sequences in x [B, T, D]; those on a GPU are not read.
 
     Raises:
-        ValueError: for a cache beside them, B > 1, or boundaries that do not go from 0 to T without decreasing.
+        TypeError: for boundaries that are no integers.
+        ValueError: for a cache beside them, another device, B > 1, or boundaries that do not go from 0 to T without
+            decreasing.
     """
     if cu_seqlens is None:
         return
     if cache is not None:
         raise ValueError("cu_seqlens: packed sequences cannot continue a cache; pass one or the other")
-    if cu_seqlens.ndim != 1 or cu_seqlens.numel() < 2:
-        raise ValueError(f"cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected [N + 1] with N >= 1 sequences")
-    if cu_seqlens.is_floating_point() or cu_seqlens.dtype == torch.bool:
-        raise ValueError(f"cu_seqlens has dtype {cu_seqlens.dtype}, expected an integer one")
-    if x.shape[0] != 1:
-        raise ValueError(f"cu_seqlens needs sequences packed along T in a batch of B = 1, got B = {x.shape[0]}")
+    num_sequences(cu_seqlens)
+    check_packed(cu_seqlens, "x", x)
+    # Reading them would wait for the GPU, in every layer.
     if not cu_seqlens.is_cuda:
         sequence_bounds(cu_seqlens, x.shape[1])
