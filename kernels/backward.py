@@ -23,6 +23,8 @@ from .primitives import HAS_PTX, INTERPRETED, MAX_DECAY, PRECISIONS, cdiv, locat
 # Tokens between two states that the backward starts from: over more, taking tokens out of a state again would lose
 # precision, and over fewer, the states would take more time to move than to use.
 CHUNK = 32
+# Tokens of the parts that a chunk is cut into where it forgets too much to be walked through backwards in one piece.
+PART = 8
 # Tokens of a segment where sequences are cut, and how much longer the flow between segments makes the way back.
 SEGMENT = 128
 FLOW_COST = 1.4
@@ -143,13 +145,25 @@ def _sum_in_thread(x, EK: tl.constexpr, LK: tl.constexpr, VT: tl.constexpr):
 
 
 @triton.jit
+def _load_token(
+    wide, v, beta, g, row, wide_row, m, H, kk, vv, in_k, in_v, K: tl.constexpr, V: tl.constexpr
+):  # fmt: skip
+    """k [EK, LK, 1], v and beta [1, LK, VT] and the log decay of token m of a segment."""
+    k_m = tl.load(wide + ((wide_row + m) * (4 * K) + kk), mask=in_k, other=0.0)[:, :, None]
+    at_m = (row + m * H) * V + vv
+    v_m = tl.load(v + at_m, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
+    beta_m = tl.load(beta + at_m, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
+    return k_m, v_m, beta_m, tl.load(g + row + m * H).to(tl.float32)
+
+
+@triton.jit
 def _gradients_kernel(
     wide, v, beta, g, prior, do, dvar, M_in, J_in, M_end, J_end, flow_M, flow_E,
     dq, dk, dv, dbeta, dv_sum, dbeta_sum, dg_terms, dg_anchor, E_terms, start_M, start_E,
     cu_seqlens, offsets, sequence_of, chunk_offsets, num_items, num_tokens_all, T, H, first_head,
     num_heads: tl.constexpr, segments_each, chunks_each, num_chunks, dq_scale,
     K: tl.constexpr, V: tl.constexpr, EK: tl.constexpr, LK: tl.constexpr, VT: tl.constexpr,
-    SEGMENT: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
+    SEGMENT: tl.constexpr, CHUNK: tl.constexpr, PART: tl.constexpr, STAGES: tl.constexpr,
     FLOW: tl.constexpr, HAS_DVAR: tl.constexpr, IS_PACKED: tl.constexpr, WANTS_START: tl.constexpr,
     IS_LARGE: tl.constexpr, MAX_GROWTH: tl.constexpr, MAX_WRITES: tl.constexpr, MAX_DECAY: tl.constexpr,
     HAS_PTX: tl.constexpr,
@@ -158,8 +172,9 @@ def _gradients_kernel(
 
     A state is [EK, LK, VT] with key ek + EK * lk: EK in registers, LK and VT / 4 over the lanes of one warp. Each chunk
     starts from the state after it and takes its tokens out again one by one. That is exact to some units of rounding
-    where no importance grew, and no sum of writes was, much larger than what stood before; else states come from the
-    chunk's start.
+    where no importance grew, and no sum of writes was, much larger than what stood before, and little was forgotten;
+    else the same is tried with a part of the chunk, whose end is computed from the chunk's start, and where that fails
+    too, every token's state is.
     """
     KT: tl.constexpr = EK * LK
     EVEN_K: tl.constexpr = K % KT == 0
@@ -224,7 +239,7 @@ def _gradients_kernel(
             J = tl.zeros([EK, LK, VT], tl.float32)
             # Log decay from the start of the chunk to the token, while the states are to be multiplied by it.
             decay = 0.0
-            from_start = False
+            is_steep, from_start = False, False
             for back in tl.range(0, num_tokens, num_stages=STAGES):
                 t = num_tokens - 1 - back
                 at_v = (row + t * H) * V + vv
@@ -266,7 +281,41 @@ def _gradients_kernel(
                     writes *= tl.exp(tl.minimum(-tl.cumsum(g_c, 0), MAX_DECAY))
                     stood = tl.max(tl.reshape(tl.abs(M_before), KT * VT))
                     stood = tl.maximum(stood, tl.sum(tl.where(of_chunk % CHUNK == 0, writes, 0.0), 0))
-                    from_start = (grown > 0.0) | (decay < -MAX_DECAY) | (tl.sum(writes, 0) > MAX_WRITES * stood)
+                    is_steep = (grown > 0.0) | (decay < -MAX_DECAY) | (tl.sum(writes, 0) > MAX_WRITES * stood)
+                    from_start = False
+                    if is_steep:
+                        decay = 0.0
+                    up, down = tl.exp(-decay), tl.exp(decay)
+                    M, J, dM, E = M * up, J * up, dM * down, E * down
+                if is_steep & ((t % PART == PART - 1) | (back == 0)):
+                    # The same for a part of the chunk, whose end is reached from the chunk's start.
+                    state = ((first_chunk + t // CHUNK) * num_heads + local_head) * (K * V)
+                    M = tl.load(M_in + state + tile, mask=in_tile, other=0.0)
+                    J = tl.load(J_in + state + tile, mask=in_tile, other=0.0)
+                    begin = t // PART * PART
+                    for m in tl.range(t // CHUNK * CHUNK, begin):
+                        k_m, v_m, beta_m, g_m = _load_token(
+                            wide, v, beta, g, row, wide_row, m, H, kk, vv, in_k, in_v, K, V
+                        )
+                        alpha = tl.exp(g_m)
+                        M, J = M * alpha + k_m * v_m, J * alpha + (k_m * k_m) * beta_m
+                    J_before = J
+                    stood = tl.max(tl.reshape(tl.abs(M), KT * VT))
+                    decay, written = 0.0, 0.0
+                    for m in tl.range(begin, t + 1):
+                        k_m, v_m, beta_m, g_m = _load_token(
+                            wide, v, beta, g, row, wide_row, m, H, kk, vv, in_k, in_v, K, V
+                        )
+                        alpha = tl.exp(g_m)
+                        M, J = M * alpha + k_m * v_m, J * alpha + (k_m * k_m) * beta_m
+                        decay += g_m
+                        write = tl.max(tl.reshape(tl.abs(k_m), KT)) * tl.max(tl.reshape(tl.abs(v_m), LK * VT))
+                        write *= tl.exp(-tl.maximum(decay, -MAX_DECAY))
+                        written += write
+                        stood = tl.where(m == begin, tl.maximum(stood, write), stood)
+                    grown = (J + prior_h) * tl.exp(-tl.maximum(decay, -MAX_DECAY))
+                    grown = tl.max(tl.reshape(grown - MAX_GROWTH * (J_before + prior_h), KT * VT))
+                    from_start = (grown > 0.0) | (decay < -MAX_DECAY) | (written > MAX_WRITES * stood)
                     if from_start:
                         decay = 0.0
                     up, down = tl.exp(-decay), tl.exp(decay)
@@ -276,13 +325,11 @@ def _gradients_kernel(
                     M = tl.load(M_in + state + tile, mask=in_tile, other=0.0)
                     J = tl.load(J_in + state + tile, mask=in_tile, other=0.0)
                     for m in tl.range(t // CHUNK * CHUNK, t + 1, num_stages=STAGES):
-                        alpha = tl.exp(tl.load(g + row + m * H).to(tl.float32))
-                        k_m = tl.load(wide + ((wide_row + m) * (4 * K) + kk), mask=in_k, other=0.0)[:, :, None]
-                        at_m = (row + m * H) * V + vv
-                        v_m = tl.load(v + at_m, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
-                        beta_m = tl.load(beta + at_m, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
-                        M = M * alpha + k_m * v_m
-                        J = J * alpha + (k_m * k_m) * beta_m
+                        k_m, v_m, beta_m, g_m = _load_token(
+                            wide, v, beta, g, row, wide_row, m, H, kk, vv, in_k, in_v, K, V
+                        )
+                        alpha = tl.exp(g_m)
+                        M, J = M * alpha + k_m * v_m, J * alpha + (k_m * k_m) * beta_m
                 weight = tl.exp(-decay)
                 inverse = reciprocal(J + prior_h * weight, HAS_PTX)
                 mean = M * inverse
@@ -533,7 +580,7 @@ def backward(
                 *sums, dg_terms, dg_anchor, E_terms, *(start or (g, g)),
                 cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets, num_items, num_tokens, T, H,
                 first_head, num_heads, segments.each, chunks.each, chunks.count, scale,
-                K, V, plan.EK, plan.LK, plan.VT, plan.segment_size, CHUNK, STAGES,
+                K, V, plan.EK, plan.LK, plan.VT, plan.segment_size, CHUNK, PART, STAGES,
                 FLOW=kind, HAS_DVAR=dvar is not None, IS_PACKED=packed, WANTS_START=start is not None,
                 IS_LARGE=is_large, MAX_GROWTH=precision.max_growth, MAX_WRITES=precision.max_writes,
                 MAX_DECAY=MAX_CHUNK_DECAY, HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168,

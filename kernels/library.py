@@ -18,7 +18,7 @@ from .eager_step import step_in_place
 from .validation import compute_dtype, under_transforms
 
 # The folder can also be imported on its own, as `kernels`: each copy has operators of its own.
-_NAMESPACE = "palimpsa" if __package__ == "palimpsa.kernels" else f"palimpsa_{(__package__ or '').replace('.', '_')}"
+NAMESPACE = "palimpsa" if __package__ == "palimpsa.kernels" else f"palimpsa_{(__package__ or '').replace('.', '_')}"
 
 
 def needs_backward(*tensors: Tensor | None) -> bool:
@@ -81,7 +81,7 @@ def _contiguous(x: Any) -> Any:
     return None if x is None else x.contiguous()
 
 
-forward = torch.library.custom_op(f"{_NAMESPACE}::forward", _forward, mutates_args=())
+forward = torch.library.custom_op(f"{NAMESPACE}::forward", _forward, mutates_args=())
 
 
 @forward.register_fake
@@ -167,7 +167,7 @@ def _wanted(has_state: bool, needs_beta: bool, needs_decay: bool) -> tuple[bool,
     return True, True, True, needs_beta, needs_decay, needs_decay, has_state, has_state
 
 
-backward = torch.library.custom_op(f"{_NAMESPACE}::backward", _backward, mutates_args=())
+backward = torch.library.custom_op(f"{NAMESPACE}::backward", _backward, mutates_args=())
 
 
 @backward.register_fake
@@ -383,7 +383,7 @@ def _step(
     return o, v.new_empty(0) if variance is None else variance
 
 
-step = torch.library.custom_op(f"{_NAMESPACE}::step", _step, mutates_args=("mean", "importance"))
+step = torch.library.custom_op(f"{NAMESPACE}::step", _step, mutates_args=("mean", "importance"))
 
 
 @step.register_fake

@@ -39,8 +39,8 @@ def main() -> None:
     triton.runtime.jit.JITFunction.run = compile_only
     # A build of torch without CUDA says that nothing knows PTX.
     importlib.import_module("palimpsa.kernels.primitives").HAS_PTX = True
-    forward, backward, step = (
-        importlib.import_module(f"palimpsa.kernels.{name}") for name in ("forward", "backward", "step")
+    forward, backward, step, convolve = (
+        importlib.import_module(f"palimpsa.kernels.{name}") for name in ("forward", "backward", "step", "convolve")
     )
     backward.num_resident_programs = lambda device: 1584
 
@@ -61,6 +61,11 @@ def main() -> None:
         backward.backward(*args)
     token = torch.ones(1, 1, 48), torch.ones(1, 1, 48), torch.ones(1, 1, 96)
     step.step(*token, None, torch.zeros(1, 1), torch.ones(1), *torch.ones(2, 1, 1, 48, 96), 1.0, True)
+    for x, bias in ((torch.ones(1, 1, 1), None), (torch.ones(2, 9, 200, dtype=torch.bfloat16), torch.ones(200))):
+        weight = torch.ones(x.shape[2], 4)
+        convolve.forward(x, weight, bias)
+        convolve.backward(x, weight, bias, x)
+    importlib.import_module("palimpsa.data.random_kernel").random_bits_kernel(-1, torch.arange(2), 5)
     for name, kernels in itertools.groupby(sorted(compiled.values())):
         print(name, len(list(kernels)))
 

@@ -142,6 +142,26 @@ def test_importances_that_grow_within_a_chunk(Problem, failures, triton, beta, d
     assert failures(triton, problem) == {}
 
 
+# Within 32 tokens these forget exp(-3), exp(-12) and exp(-26): a chunk is walked through backwards in one piece, in
+# parts of 8 tokens, and not at all. The last chunk is cut inside a part.
+@pytest.mark.parametrize("g", [-0.1, -0.4, -0.8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_decays_within_a_chunk(Problem, failures, triton, g, dtype):
+    problem = Problem((1, 75, 1, 5, 8), dtype)
+    # A little forgotten in the middle chunk, whatever the others do.
+    problem["g"].fill_(g)[:, 32:64] = -0.01
+    assert failures(triton, problem) == {}
+
+
+def test_a_part_of_a_chunk_after_little_and_before_much(Problem, failures, triton):
+    """Each part decides for itself: what it writes is small, or large, beside what stood before it."""
+    problem = Problem((1, 32, 1, 5, 8), torch.float32)
+    problem["g"].fill_(-0.2)
+    problem["v"][:, 8:16] *= 1e4
+    problem["beta"][:, 20:24] *= 1e3
+    assert failures(triton, problem) == {}
+
+
 @pytest.mark.parametrize("beta", [0.5, 3.0, 1e5])
 @pytest.mark.parametrize("shape", [(1, 34, 1, 5, 8), (1, 9, 1, 33, 40)])
 def test_bfloat16_with_its_numbers_in_float32(Problem, failures, triton, monkeypatch, shape, beta):
@@ -505,7 +525,8 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path):
     script = [sys.executable, str(Path(__file__).with_name("compile_for_hopper.py"))]
     done = subprocess.run(script, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    source = "".join((ROOT / "kernels" / f"{name}.py").read_text() for name in ("forward", "backward", "step"))
+    files = [ROOT / "kernels" / f"{name}.py" for name in ("forward", "backward", "step", "convolve")]
+    source = "".join(file.read_text() for file in [*files, ROOT / "src/palimpsa/data/random_kernel.py"])
     # What a host function launches: name[grid](...).
     launched = set(re.findall(r"(\w+_kernel)\[", source))
     assert {line.split()[0] for line in done.stdout.splitlines()} == launched

@@ -58,6 +58,10 @@ def random_bits(key: int, examples: Tensor, num_draws: int) -> Tensor:
     Returns:
         [B, num_draws] int64, uniform over all 64-bit patterns.
     """
+    if examples.is_cuda:
+        from palimpsa.data.random_kernel import random_bits_kernel
+
+        return random_bits_kernel(_signed(key), examples, num_draws)
     draws = torch.arange(1, num_draws + 1, device=examples.device, dtype=torch.int64)
     example_keys = _mix(_mix((examples + 1) * _signed(_GOLDEN)) ^ _signed(key))
     # Both counters are mixed before they meet: plain sums would make the streams of two examples overlap.

@@ -1,0 +1,165 @@
+"""A short causal convolution over time, then SiLU, as Triton kernels: convolution.py has the equations."""
+
+# B batch, T time, C channels, W taps
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .primitives import cdiv
+
+# Of the forward's tile, and of the piece that a program of the backward walks through: tokens and channels.
+FORWARD_TILE = (32, 128)
+BACKWARD_TILE = (32, 128)
+AHEAD = 4
+
+
+@triton.jit
+def _convolve_kernel(
+    x, weight, bias, y, T, C, x_b, x_t, pieces, W: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
+    ALIGNED: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """X_b and X_t are the strides of tensor X in units of ALIGNED; those of channels are 1."""
+    x_b, x_t = x_b * ALIGNED, x_t * ALIGNED
+    b = (tl.program_id(0) // pieces).to(tl.int64)
+    tt = (tl.program_id(0) % pieces) * BT + tl.arange(0, BT)
+    cc = tl.program_id(1) * BC + tl.arange(0, BC)
+    in_c = cc < C
+    total = tl.zeros([BT, BC], tl.float32)
+    if HAS_BIAS:
+        total += tl.load(bias + cc, mask=in_c, other=0.0).to(tl.float32)[None, :]
+    for j in tl.static_range(W):
+        at = tt + (j - W + 1)
+        inside = ((at >= 0) & (at < T))[:, None] & in_c[None, :]
+        tap = tl.load(weight + cc * W + j, mask=in_c, other=0.0).to(tl.float32)
+        value = tl.load(x + b * x_b + at.to(tl.int64)[:, None] * x_t + cc[None, :], mask=inside, other=0.0)
+        total += tap[None, :] * value.to(tl.float32)
+    out = y + (b * T + tt.to(tl.int64))[:, None] * C + cc[None, :]
+    tl.store(out, total / (1 + tl.exp(-total)), mask=(tt < T)[:, None] & in_c[None, :])
+
+
+@triton.jit
+def _convolve_back_kernel(
+    x, weight, bias, dy, dx, weight_parts, bias_parts, T, C, x_b, x_t, dy_b, dy_t, pieces,
+    W: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, AHEAD: tl.constexpr, ALIGNED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """Walks through BT tokens and the W - 1 after them: every d p is computed once, and kept while it is needed.
+
+    Tokens are loaded AHEAD of their use: a warp has nothing else to do while it waits for one.
+    """
+    x_b, x_t, dy_b, dy_t = x_b * ALIGNED, x_t * ALIGNED, dy_b * ALIGNED, dy_t * ALIGNED
+    part = tl.program_id(0).to(tl.int64)
+    b, first = part // pieces, (tl.program_id(0) % pieces) * BT
+    cc = tl.program_id(1) * BC + tl.arange(0, BC)
+    in_c = cc < C
+    x_at, dy_at, dx_at = x + b * x_b + cc, dy + b * dy_b + cc, dx + b * T * C + cc
+    offset = tl.zeros([BC], tl.float32)
+    if HAS_BIAS:
+        offset += tl.load(bias + cc, mask=in_c, other=0.0).to(tl.float32)
+    nothing = tl.zeros([BC], tl.float32)
+    # The last W inputs and the last W d p, oldest first.
+    taps, inputs, flows, sums = (), (), (), ()
+    for j in tl.static_range(W):
+        before = first + (j - W)
+        taps += (tl.load(weight + cc * W + j, mask=in_c, other=0.0).to(tl.float32),)
+        inputs += (tl.load(x_at + before.to(tl.int64) * x_t, mask=in_c & (before >= 0), other=0.0).to(tl.float32),)
+        flows += (nothing,)
+        sums += (nothing,)
+    bias_sum = nothing
+    next_xs, next_dys = (), ()
+    for i in tl.static_range(AHEAD):
+        inside = in_c & (first + i < T)
+        token = (first + i).to(tl.int64)
+        next_xs += (tl.load(x_at + token * x_t, mask=inside, other=0.0),)
+        next_dys += (tl.load(dy_at + token * dy_t, mask=inside, other=0.0),)
+    for i in tl.static_range(BT + W - 1):
+        t = first + i
+        inputs = inputs[1:] + (next_xs[0].to(tl.float32),)
+        flow = next_dys[0].to(tl.float32)
+        next_xs, next_dys = next_xs[1:], next_dys[1:]
+        if i + AHEAD < BT + W - 1:
+            inside = in_c & (t + AHEAD < T)
+            token = (t + AHEAD).to(tl.int64)
+            next_xs += (tl.load(x_at + token * x_t, mask=inside, other=0.0),)
+            next_dys += (tl.load(dy_at + token * dy_t, mask=inside, other=0.0),)
+        p = offset
+        for j in tl.static_range(W):
+            p += taps[j] * inputs[j]
+        gate = 1 / (1 + tl.exp(-p))
+        flows = flows[1:] + (flow * gate * (1 + p * (1 - gate)),)
+        if i >= W - 1:
+            back = nothing
+            for j in tl.static_range(W):
+                back += taps[j] * flows[W - 1 - j]
+            done = t - (W - 1)
+            tl.store(dx_at + done.to(tl.int64) * C, back, mask=in_c & (done < T))
+        # What lies beyond belongs to the next program.
+        if i < BT:
+            added = ()
+            for j in tl.static_range(W):
+                added += (sums[j] + flows[W - 1] * inputs[j],)
+            sums = added
+            bias_sum += flows[W - 1]
+    for j in tl.static_range(W):
+        tl.store(weight_parts + (part * W + j) * C + cc, sums[j], mask=in_c)
+    if HAS_BIAS:
+        tl.store(bias_parts + part * C + cc, bias_sum, mask=in_c)
+
+
+def _strided(x: Tensor) -> Tensor:
+    """x with channels side by side."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _in_units(*tensors: Tensor) -> tuple[int, list[int]]:
+    """The strides of batch and time of all tensors in units of 8 elements if all are multiples of it, else of 1.
+
+    Triton sees multiples of 16 by itself, and loads 8 elements at a time only where it sees that it can. The parts that
+    a projection is split into are often multiples of 8.
+    """
+    strides = [stride for x in tensors for stride in x.stride()[:2]]
+    unit = 8 if all(stride % 8 == 0 for stride in strides) else 1
+    return unit, [stride // unit for stride in strides]
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    x, weight = _strided(x), weight.contiguous()
+    (B, T, C), W = x.shape, weight.shape[1]
+    y = x.new_empty(B, T, C)
+    if x.numel():
+        BT, BC = FORWARD_TILE
+        aligned, strides = _in_units(x)
+        with torch.cuda.device_of(x):
+            launch: Any = _convolve_kernel[(B * cdiv(T, BT), cdiv(C, BC))]
+            launch(
+                x, weight, weight if bias is None else bias, y, T, C, *strides, cdiv(T, BT), W, BT, BC, aligned,
+                HAS_BIAS=bias is not None, num_warps=4,
+            )  # fmt: skip
+    return y
+
+
+def backward(x: Tensor, weight: Tensor, bias: Tensor | None, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias (empty without one), each in its dtype."""
+    x, dy, weight = _strided(x), _strided(dy), weight.contiguous()
+    (B, T, C), W = x.shape, weight.shape[1]
+    dx = x.new_empty(B, T, C)
+    BT, BC = BACKWARD_TILE
+    pieces = cdiv(T, BT)
+    # Summed in a fixed order afterwards: atomic additions would make every run another.
+    float32: Any = {"dtype": torch.float32, "device": x.device}
+    weight_parts = torch.empty(B * pieces, W, C, **float32)
+    bias_parts = torch.empty(B * pieces if bias is not None else 0, C, **float32)
+    if x.numel():
+        aligned, strides = _in_units(x, dy)
+        with torch.cuda.device_of(x):
+            launch: Any = _convolve_back_kernel[(B * pieces, cdiv(C, BC))]
+            launch(
+                x, weight, weight if bias is None else bias, dy, dx, weight_parts, bias_parts, T, C,
+                *strides, pieces, W, BT, BC, AHEAD, aligned,
+                HAS_BIAS=bias is not None, num_warps=2,
+            )  # fmt: skip
+    dweight = weight_parts.sum(0).t().contiguous().to(weight.dtype)
+    return dx, dweight, bias_parts.sum(0).to(bias.dtype) if bias is not None else weight.new_empty(0)

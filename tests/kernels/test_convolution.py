@@ -1,0 +1,104 @@
+"""The short convolution in Triton against its definition: in Triton's interpreter, or on the GPU where there is one."""
+
+# B batch, T time, C channels, W taps
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("triton")
+from palimpsa.kernels.convolution import short_convolution
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SIZES = [(2, 70, 5, 4), (1, 1, 130, 4), (3, 33, 16, 1), (2, 2, 8, 3), (1, 64, 128, 2)]
+
+
+def definition(x, weight, bias):
+    """By torch's own convolution, in the arguments' dtype."""
+    W = weight.shape[1]
+    p = F.conv1d(F.pad(x.transpose(1, 2), (W - 1, 0)), weight[:, None], bias, groups=x.shape[2])
+    return F.silu(p).transpose(1, 2)
+
+
+def arguments(size, dtype, with_bias, *, cut=False):
+    """x, weight, bias and the gradient of y; `cut`: x and the gradient are parts of wider tensors."""
+    B, T, C, W = size
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).to(DEVICE)
+
+    x, dy = (normal(B, T, C + 7)[..., 3 : C + 3] if cut else normal(B, T, C) for _ in range(2))
+    return x, normal(C, W), normal(C) if with_bias else None, dy
+
+
+def gradients(operator, x, weight, bias, dy):
+    """y and the gradients of x, weight and bias."""
+    inputs = [None if a is None else a.detach().requires_grad_() for a in (x, weight, bias)]
+    y = operator(*inputs)
+    given = [a for a in inputs if a is not None]
+    return [y.detach(), *torch.autograd.grad(y, given, dy)]
+
+
+def errors(actual, size, dtype, with_bias, **options):
+    """Largest error of each result relative to its largest number, and that of the definition in the same dtype."""
+    x, weight, bias, dy = arguments(size, dtype, with_bias, **options)
+    exact = gradients(definition, *(None if a is None else a.double() for a in (x, weight, bias, dy)))
+    found = gradients(actual, x, weight, bias, dy)
+    plain = gradients(definition, x, weight, bias, dy)
+    assert all(a.dtype == dtype and a.shape == e.shape for a, e in zip(found, exact, strict=True))
+    return [
+        tuple(((a.double() - e).abs().max() / e.abs().max().clamp(min=1e-30)).item() for a in pair)
+        for *pair, e in zip(found, plain, exact, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("with_bias", [False, True], ids=["no_bias", "bias"])
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: "-".join(f"{n}{v}" for n, v in zip("BTCW", s, strict=True)))
+def test_agrees_with_the_definition_in_float64(size, with_bias, dtype):
+    for own, plain in errors(short_convolution, size, dtype, with_bias):
+        assert own <= 2 * plain + 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [(8, 500, 512, 4), (512, 128, 264, 4)])
+def test_agrees_at_full_size_in_bfloat16(size):
+    for own, plain in errors(short_convolution, size, torch.bfloat16, True):
+        assert own <= 2 * plain + 1e-5
+
+
+def test_takes_parts_of_wider_tensors():
+    for own, plain in errors(short_convolution, (2, 40, 6, 4), torch.float32, True, cut=True):
+        assert own <= 2 * plain + 1e-5
+
+
+def test_a_tap_that_is_left_out_would_be_seen():
+    def broken(x, weight, bias):
+        return short_convolution(x, torch.cat([torch.zeros_like(weight[:, :1]), weight[:, 1:]], 1), bias)
+
+    found = errors(broken, (2, 40, 6, 4), torch.float32, True)
+    assert any(own > 2 * plain + 1e-5 for own, plain in found)
+
+
+def test_the_same_call_gives_the_same_bits():
+    x, weight, bias, dy = arguments((2, 70, 5, 4), torch.float32, True)
+    first, second = (gradients(short_convolution, x, weight, bias, dy) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("empty", [(0, 5, 3), (2, 0, 3)], ids=str)
+def test_nothing_to_convolve(empty):
+    x = torch.zeros(empty, device=DEVICE, requires_grad=True)
+    weight = torch.ones(3, 4, device=DEVICE, requires_grad=True)
+    y = short_convolution(x, weight)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == torch.Size(empty)
+    assert not weight.grad.any()
+
+
+def test_operator_is_registered_soundly():
+    x, weight, bias, _ = arguments((2, 9, 4, 4), torch.float32, True)
+    torch.library.opcheck(torch.ops.palimpsa.short_convolution.default, (x, weight, bias))
+    torch.library.opcheck(
+        torch.ops.palimpsa.short_convolution.default, (x.requires_grad_(), weight.requires_grad_(), None)
+    )
