@@ -12,15 +12,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from palimpsa.data.mqar import MQARSpec, mqar_batch
+from palimpsa.data.mqar import MQARSpec, mqar_batch, mqar_examples
 from palimpsa.errors import ConfigError, RunDirectoryError
 from palimpsa.mixers import MemoryTrace
 from palimpsa.probe import memory_metrics, metaplasticity_ratio
-from palimpsa.recall import evaluate_recall, query_loss
+from palimpsa.recall import RecallMeter, query_loss
 from palimpsa.run_directory import RunDirectory
-from palimpsa.training import LitLanguageModel, build_model, run, stages_from_config
+from palimpsa.training import build_model, learning_rate_factor, run, stages_from_config
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = sorted(path.stem for path in (ROOT / "configs/model").glob("*.yaml"))
@@ -136,7 +135,7 @@ def test_recall_counts_right_answers_by_age():
             logits[:, 0] = torch.nn.functional.one_hot(inputs[:, 1], 32).float()
             return logits
 
-    recall = evaluate_recall(Oracle(), spec, seed=1, split="test", stage=0, num_examples=10, batch_size=4, device="cpu")
+    recall = RecallMeter(Oracle(), spec, seed=1, split="test", stage=0, batch_size=4, device="cpu")(10)
     assert recall.accuracy == 0.5
     # The first pair's value stands at 1 and the second's at 3, the queries at 4 and 6: ages 3 or 5, and 1 or 3.
     batch = mqar_batch(spec, seed=1, split="test", stage=0, step=0, batch_size=10)
@@ -150,10 +149,9 @@ def test_recall_counts_right_answers_by_age():
     ("schedule", "expected"),
     [("constant", [0.5, 1.0, 1.0, 1.0, 1.0]), ("cosine", [0.5, 1.0, 1.0, 0.5, 0.0])],
 )
-def test_learning_rate_schedules(tiny_config, schedule, expected):
-    optimizer = OmegaConf.merge(tiny_config().optimizer, {"warmup_steps": 2})
-    module = LitLanguageModel(torch.nn.Identity(), {}, None, optimizer, schedule, max_steps=6)
-    assert [module._lr_factor(step) for step in (0, 1, 2, 4, 6)] == pytest.approx(expected)
+def test_learning_rate_schedules(schedule, expected):
+    factors = [learning_rate_factor(step, schedule=schedule, warmup_steps=2, max_steps=6) for step in (0, 1, 2, 4, 6)]
+    assert factors == pytest.approx(expected)
 
 
 def test_scratch_goes_through_a_fixed_set_once_an_epoch(tiny_config):
@@ -162,7 +160,10 @@ def test_scratch_goes_through_a_fixed_set_once_an_epoch(tiny_config):
     )
     (stage,) = stages_from_config(cfg.task)
     assert (stage.batch_size, stage.max_steps, stage.spec.num_pairs) == (4, 6, 4)
-    batches = [stage.train_batch(1, step, "cpu").inputs for step in range(6)]
+    batches = [
+        mqar_examples(stage.spec, seed=1, split="train", stage=0, examples=stage.train_examples(1, step, "cpu")).inputs
+        for step in range(6)
+    ]
     assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
     epochs = [torch.cat(batches[:3]), torch.cat(batches[3:])]
     assert not torch.equal(*epochs)

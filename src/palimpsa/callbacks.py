@@ -12,11 +12,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from palimpsa.data.mqar import MQARBatch
 from palimpsa.data.stages import Stage
 from palimpsa.model import LanguageModel
 from palimpsa.progress import JobProgress
-from palimpsa.recall import Recall, evaluate_recall
+from palimpsa.recall import Recall, RecallMeter
 from palimpsa.run_directory import atomic_write
 
 
@@ -46,7 +45,7 @@ class History(L.Callback):
 
 
 class Curriculum(L.Callback):
-    """Walks through the stages: hands out batches, validates, ends a stage at its accuracy or its cap, tests it once.
+    """Walks through the stages: validates, ends each at its accuracy or its cap, and tests it once.
 
     Args:
         stages: in order; weights are carried over.
@@ -57,6 +56,7 @@ class Curriculum(L.Callback):
         log_every: optimiser steps between rows of the history, counted within a stage; each validation adds one.
         history: where curves go.
         progress: told of every logged step.
+        use_graphs: evaluate by CUDA graphs.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Curriculum(L.Callback):
         log_every: int,
         history: History,
         progress: JobProgress,
+        use_graphs: bool = False,
     ) -> None:
         self.stages = stages
         self.seed = seed
@@ -81,6 +82,7 @@ class Curriculum(L.Callback):
         self.log_every = log_every
         self.history = history
         self.progress = progress
+        self.use_graphs = use_graphs
         self.stage_index = 0
         self.stage_step = 0
         self.plateau_exit_step: int | None = None
@@ -90,6 +92,9 @@ class Curriculum(L.Callback):
         self._num_tokens = 0
         self._paused_s = 0.0
         self._last_log = time.perf_counter()
+        # Of the stage and split that were last evaluated: it holds what was captured.
+        self._meter: RecallMeter | None = None
+        self._meter_address: tuple[int, str] | None = None
 
     @property
     def stage(self) -> Stage:
@@ -98,10 +103,6 @@ class Curriculum(L.Callback):
     @property
     def done(self) -> bool:
         return len(self.finished_stages) == len(self.stages)
-
-    def next_batch(self, device: torch.device) -> MQARBatch:
-        """The training batch of the current stage and step."""
-        return self.stage.train_batch(self.seed, self.stage_step, device)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restart_clock()
@@ -152,17 +153,23 @@ class Curriculum(L.Callback):
         self._paused_s += seconds
 
     def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str, num_examples: int) -> Recall:
-        with trainer.precision_plugin.forward_context():
-            return evaluate_recall(
-                network(pl_module),
-                self.stage.spec,
-                seed=self.seed,
-                split=split,
-                stage=self.stage_index,
-                num_examples=num_examples,
-                batch_size=self.stage.batch_size,
-                device=pl_module.device,
+        address = (self.stage_index, split)
+        if self._meter is None or self._meter_address != address:
+            self._meter_address, self._meter = (
+                address,
+                RecallMeter(
+                    network(pl_module),
+                    self.stage.spec,
+                    seed=self.seed,
+                    split=split,
+                    stage=self.stage_index,
+                    batch_size=self.stage.batch_size,
+                    device=pl_module.device,
+                    use_graph=self.use_graphs,
+                ),
             )
+        with trainer.precision_plugin.forward_context():
+            return self._meter(num_examples)
 
     def _validate(self, trainer: L.Trainer, pl_module: L.LightningModule, at_cap: bool) -> None:
         validation = self._evaluate(trainer, pl_module, "validation", self.num_validation)

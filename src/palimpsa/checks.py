@@ -14,7 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from palimpsa.config import TrainConfig, plain
+from palimpsa.devices import check_gpus
 from palimpsa.errors import ConfigError, nearest
+from palimpsa.launchers import runs_elsewhere
 
 # Lightning also takes less explicit names for these.
 CHOICES = {
@@ -70,6 +72,10 @@ def check_config(cfg: DictConfig) -> None:
     for key in BELOW_ONE:
         if not 0 <= OmegaConf.select(cfg, key) < 1:
             raise ConfigError(f"{key}: got {OmegaConf.select(cfg, key)}, expected >= 0 and < 1")
+    if cfg.trainer.cuda_graphs and cfg.trainer.accelerator != "gpu":
+        raise ConfigError(
+            f"trainer.cuda_graphs: got true, expected false with trainer.accelerator={cfg.trainer.accelerator}"
+        )
     if cfg.seed > MAX_SEED:
         raise ConfigError(f"seed: got {cfg.seed}, expected at most {MAX_SEED}")
     if not re.fullmatch(r"[\w.-]*", cfg.variant):
@@ -98,22 +104,35 @@ def check_config(cfg: DictConfig) -> None:
 def check_device(cfg: DictConfig) -> None:
     """Checks that this machine has the GPU that a config asks for.
 
+    Args:
+        cfg: composed. With Hydra's own part it is a sweep that is still to be launched, whose jobs may run on another
+            machine: they check that one themselves, before they start.
+
     Raises:
         ConfigError: naming the key that asks, where there is none, or where the trainer would leave it idle.
     """
+    gpus = None if cfg.trainer.gpus is None else [int(index) for index in cfg.trainer.gpus]
+    if gpus is not None and cfg.trainer.accelerator != "gpu":
+        raise ConfigError(
+            f"trainer.gpus: got {gpus}, expected null with trainer={cfg.trainer.name}, which computes on the CPU; "
+            "add trainer=gpu"
+        )
     if not (cfg.scale.requires_gpu or cfg.trainer.accelerator == "gpu"):
         return
     import torch
 
     by_trainer = "trainer=gpu" if cfg.trainer.name == "gpu" else "trainer.accelerator=gpu"
     asked_by = f"scale={cfg.scale.name}" if cfg.scale.requires_gpu else by_trainer
-    if not torch.cuda.is_available():
+    elsewhere = "hydra" in cfg and runs_elsewhere(cfg)
+    if not elsewhere and not torch.cuda.is_available():
+        with_gpus = "" if gpus is None else f" with trainer.gpus={gpus}"
         raise ConfigError(
-            f"{asked_by}: needs an NVIDIA GPU that PyTorch can use (one H200 is what it is sized for), and this "
-            "machine has none; scale=laptop with trainer=cpu runs anywhere"
+            f"{asked_by}{with_gpus}: needs an NVIDIA GPU that PyTorch can use (one H200 is what it is sized for), and "
+            "this machine has none; scale=laptop with trainer=cpu runs anywhere"
         )
     if cfg.trainer.accelerator != "gpu":
         raise ConfigError(f"trainer: got {cfg.trainer.name}, expected one on the GPU with {asked_by}; add trainer=gpu")
+    check_gpus(gpus, None if elsewhere else torch.cuda.device_count())
 
 
 def schema_keys(parents: list[str], schema: type = TrainConfig) -> list[str]:

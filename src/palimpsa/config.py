@@ -13,7 +13,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 # already taken their values from. Two runs that differ only here are the same run.
 IRRELEVANT_KEYS = (
     *("results_dir", "run_dir", "logger", "model.label", "trainer.progress_bar", "trainer.checkpoint_every"),
-    *(f"scale.{key}" for key in ("seeds", "learning_rates", "requires_gpu", "checkpoint_every", "wide_head_k_dim")),
+    "trainer.gpus",
+    *(f"scale.{key}" for key in ("seeds", "selection_seeds", "learning_rates", "requires_gpu", "checkpoint_every")),
+    "scale.wide_head_k_dim",
 )
 
 
@@ -62,6 +64,7 @@ class ScaleConfig:
     scratch: ScratchConfig = MISSING
     learning_rates: str = MISSING  # of the Figure 2 sweep, comma-separated
     seeds: str = MISSING  # of the Figure 2 sweep, comma-separated
+    selection_seeds: str = MISSING  # those of `seeds` that the learning rate is chosen on, comma-separated
 
 
 @dataclass
@@ -121,10 +124,13 @@ class TrainerConfig:
     accelerator: str = MISSING  # cpu or gpu
     precision: str = MISSING  # 32-true or bf16-mixed
     num_threads: int | None = None  # of one run on the CPU; null: torch's default
+    gpus: list[int] | None = None  # indices of the GPUs that runs may use, as CUDA counts; null: all
     log_every: int = MISSING  # optimiser steps
     probe_every: int = MISSING  # optimiser steps
     num_probe: int = MISSING  # examples
     checkpoint_every: int = MISSING  # optimiser steps
+    compile: bool = False  # blocks by torch.compile: faster on a GPU, other rounding
+    cuda_graphs: bool = False  # steps and validations captured and replayed; on a GPU alone
     progress_bar: bool = True
 
 
@@ -175,7 +181,7 @@ def storable(value: Any) -> Any:
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The resolved config as plain containers, without Hydra's own part."""
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]) if "hydra" in cfg else cfg
     container = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}

@@ -121,6 +121,10 @@ class LanguageModel(nn.Module):
         x = self.embedding(tokens)
         for i, block in enumerate(self.blocks):
             x = block(x, None if caches is None else caches[i], cu_seqlens)
+        return self.normalise(x)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """The last norm."""
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import logging
 import math
-import os
 import time
 import traceback
-import warnings
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from omegaconf import DictConfig
 from torch import Tensor
@@ -22,29 +21,31 @@ from torch import Tensor
 from palimpsa.callbacks import Curriculum, History
 from palimpsa.checks import check_config, check_device
 from palimpsa.config import plain, storable
-from palimpsa.data.mqar import MQARBatch
 from palimpsa.data.stages import stages_from_config
+from palimpsa.devices import lease_gpu
 from palimpsa.errors import ConfigError, RunDirectoryError
+from palimpsa.lightning_setup import AtomicCheckpointIO, quiet_lightning
 from palimpsa.loggers import close_loggers, make_loggers
 from palimpsa.mixers.parameters import weight_decay_groups
 from palimpsa.model import LanguageModel, build_model
 from palimpsa.probe import MemoryProbe
 from palimpsa.progress import JobProgress
-from palimpsa.provenance import provenance
-from palimpsa.recall import query_loss
-from palimpsa.run_directory import MODEL_CONFIG_KEY, RESULT_FORMAT, RunDirectory, config_hash
+from palimpsa.run_directory import MODEL_CONFIG_KEY, RunDirectory, config_hash
+from palimpsa.run_result import run_result
+from palimpsa.train_step import GradientStep, compile_blocks
 
 
 class LitLanguageModel(L.LightningModule):
-    """A language model on MQAR: owns the loss and the optimiser. Batches come from the curriculum, on the device.
+    """A language model on MQAR: owns the loss and the optimiser. Where a run stands is the curriculum's to say.
 
     Args:
         model: the network.
         model_config: what it was built from, as plain containers; kept in checkpoints, to tell whose they are.
-        curriculum: hands out the batch of the current step.
+        curriculum: says which stage and step comes next.
         optimizer_config: the `optimizer` group.
         schedule: "constant" or "cosine" after a linear warm-up.
         max_steps: optimiser steps at most.
+        use_graphs: run the step as a CUDA graph: see `GradientStep`.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class LitLanguageModel(L.LightningModule):
         optimizer_config: Any,
         schedule: str,
         max_steps: int,
+        use_graphs: bool,
     ) -> None:
         super().__init__()
         self.model = model
@@ -63,11 +65,30 @@ class LitLanguageModel(L.LightningModule):
         self.optimizer_config = optimizer_config
         self.schedule = schedule
         self.max_steps = max_steps
+        self.parameter_groups = weight_decay_groups(model, optimizer_config.weight_decay)
+        self.gradient_step = GradientStep(
+            model,
+            [parameter for group in self.parameter_groups for parameter in group["params"]],
+            seed=curriculum.seed,
+            gradient_clip=optimizer_config.gradient_clip,
+            use_graphs=use_graphs,
+        )
+
+    def on_fit_start(self) -> None:
+        if self.device.type == "cuda" and not self.curriculum.done:
+            # Libraries choose their kernels by what they are called with first: this, not the probe's few contexts.
+            with self.trainer.precision_plugin.forward_context():
+                self.gradient_step.warm_up(self.curriculum.stage, self.device)
 
     def training_step(self, _: Any, batch_idx: int) -> Tensor:
-        batch: MQARBatch = self.curriculum.next_batch(self.device)
-        loss, _ = query_loss(self.model, batch)
-        return loss
+        return self.gradient_step(self.curriculum.stage, self.curriculum.stage_step, self.device)
+
+    # `training_step` leaves the gradients, clipped: a graph replays them with the loss.
+    def optimizer_zero_grad(self, *_: Any) -> None:
+        pass
+
+    def backward(self, *_: Any) -> None:
+        pass
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[MODEL_CONFIG_KEY] = self.model_config
@@ -75,30 +96,34 @@ class LitLanguageModel(L.LightningModule):
     def configure_optimizers(self) -> Any:
         config = self.optimizer_config
         optimizer = torch.optim.AdamW(
-            weight_decay_groups(self.model, config.weight_decay),
+            self.parameter_groups,
             lr=config.lr,
             betas=(config.beta1, config.beta2),
+            # The other one launches a dozen kernels a tensor, or copies lists of them to the GPU.
+            fused=self.device.type == "cuda",
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
+        factor = partial(
+            learning_rate_factor,
+            schedule=self.schedule,
+            warmup_steps=config.warmup_steps,
+            max_steps=self.max_steps,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _lr_factor(self, step: int) -> float:
-        warmup = self.optimizer_config.warmup_steps
-        if step < warmup:
-            return (step + 1) / warmup
-        if self.schedule == "constant":
-            return 1.0
-        progress = min(1.0, (step - warmup) / max(1, self.max_steps - warmup))
-        return 0.5 * (1 + math.cos(math.pi * progress))
 
+def learning_rate_factor(step: int, *, schedule: str, warmup_steps: int, max_steps: int) -> float:
+    """The share of the peak learning rate at a step: a linear warm-up, then "constant", or "cosine" down to 0.
 
-class _AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, then moves it there: a kill in between leaves the previous one."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        partial = f"{path}.partial"
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        os.replace(partial, path)
+    >>> learning_rate_factor(0, schedule="cosine", warmup_steps=2, max_steps=6)
+    0.5
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -108,7 +133,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         cfg: configs/train.yaml, composed.
 
     Returns:
-        the content of result.json: see `_result`.
+        the content of result.json: see `run_result`.
 
     Raises:
         ConfigError: for a config that cannot be run.
@@ -142,27 +167,17 @@ def _run(
     """Trains and writes history.csv and result.json, the latter also for a failure."""
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     history = History()
-    curriculum = Curriculum(
-        stages_from_config(cfg.task),
-        seed=cfg.seed,
-        stop_accuracy=cfg.task.stop_accuracy,
-        validation_every=cfg.task.validation_every,
-        num_validation=cfg.task.num_validation,
-        num_test=cfg.task.num_test,
-        log_every=cfg.trainer.log_every,
-        history=history,
-        progress=progress,
-    )
+    curriculum = make_curriculum(cfg, history, progress)
 
     def end(status: str, error: str | None, summary: dict[str, Any]) -> dict[str, Any]:
         history.write(directory.history_file)
         summary["history_rows"] = len(history.rows)
-        result = _result(cfg, config, status, error, curriculum.finished_stages, summary, started, clock)
+        result = run_result(cfg, config, status, error, curriculum.finished_stages, summary, started, clock)
         directory.write_result(result)
         return result
 
     try:
-        return end("finished", None, _train(cfg, config, directory, name, curriculum))
+        return end("finished", None, train(cfg, config, directory, name, curriculum))
     except (ConfigError, RunDirectoryError):
         # A damaged checkpoint, say: the directory is left as it is.
         raise
@@ -173,13 +188,42 @@ def _run(
         raise
 
 
-def _train(
-    cfg: DictConfig, config: dict[str, Any], directory: RunDirectory, name: str, curriculum: Curriculum
+def make_curriculum(cfg: DictConfig, history: History, progress: JobProgress) -> Curriculum:
+    """The stages of a run's config, at their beginning."""
+    return Curriculum(
+        stages_from_config(cfg.task),
+        seed=cfg.seed,
+        stop_accuracy=cfg.task.stop_accuracy,
+        validation_every=cfg.task.validation_every,
+        num_validation=cfg.task.num_validation,
+        num_test=cfg.task.num_test,
+        log_every=cfg.trainer.log_every,
+        history=history,
+        progress=progress,
+        use_graphs=cfg.trainer.cuda_graphs,
+    )
+
+
+def train(
+    cfg: DictConfig,
+    config: dict[str, Any],
+    directory: RunDirectory,
+    name: str,
+    curriculum: Curriculum,
+    callbacks: Sequence[L.Callback] = (),
 ) -> dict[str, Any]:
-    """Runs the trainer to the end of the curriculum; returns the run's summary."""
+    """Runs the trainer to the end of the curriculum; returns the run's summary.
+
+    Args:
+        cfg, config: composed and checked, and the same as plain containers.
+        directory: for the checkpoint and the loggers.
+        name: of the run, as loggers show it.
+        curriculum: of `make_curriculum`.
+        callbacks: more, called after the run's own.
+    """
     if cfg.trainer.num_threads is not None:
         torch.set_num_threads(cfg.trainer.num_threads)
-    _quiet_lightning()
+    quiet_lightning()
     max_steps = sum(stage.max_steps for stage in curriculum.stages)
     probe = MemoryProbe(curriculum, every=cfg.trainer.probe_every, num_examples=cfg.trainer.num_probe)
     checkpoint = ModelCheckpoint(
@@ -189,29 +233,27 @@ def _train(
         enable_version_counter=False,
     )
     model = build_model(cfg.model, cfg.seed)
-    module = LitLanguageModel(model, config["model"], curriculum, cfg.optimizer, cfg.task.schedule, max_steps)
+    if cfg.trainer.compile:
+        compile_blocks(model)
+    module = LitLanguageModel(
+        model, config["model"], curriculum, cfg.optimizer, cfg.task.schedule, max_steps, cfg.trainer.cuda_graphs
+    )
     loggers = make_loggers(cfg.logger, run_dir=directory.path, name=name, run_id=config_hash(config), run_config=config)
     show_bar = cfg.trainer.progress_bar and curriculum.progress.alone
     # The probe comes first: at the last step of a stage it still looks at that stage.
-    callbacks: list[L.Callback] = [
-        curriculum.history,
-        probe,
-        curriculum,
-        checkpoint,
-        *([RichProgressBar()] if show_bar else []),
-    ]
+    own = [curriculum.history, probe, curriculum, checkpoint, *([RichProgressBar()] if show_bar else [])]
     trainer = L.Trainer(
         accelerator=cfg.trainer.accelerator,
-        devices=1,
+        devices=[lease_gpu(config["trainer"]["gpus"])] if cfg.trainer.accelerator == "gpu" else 1,
         precision=cfg.trainer.precision,
         max_steps=max_steps,
         max_epochs=1,
         # Only Lightning's own logging asks for it; the curves are logged by the callbacks.
         log_every_n_steps=cfg.trainer.log_every,
-        gradient_clip_val=cfg.optimizer.gradient_clip,
-        callbacks=callbacks,
+        callbacks=[*own, *callbacks],
         logger=loggers,
-        plugins=[_AtomicCheckpointIO()],
+        # One process a run, whatever launched it: Slurm's own environment would have it be a rank of many.
+        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
         default_root_dir=directory.path,
         enable_progress_bar=show_bar,
         enable_model_summary=False,
@@ -232,52 +274,3 @@ def _train(
         "num_steps": trainer.global_step,
         "probe_time_share": probe.seconds / (time.perf_counter() - clock),
     }
-
-
-def _result(
-    cfg: DictConfig,
-    config: dict[str, Any],
-    status: str,
-    error: str | None,
-    stages: list[dict[str, Any]],
-    summary: dict[str, Any],
-    started: datetime.datetime,
-    clock: float,
-) -> dict[str, Any]:
-    """The content of result.json: run, stages, metrics, config, provenance (times are of the last session of a run)."""
-    return {
-        "format": RESULT_FORMAT,
-        "status": status,
-        "error": error,
-        "run": {
-            "task": cfg.task.name,
-            "scale": cfg.scale.name,
-            "model": f"{cfg.model.name}{cfg.variant}",
-            "label": f"{cfg.model.label}{cfg.variant.replace('_', ' ')}",
-            "lr": cfg.optimizer.lr,
-            "seed": cfg.seed,
-            "state_size": summary.get("state_size"),
-            "num_parameters": summary.get("num_parameters"),
-        },
-        "stages": stages,
-        "metrics": {k: v for k, v in summary.items() if k not in ("state_size", "num_parameters", "traceback")},
-        **({"traceback": summary["traceback"]} if "traceback" in summary else {}),
-        "config": config,
-        "config_hash": config_hash(config),
-        "provenance": {
-            **provenance(cfg.trainer.accelerator),
-            "started": started.isoformat(timespec="seconds"),
-            "wall_time_s": round(time.perf_counter() - clock, 2),
-        },
-    }
-
-
-def _quiet_lightning() -> None:
-    """Keeps Lightning from repeating for each run of a sweep what is meant so."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for meant in (
-        "(.*dataloader is not resumable|Checkpoint directory)",  # a resume goes on where it was, and its loader counts
-        ".*treespec, LeafSpec",  # Lightning's own use of torch
-        "Triton is not supported",  # fla's reference code is what the CPU is meant to run
-    ):
-        warnings.filterwarnings("ignore", message=meant)

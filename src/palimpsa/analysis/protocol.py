@@ -10,8 +10,8 @@ import pandas as pd
 from palimpsa.analysis.schema import IDENTITY, ResultError
 
 # Keys, and what lies below them, in which the runs of one figure may differ: the axes of its sweep, and where
-# and how a run reports. scale.seeds and scale.learning_rates say what to sweep, not how to train;
-# scale.wide_head_k_dim is a size of one model.
+# and how a run reports. scale.seeds, scale.selection_seeds and scale.learning_rates say what to sweep, not how to
+# train; scale.wide_head_k_dim is a size of one model.
 FREE_KEYS = (
     "model",
     "optimizer.lr",
@@ -20,6 +20,7 @@ FREE_KEYS = (
     "task.seq_len",
     "task.directory",
     "scale.seeds",
+    "scale.selection_seeds",
     "scale.learning_rates",
     "scale.requires_gpu",
     "scale.wide_head_k_dim",
@@ -29,6 +30,7 @@ FREE_KEYS = (
     "logger",
     "trainer.progress_bar",
     "trainer.checkpoint_every",
+    "trainer.gpus",
 )
 
 _ADVICE = (

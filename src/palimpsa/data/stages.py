@@ -1,4 +1,4 @@
-"""The stages of an MQAR run and the training batch at each of their steps."""
+"""The stages of an MQAR run and the training examples at each of their steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from palimpsa.config import StageConfig
-from palimpsa.data.mqar import MQARBatch, MQARSpec, epoch_order, mqar_batch, mqar_examples
+from palimpsa.data.mqar import MQARSpec, epoch_order
 from palimpsa.errors import ConfigError, nearest
 
 
@@ -32,23 +32,17 @@ class Stage:
     in_figure: bool = True
     num_train_examples: int | None = None
 
-    def train_batch(self, seed: int, step: int, device: torch.device | str) -> MQARBatch:
-        """The training batch of `step` (0-based, within the stage): a pure function of (seed, stage, step)."""
+    def train_examples(self, seed: int, step: int, device: torch.device | str) -> Tensor:
+        """[B] int64, the training examples of `step` (0-based, within the stage): a function of (seed, stage, step).
+
+        B is batch_size, or less at the end of an epoch. `mqar_examples` makes them, with split "train".
+        """
         if self.num_train_examples is None:
-            return mqar_batch(
-                self.spec,
-                seed=seed,
-                split="train",
-                stage=self.index,
-                step=step,
-                batch_size=self.batch_size,
-                device=device,
-            )
+            return torch.arange(step * self.batch_size, (step + 1) * self.batch_size, device=device)
         steps_per_epoch = math.ceil(self.num_train_examples / self.batch_size)
         epoch, step = divmod(step, steps_per_epoch)
         order = _epoch_order(seed, self.index, epoch, self.num_train_examples, str(device))
-        examples = order[step * self.batch_size : (step + 1) * self.batch_size]
-        return mqar_examples(self.spec, seed=seed, split="train", stage=self.index, examples=examples)
+        return order[step * self.batch_size : (step + 1) * self.batch_size]
 
 
 @lru_cache(maxsize=1)

@@ -5,12 +5,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from palimpsa.kernels.convolution import short_convolution
+from palimpsa.kernels.validation import under_transforms
 
 
 class MemoryTrace(NamedTuple):
@@ -132,6 +136,8 @@ class ShortConvolution(nn.Module):
         return self.weight.new_zeros(batch_size, self.weight.shape[0], self.width - 1)
 
     def forward(self, x: Tensor, cache: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
+        if cache is None and cu_seqlens is None and _has_kernel(x):
+            return short_convolution(x, self.weight, self.bias)
         if cache is None:
             past = x.new_zeros(x.shape[0], self.width - 1, x.shape[2])
         else:
@@ -156,6 +162,47 @@ class ShortConvolution(nn.Module):
         if self.bias is not None:
             y = y + self.bias.to(x.dtype)
         return F.silu(y)
+
+
+def _has_kernel(x: Tensor) -> bool:
+    """Whether the convolution of x has a kernel: on a GPU, up to fp32, outside of torch.func, for which it has none."""
+    return x.is_cuda and x.dtype != torch.float64 and not under_transforms()
+
+
+def project_and_convolve(
+    x: Tensor,
+    projections: Sequence[nn.Linear],
+    convolutions: Sequence[ShortConvolution],
+    others: Sequence[nn.Linear],
+    cache: MixerCache | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """conv_i(W_i x) for each of `projections`, then W_j x for `others`, [B, T, width] each, of x [B, T, D].
+
+    In compiled code it is one product and one convolution: on a GPU several narrow ones take several times as long as
+    a wide one, and their gradients meet in additions.
+
+    Args:
+        cache: its convolutions' part is brought up to date; None: before the first token.
+    """
+    linears = [*projections, *others]
+    plain = all(type(linear) is nn.Linear and linear.bias is None for linear in linears)
+    # Fewer tokens are not worth the copy of the weights: decoding. A subclass (an adapter, say) has its own forward.
+    if not (
+        torch.compiler.is_compiling() and plain and x.shape[0] * x.shape[1] >= sum(y.out_features for y in linears)
+    ):
+        made = [linear(x) for linear in linears]
+        parts, rest = made[: len(projections)], made[len(projections) :]
+    else:
+        widths = [linear.out_features for linear in projections]
+        made = F.linear(x, torch.cat([linear.weight for linear in linears]))
+        together, *rest = made.split([sum(widths), *(linear.out_features for linear in others)], dim=-1)
+        if cache is None and cu_seqlens is None and _has_kernel(x) and all(c.bias is None for c in convolutions):
+            y = short_convolution(together, torch.cat([convolution.weight for convolution in convolutions]))
+            return (*y.split(widths, dim=-1), *rest)
+        parts = together.split(widths, dim=-1)
+    pasts = [None] * len(convolutions) if cache is None else cache.conv
+    return (*(c(y, past, cu_seqlens) for c, y, past in zip(convolutions, parts, pasts, strict=True)), *rest)
 
 
 def token_positions(cu_seqlens: Tensor, num_tokens: int) -> Tensor:

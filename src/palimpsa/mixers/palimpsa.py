@@ -20,6 +20,7 @@ from palimpsa.mixers.layers import (
     Plasticity,
     ShortConvolution,
     mean_window,
+    project_and_convolve,
     widen,
 )
 from palimpsa.mixers.parameters import initial_decay
@@ -79,7 +80,7 @@ class PalimpsaMixer(Mixer):
         step_size_limit = checked_range("step_size_limit", step_size_limit, above_zero=False)
         self.decay = Decay(*initial_decay(num_heads, forgetting), step_size_limit)
         self.plasticity = Plasticity(d_model, num_heads, head_v_dim, initial_plasticity) if metaplastic else None
-        # With importance: 4 for I, 3 for M, 1 for the mean and 2 for the read; without: 3 and 2.
+        # With importance: I 4, M 3, the mean 1, the read 2; without: M 3, the read 2.
         self.flops_per_entry = 10 if metaplastic else 5
         self.skip = nn.Parameter(torch.ones(num_heads))
         self.register_buffer("importance_prior", torch.full((num_heads,), float(importance_prior)))
@@ -192,20 +193,24 @@ class PalimpsaD(PalimpsaMixer):
         self.o_proj = nn.Linear(v_width, d_model, bias=False)
 
     def _operands(self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None) -> _Operands:
-        caches = [None] * 3 if cache is None else cache.conv
-        q = self.q_conv(self.q_proj(x), caches[0], cu_seqlens).unflatten(-1, (self.num_heads, -1))
-        k = self.k_conv(self.k_proj(x), caches[1], cu_seqlens).unflatten(-1, (self.num_heads, -1))
-        value = self.v_conv(self.v_proj(x), caches[2], cu_seqlens).unflatten(-1, (self.num_heads, -1))
-        input_gate = torch.sigmoid(widen(self.input_gate_proj(x)))
-        _, log_decay = self.decay(self.decay_proj(x))
+        q, k, value, input_logits, decay_logits, gate = project_and_convolve(
+            x,
+            (self.q_proj, self.k_proj, self.v_proj),
+            (self.q_conv, self.k_conv, self.v_conv),
+            (self.input_gate_proj, self.decay_proj, self.gate_proj),
+            cache,
+            cu_seqlens,
+        )
+        q, k, value = (y.unflatten(-1, (self.num_heads, -1)) for y in (q, k, value))
+        input_gate = torch.sigmoid(widen(input_logits))
         return _Operands(
             q=F.normalize(widen(q), dim=-1).to(value.dtype),
             k=F.normalize(widen(k), dim=-1).to(value.dtype),
             v=(input_gate[..., None] * value).to(value.dtype),
             beta=self._beta(x, input_gate, value.dtype),
-            log_decay=log_decay,
+            log_decay=self.decay(decay_logits)[1],
             value=value,
-            gate=self.gate_proj(x),
+            gate=gate,
         )
 
     def _project(self, o: Tensor, gate: Tensor) -> Tensor:
@@ -273,8 +278,7 @@ class PalimpsaM(PalimpsaMixer):
         self.out_proj = nn.Linear(v_width, d_model, bias=False)
 
     def _operands(self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None) -> _Operands:
-        widths = (self.conv_widths[0], sum(self.conv_widths), self.num_heads)
-        gate, mixed, logits = self.in_proj(x).split(widths, dim=-1)
+        gate, mixed, logits = self.in_proj(x).split((self.conv_widths[0], sum(self.conv_widths), self.num_heads), -1)
         mixed = self.conv(mixed, None if cache is None else cache.conv[0], cu_seqlens)
         value, k, q = mixed.split(self.conv_widths, dim=-1)
         value = value.unflatten(-1, (self.num_heads, -1))
@@ -290,8 +294,7 @@ class PalimpsaM(PalimpsaMixer):
         )
 
     def _per_head(self, x: Tensor) -> Tensor:
-        grouped = x.unflatten(-1, (self.num_groups, -1))
-        return grouped.repeat_interleave(self.num_heads // self.num_groups, dim=2)
+        return x.unflatten(-1, (self.num_groups, -1)).repeat_interleave(self.num_heads // self.num_groups, dim=2)
 
     def _project(self, o: Tensor, gate: Tensor) -> Tensor:
         return self.out_proj(self.o_norm(o.flatten(-2), gate))

@@ -1,0 +1,70 @@
+"""CUDA graphs: the hundreds of kernels of a step, launched as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+# Calls that run the function before it is captured: kernels are compiled, and libraries take their workspaces.
+NUM_WARMUP = 2
+
+
+class Replay(Generic[T]):
+    """A function on the GPU that is captured at its third call and replayed from then on.
+
+    It computes the same at every call, captured or not. The results of a replay are the same tensors each time: the
+    next one overwrites them.
+
+    The function takes what changes from tensors that stay where they are, must not wait for the GPU and must not choose
+    by values on it. bf16 copies of weights that autocast would keep between calls are made anew in each, since a replay
+    would read those of the capture.
+
+    Args:
+        function: captured with everything that it reads.
+    """
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self.function = function
+        self._num_calls = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._result: T | None = None
+
+    def __call__(self) -> T:
+        if self._graph is None:
+            if self._num_calls < NUM_WARMUP:
+                self._num_calls += 1
+                return run_aside(self.function)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph), uncached_autocast("cuda"):
+                self._result = self.function()
+            self._graph = graph
+        self._graph.replay()
+        assert self._result is not None
+        return self._result
+
+
+def run_aside(function: Callable[[], T]) -> T:
+    """Calls a function on a stream of its own, between what the current one has been given and will be given.
+
+    On the stream that everything else uses, what autograd remembers of streams would end up in a later capture.
+    """
+    here, own = torch.cuda.current_stream(), torch.cuda.Stream()
+    own.wait_stream(here)
+    with torch.cuda.stream(own), uncached_autocast("cuda"):
+        result = function()
+    here.wait_stream(own)
+    return result
+
+
+def uncached_autocast(device: str) -> torch.autocast:
+    """The autocast that is active on a kind of device, or none, without its cache of weights."""
+    return torch.autocast(
+        device,
+        dtype=torch.get_autocast_dtype(device),
+        enabled=torch.is_autocast_enabled(device),
+        cache_enabled=False,
+    )

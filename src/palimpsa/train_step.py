@@ -1,0 +1,144 @@
+"""The gradients of one training step: run as it stands, or on a GPU compiled and replayed as one CUDA graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from palimpsa.data.mqar import MQARBatch, mqar_examples
+from palimpsa.data.stages import Stage
+from palimpsa.model import LanguageModel
+from palimpsa.recall import query_loss
+from palimpsa.replay import Replay, run_aside
+
+# A version of a block for every model, length, and with or without gradients; beyond this dynamo gives up.
+MAX_VERSIONS = 512
+
+
+def compile_blocks(model: LanguageModel) -> None:
+    """Compiles the model's blocks and its last norm with torch.compile: fewer passes over memory, other rounding.
+
+    One block at a time: layers share what is compiled, and the embedding stays out, whose compiled gradient adds in an
+    order that differs between runs.
+    """
+    torch._dynamo.config.recompile_limit = MAX_VERSIONS
+    # Otherwise it would go on uncompiled, and say nothing.
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    for block in model.blocks:
+        block.compile(dynamic=False)
+    # A module of PyTorch's own would not be compiled: its code is on dynamo's list of what to leave alone.
+    model.normalise = torch.compile(model.normalise, dynamic=False)
+
+
+class GradientStep:
+    """Computes the clipped gradients of a step's loss, into `parameter.grad`, and returns the loss.
+
+    Args:
+        model: the network.
+        parameters: those of the optimiser, in its order.
+        seed: of the run's training data.
+        gradient_clip: global L2 norm.
+        use_graphs: replay forward, backward and clipping as a CUDA graph, captured anew in every stage, and make each
+            batch while the step before it computes. The first two steps of a stage, and batches of another size, are
+            launched kernel by kernel.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        parameters: list[nn.Parameter],
+        *,
+        seed: int,
+        gradient_clip: float,
+        use_graphs: bool,
+    ) -> None:
+        self.model = model
+        self.parameters = parameters
+        self.seed = seed
+        self.gradient_clip = gradient_clip
+        self.use_graphs = use_graphs
+        self._stage: Stage | None = None
+        self._batches: _Batches | None = None
+        self._batch: MQARBatch | None = None
+        self._replay: Replay[tuple[Tensor, list[Tensor | None]]] | None = None
+
+    def __call__(self, stage: Stage, step: int, device: torch.device) -> Tensor:
+        """The loss, a scalar on the device, of `step` (0-based) of a stage; the next call may overwrite it."""
+        if not self.use_graphs:
+            return self._compute(_make_batch(stage, self.seed, stage.train_examples(self.seed, step, device)))[0]
+        if stage != self._stage or self._batches is None or self._replay is None:
+            # The old graph's memory is free before the new one takes its own.
+            self._replay = self._batch = None
+            self._stage, self._batches = stage, _Batches(stage, self.seed, device)
+            self._replay = Replay(lambda: self._compute(self._batch))
+        batch = self._batches.take(step)
+        if len(batch.inputs) != stage.batch_size:
+            with torch.compiler.set_stance("force_eager"):
+                return run_aside(lambda: self._compute(batch))[0]
+        if self._batch is None:
+            self._batch = MQARBatch(*(x.clone() for x in batch))
+        else:
+            for kept, new in zip(self._batch, batch, strict=True):
+                kept.copy_(new)
+        self._batches.start(step + 1)
+        loss, gradients = self._replay()
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return loss
+
+    def warm_up(self, stage: Stage, device: torch.device) -> None:
+        """Computes gradients on the GPU once, and forgets them."""
+        batch = _make_batch(stage, self.seed, stage.train_examples(self.seed, 0, device))
+        run_aside(lambda: self._compute(batch))
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def _compute(self, batch: MQARBatch | None) -> tuple[Tensor, list[Tensor | None]]:
+        assert batch is not None
+        for parameter in self.parameters:
+            parameter.grad = None
+        loss, _ = query_loss(self.model, batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
+        return loss.detach(), [parameter.grad for parameter in self.parameters]
+
+
+def _make_batch(stage: Stage, seed: int, examples: Tensor) -> MQARBatch:
+    return mqar_examples(stage.spec, seed=seed, split="train", stage=stage.index, examples=examples)
+
+
+class _Batches:
+    """The training batches of a stage, made on a stream of their own.
+
+    Their sorting leaves most of a GPU idle: beside a step's kernels it takes no time.
+    """
+
+    def __init__(self, stage: Stage, seed: int, device: torch.device) -> None:
+        self.stage = stage
+        self.seed = seed
+        self.device = device
+        self._stream = torch.cuda.Stream(device)
+        self._examples = torch.zeros(stage.batch_size, dtype=torch.int64, device=device)
+        self._replay = Replay(lambda: _make_batch(stage, seed, self._examples))
+        self._step: int | None = None
+        self._batch: MQARBatch | None = None
+
+    def start(self, step: int) -> None:
+        """Makes the batch of a step, once what the current stream has been given so far is done."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            examples = self.stage.train_examples(self.seed, step, self.device)
+            if len(examples) == self.stage.batch_size:
+                self._examples.copy_(examples)
+                self._batch = self._replay()
+            else:
+                self._batch = _make_batch(self.stage, self.seed, examples)
+        self._step = step
+
+    def take(self, step: int) -> MQARBatch:
+        """The batch of a step, for the current stream, until the next `start`."""
+        if step != self._step or self._batch is None:
+            self.start(step)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        assert self._batch is not None
+        return self._batch
