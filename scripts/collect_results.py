@@ -1,30 +1,38 @@
-"""Collects run directories into runs.csv, curves.csv and provenance.json. No torch, no network."""
+"""Collects run directories into runs.csv, curves.csv and provenance.json. No torch, no network.
+
+Folders of several machines are merged: of a run that failed in one and finished in another the finished one is
+taken; two finished results of a run must agree, or nothing is written.
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
 from palimpsa.analysis.collect import collect, write_collected
+from palimpsa.analysis.load import find_run_dirs
 from palimpsa.analysis.schema import ResultError
+
+DEFAULT_RUNS = Path("results/runs")
 
 
 def main() -> int:
-    """0, or 1 with one line on stderr when nothing could be collected."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="run directories")
+    """Exit code: 0; 1 with one line on stderr when nothing was written; 3 when all was written but unreadable files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, help=f"run directories (default: {DEFAULT_RUNS})")
     parser.add_argument("--out", type=Path, default=Path("results/mqar"), help="where the files go")
     parser.add_argument(
         "--from",
         dest="others",
         type=Path,
         nargs="+",
+        action="extend",
         default=[],
         metavar="DIR",
-        help="more folders of run directories, brought from another machine",
+        help="more folders of run directories, at any depth, brought from other machines",
     )
     arguments = parser.parse_args()
     try:
-        collected = collect([arguments.runs, *arguments.others], arguments.out)
+        collected = collect([*_own_runs(arguments.runs, arguments.others), *arguments.others], arguments.out)
         paths = write_collected(collected, arguments.out)
     except (ResultError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -33,7 +41,16 @@ def main() -> int:
         print(line)
     for path in paths:
         print(path)
-    return 0
+    for line in collected.unreadable:
+        print(f"error: left out: {line}", file=sys.stderr)
+    return 3 if collected.unreadable else 0
+
+
+def _own_runs(given: Path | None, others: list[Path]) -> list[Path]:
+    """This machine's runs; none where there are none by default, and those of other machines are what is asked for."""
+    if given is None and others and not (DEFAULT_RUNS.is_dir() and any(find_run_dirs(DEFAULT_RUNS))):
+        return []
+    return [given or DEFAULT_RUNS]
 
 
 if __name__ == "__main__":

@@ -207,10 +207,10 @@ def test_script_without_torch_gives_the_same_bytes(results, tmp_path):
         text=True,
     )
     assert first.returncode == 0, first.stderr
-    names = ["figure2_laptop", "figure3_laptop", "figure3_heads_laptop"]
+    names = ["figure2_laptop", "sensitivity_laptop", "figure3_laptop", "figure3_heads_laptop"]
     files = [f"mqar/{name}.{suffix}" for name in names for suffix in ("png", "svg")]
     files.append("mqar/table_laptop.md")
-    assert first.stdout.splitlines()[-7:] == files
+    assert first.stdout.splitlines()[-9:] == files
     assert "Palimpsa-D" in first.stdout
     drawn = {name: (tmp_path / name).read_bytes() for name in files}
     assert drawn["mqar/figure2_laptop.png"].startswith(b"\x89PNG")
@@ -237,6 +237,9 @@ def test_every_task_and_scale_has_files_of_its_own(add_run, run_script, tmp_path
         "figure2_h200.svg",
         "figure2_laptop.svg",
         "figure2_scratch_laptop.svg",
+        "sensitivity_h200.svg",
+        "sensitivity_laptop.svg",
+        "sensitivity_scratch_laptop.svg",
         "figure3_scratch_laptop.svg",
         "figure3_heads_scratch_laptop.svg",
     }

@@ -14,6 +14,7 @@ from palimpsa.analysis.heads import figure3_heads
 from palimpsa.analysis.load import head_columns, read_curves_csv, read_runs_csv
 from palimpsa.analysis.schema import ResultError
 from palimpsa.analysis.select_lr import choose_learning_rates, not_compared, one_experiment
+from palimpsa.analysis.sensitivity import sensitivity
 from palimpsa.analysis.summarize import summarize
 from palimpsa.analysis.tables import to_markdown
 
@@ -50,7 +51,7 @@ def file_stem(kind: str, task: str, scale: str) -> str:
 def build_all(results: Path, *, required_scale: str | None = None) -> Iterator[Report]:
     """Draw and write the figures and the table of every task and scale in `results`/runs.csv.
 
-    Files land in `results`: figure2_*, figure3_* and figure3_heads_* (.png and .svg), table_*.md.
+    Files land in `results`: figure2_*, sensitivity_*, figure3_* and figure3_heads_* (.png and .svg), table_*.md.
     Raises ResultError: a file that is missing or invalid, no runs, none of `required_scale`, or
     finished runs of different protocols in one task and scale; OSError: `results` cannot be written.
     """
@@ -85,7 +86,10 @@ def build(rows: pd.DataFrame, curves: pd.DataFrame, out: Path, *, task: str, sca
     if summary.empty:
         notes.append("no run has a test accuracy: no figure and no table")
         return Report(task, scale, summary, [], notes)
-    figures = {"figure2": figure2(rows, summary, chosen, task=task, scale=scale)}
+    figures = {
+        "figure2": figure2(rows, summary, chosen, task=task, scale=scale),
+        "sensitivity": sensitivity(rows, chosen, task=task, scale=scale),
+    }
     shown = finished_curves(rows, curves, chosen)
     if shown.empty:
         notes.append("curves.csv holds no curve of a run to show: no Figure 3")

@@ -12,33 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from palimpsa.analysis.files import write_atomic
-from palimpsa.analysis.load import (
-    find_run_dirs,
-    head_columns,
-    history_length,
-    read_curves_csv,
-    read_history,
-    read_json,
-    read_runs_csv,
-    result_rows,
-    runs_frame,
-)
+from palimpsa.analysis.files import write_all_atomic
+from palimpsa.analysis.load import head_columns, read_curves_csv, read_runs_csv, runs_frame
+from palimpsa.analysis.merge import Identity, OnDisk, computed, concat, first_difference, read_curves, read_runs
 from palimpsa.analysis.protocol import describe_run, one_protocol
-from palimpsa.analysis.schema import CURVE_COLUMNS, IDENTITY, RUN_COLUMNS, ResultError
-
-# Two directories of one run are the same result when all but these are equal.
-_INCIDENTAL = {
-    "git_revision",
-    "git_dirty",
-    "versions",
-    "device",
-    "started",
-    "wall_time_s",
-    "command",
-}
-
-Identity = tuple[Any, ...]
+from palimpsa.analysis.schema import CURVE_COLUMNS, IDENTITY, ResultError
 
 
 @dataclass(frozen=True)
@@ -50,7 +28,8 @@ class Collected:
     num_duplicates: directories that repeat another one's result.
     num_other: results of other tasks, left alone.
     not_ended: run directories without result.json; no_history: runs without history.csv.
-    notes: what was left out of the older runs.csv or of the runs on disk, and why.
+    unreadable: a line for each result.json or history.csv that is cut short or invalid: these are left out.
+    notes: what else was left out of the older runs.csv or of the runs on disk, and why.
     """
 
     runs: pd.DataFrame
@@ -61,6 +40,7 @@ class Collected:
     num_other: int
     not_ended: list[Path]
     no_history: list[Path]
+    unreadable: list[str]
     notes: list[str]
 
     def report(self) -> list[str]:
@@ -81,82 +61,82 @@ class Collected:
 def collect(roots: Sequence[Path], out: Path, *, task_prefix: str = "mqar") -> Collected:
     """Read every run directory below `roots` and what an older collection left in `out`.
 
-    Runs of the older runs.csv that are not below `roots` are kept (they came from another machine);
-    those that are take the rows found on disk, unless the run on disk failed and the older one
-    finished. Older runs of a task and scale of which runs of another protocol finished on disk are
-    dropped: the experiment was changed and run again. Only tasks whose name starts with
-    `task_prefix` are collected. Nothing is written: see `write_collected`.
+    Of several directories of one run a finished one wins over failed ones; finished ones must agree. Runs of the older
+    runs.csv that are not below `roots` are kept (they came from another machine); those that are take the result found
+    on disk, unless the run on disk failed and the older one finished. Older runs of a task and scale of which runs of
+    another protocol finished on disk are dropped: the experiment was changed and run again. What was left out, dropped
+    or replaced is in the notes. A file that is cut short or invalid keeps only itself from being collected. Only tasks
+    whose name starts with `task_prefix` are collected. Nothing is written: see `write_collected`.
 
-    Raises ResultError: no run at all; an invalid file; two directories that hold different results
-    of the same run (named both); finished runs of one task and scale, but of two protocols.
+    Raises ResultError: a root that is missing or holds no run; no readable run at all; an older file that is invalid;
+    two directories that hold different finished results of the same run (named both); finished runs of one task and
+    scale, but of two protocols.
     """
-    rows: dict[Identity, list[dict[str, Any]]] = {}
-    folders: dict[Identity, Path] = {}
-    configs: dict[Identity, dict[str, Any]] = {}
-    lengths: dict[Identity, int | None] = {}
-    not_ended: list[Path] = []
-    num_duplicates = num_other = 0
-    for root in roots:
-        ended, unfinished = find_run_dirs(root)
-        not_ended += unfinished
-        for folder in ended:
-            path = folder / "result.json"
-            result = read_json(path)
-            found = result_rows(path, result)
-            if not found[0]["task"].startswith(task_prefix):
-                num_other += 1
-                continue
-            key = tuple(found[0][name] for name in IDENTITY)
-            if key not in rows:
-                rows[key], folders[key] = found, folder
-                configs[key], lengths[key] = result["config"], history_length(path, result)
-            elif _result(rows[key]) == _result(found):
-                num_duplicates += 1
-            else:
-                raise ResultError(_disagreement(key, folders[key], rows[key], folder, found))
-    if not rows:
-        unended = f" ({len(not_ended)} without result.json)" if not_ended else ""
-        raise ResultError(
-            f"no run found below {', '.join(map(str, roots))}{unended}, expected directories with "
-            f"a result.json of a task {task_prefix}*"
-        )
-
-    runs = runs_frame([row for found in rows.values() for row in found])
-    protocols = {place: one_protocol(own, configs) for place, own in runs.groupby(["task", "scale"])}
-    curves, no_history = _curves(folders, lengths)
-    notes: list[str] = []
-    replaced = set(rows)
+    found = read_runs(roots, task_prefix)
+    if not found.runs:
+        raise ResultError(_nothing(roots, found, task_prefix))
+    runs = runs_frame([row for run in found.runs.values() for row in run.rows])
+    protocols = {place: _protocol(own, found) for place, own in runs.groupby(["task", "scale"])}
+    curves, no_history = read_curves(found)
+    notes = found.notes
+    replaced = set(found.runs)
+    same: set[Identity] = set()
     num_kept = 0
     if (out / "runs.csv").exists():
         older, stale = _of_protocols(read_runs_csv(out / "runs.csv"), protocols, notes)
-        worse = _failed_again(older, runs, folders, notes)
+        worse = _failed_again(older, runs, found, notes)
         runs, curves = _without(runs, worse), _without(curves, worse)
+        same = _same_results(older, runs, found, notes)
         older = _without(older, replaced - worse)
         replaced = (replaced | stale) - worse
         num_kept = len(older[IDENTITY].drop_duplicates())
-        runs = _concat([older, runs]).sort_values([*IDENTITY, "stage"], ignore_index=True)
+        runs = concat([older, runs]).sort_values([*IDENTITY, "stage"], ignore_index=True)
     if (out / "curves.csv").exists():
-        curves = _concat([_without(read_curves_csv(out / "curves.csv"), replaced), curves])
+        # Of the very same result, but without a readable curve on disk: the older curve is this run's.
+        lost = same - _identities(curves)
+        curves = concat([_without(read_curves_csv(out / "curves.csv"), replaced - lost), curves])
     columns = [*CURVE_COLUMNS, *head_columns(curves)]
     curves = curves.loc[:, columns].sort_values([*IDENTITY, "step"], ignore_index=True)
     return Collected(
         runs=runs,
         curves=curves,
-        num_found=len(rows),
+        num_found=len(found.runs),
         num_kept=num_kept,
-        num_duplicates=num_duplicates,
-        num_other=num_other,
-        not_ended=not_ended,
+        num_duplicates=found.num_duplicates,
+        num_other=found.num_other,
+        not_ended=found.not_ended,
         no_history=no_history,
+        unreadable=found.unreadable,
         notes=notes,
+    )
+
+
+def _protocol(own: pd.DataFrame, found: OnDisk) -> str | None:
+    """`one_protocol` of the runs on disk of one task and scale; its error names their directories too."""
+    try:
+        return one_protocol(own, {key: run.config for key, run in found.runs.items()})
+    except ResultError as error:
+        firsts = own.loc[own["status"] == "finished"].drop_duplicates("protocol_hash").head(2)
+        folders = [str(found.runs[key].folders[0]) for key in firsts[IDENTITY].itertuples(index=False, name=None)]
+        raise ResultError(f"{' and '.join(folders)}: {error}") from None
+
+
+def _nothing(roots: Sequence[Path], found: OnDisk, task_prefix: str) -> str:
+    if found.unreadable:
+        rest = len(found.unreadable) - 1
+        return found.unreadable[0] + (f"; and {rest} more, no run could be read" if rest else "")
+    unended = f" ({len(found.not_ended)} without result.json)" if found.not_ended else ""
+    return (
+        f"no run found below {', '.join(map(str, roots))}{unended}, expected directories with "
+        f"a result.json of a task {task_prefix}*"
     )
 
 
 def write_collected(collected: Collected, out: Path) -> list[Path]:
     """Write runs.csv, curves.csv and provenance.json to `out`; returns their paths.
 
-    Each file is replaced whole. Floats are written exactly in runs.csv and to 6 significant digits
-    in curves.csv. Raises OSError when `out` cannot be written.
+    The files are replaced whole, and none of them where the disk has no room for all. Floats are written exactly in
+    runs.csv and to 6 significant digits in curves.csv. Raises OSError when `out` cannot be written.
     """
     curves = collected.curves.assign(lr=[repr(lr) for lr in collected.curves["lr"].tolist()])
     # All text first: a value that cannot be written must not leave new files beside old ones.
@@ -165,7 +145,7 @@ def write_collected(collected: Collected, out: Path) -> list[Path]:
         "curves.csv": curves.to_csv(index=False, lineterminator="\n", float_format="%.6g"),
         "provenance.json": json.dumps(provenance(collected.runs), indent=2, sort_keys=True) + "\n",
     }
-    return [write_atomic(out / name, content) for name, content in contents.items()]
+    return write_all_atomic({out / name: content for name, content in contents.items()})
 
 
 def provenance(runs: pd.DataFrame) -> dict[str, Any]:
@@ -204,33 +184,6 @@ def _unique(column: pd.Series) -> list[str]:
     return sorted(column.dropna().unique())
 
 
-def _result(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    # Through text: nan is equal to nan there.
-    kept = [{k: v for k, v in row.items() if k not in _INCIDENTAL} for row in rows]
-    return json.loads(json.dumps(kept), parse_constant=str)
-
-
-def _disagreement(
-    key: Identity,
-    folder: Path,
-    rows: list[dict[str, Any]],
-    other_folder: Path,
-    other_rows: list[dict[str, Any]],
-) -> str:
-    detail = f"{len(rows)} and {len(other_rows)} stages"
-    for row, other in zip(_result(rows), _result(other_rows), strict=False):
-        different = [name for name in RUN_COLUMNS if row.get(name) != other.get(name)]
-        if different:
-            name = different[0]
-            where = f"stage {row['stage']}: " if "stage" in row else ""
-            detail = f"{where}{name} {row.get(name)!r} and {other.get(name)!r}"
-            break
-    return (
-        f"{folder} and {other_folder} hold different results of the same run ({describe_run(key)}): {detail}; "
-        "expected one result a run. Move one of them away. Nothing was written"
-    )
-
-
 def _identities(frame: pd.DataFrame) -> set[Identity]:
     return set(frame[IDENTITY].itertuples(index=False, name=None))
 
@@ -253,37 +206,30 @@ def _of_protocols(
     return _without(older, stale), stale
 
 
-def _failed_again(
-    older: pd.DataFrame, runs: pd.DataFrame, folders: dict[Identity, Path], notes: list[str]
-) -> set[Identity]:
+def _failed_again(older: pd.DataFrame, runs: pd.DataFrame, found: OnDisk, notes: list[str]) -> set[Identity]:
     """The runs that failed on disk, but are finished ones in the older rows."""
     worse = _identities(older.loc[older["status"] == "finished"]) & _identities(runs.loc[runs["status"] == "failed"])
     notes += [
-        f"kept the finished run of the older runs.csv: {folders[key]} holds a failed one" for key in sorted(worse)
+        f"kept the finished run of the older runs.csv: {found.runs[key].folders[0]} holds a failed one"
+        for key in sorted(worse)
     ]
     return worse
 
 
-def _curves(folders: dict[Identity, Path], lengths: dict[Identity, int | None]) -> tuple[pd.DataFrame, list[Path]]:
-    frames, no_history = [], []
-    for key, folder in folders.items():
-        path = folder / "history.csv"
-        if not path.exists():
-            no_history.append(folder)
-            continue
-        history = read_history(path, lengths[key])
-        identity = pd.DataFrame([key] * len(history), columns=IDENTITY)
-        frames.append(pd.concat([identity, history], axis=1))
-    empty = pd.DataFrame({name: [] for name in CURVE_COLUMNS})
-    return _concat([empty, *frames]).astype(CURVE_COLUMNS), sorted(no_history)
+def _same_results(older: pd.DataFrame, runs: pd.DataFrame, found: OnDisk, notes: list[str]) -> set[Identity]:
+    """The runs of which the older rows have the same result; of finished ones with another result, a note."""
+    before, now = computed(older), computed(runs)
+    known = [key for key in now if key in before]
+    changed = [key for key in known if before[key] != now[key] and before[key][0]["status"] == "finished"]
+    if changed:
+        key = changed[0]
+        notes.append(
+            f"finished runs of the older runs.csv replaced by other results on disk: {len(changed)}, the first "
+            f"{found.runs[key].folders[0]} ({describe_run(key)}), {first_difference(before[key], now[key])}"
+        )
+    return {key for key in known if before[key] == now[key]}
 
 
 def _without(frame: pd.DataFrame, identities: set[Identity]) -> pd.DataFrame:
     keep = [key not in identities for key in frame[IDENTITY].itertuples(index=False, name=None)]
     return frame.loc[keep]
-
-
-def _concat(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    # Empty frames would turn integer columns into floats.
-    filled = [frame for frame in frames if len(frame)]
-    return pd.concat(filled, ignore_index=True) if filled else frames[0]

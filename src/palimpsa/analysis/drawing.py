@@ -9,11 +9,13 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from palimpsa.analysis.files import write_atomic
 
 PNG_DPI = 150
+FAILED_COLOR = "#B00020"
 
 _LOOK = {
     "axes.edgecolor": "#444444",
@@ -64,6 +66,30 @@ def log_axis(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=steps))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+
+
+def draw_failures(axes: Axes, place: tuple[float, float], count: int, *, beside: bool = False) -> None:
+    """A cross at `place` (data coordinates) with `count` failed seeds above or beside it; nothing for 0."""
+    if not count:
+        return
+    axes.plot(*place, "X", color=FAILED_COLOR, markersize=7, mec="white", zorder=6)
+    axes.annotate(
+        str(count),
+        place,
+        xytext=(5, -3) if beside else (0, 6),
+        textcoords="offset points",
+        ha="left" if beside else "center",
+        color=FAILED_COLOR,
+        fontsize=8,
+        fontweight="bold",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.8},
+        zorder=6,
+    )
+
+
+def failed_mark() -> Line2D:
+    """The cross of `draw_failures` for a legend."""
+    return Line2D([], [], linestyle="", marker="X", color=FAILED_COLOR, markersize=7, mec="white")
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from palimpsa.analysis.curves import finished_curves, mean_curve
-from palimpsa.analysis.drawing import figure_style, heading, log_axis, new_figure
+from palimpsa.analysis.drawing import draw_failures, failed_mark, figure_style, heading, log_axis, new_figure
 from palimpsa.analysis.select_lr import (
     STAGE,
     at_chosen_rates,
@@ -21,7 +21,6 @@ from palimpsa.analysis.tables import subtitle, title
 
 _GROUP_WIDTH = 0.84
 _WIDEST = 0.2
-_FAILED_COLOR = "#B00020"
 # A lower line could not be told from the axis.
 _LOWEST_VISIBLE_CHANCE = 0.005
 
@@ -143,20 +142,7 @@ def _draw_seeds(axes: Axes, row: dict, accuracies: np.ndarray, position: float, 
         ends = [position - 0.43 * width, position + 0.43 * width]
         for color, thickness in (("black", 3.0), ("white", 1.4)):
             axes.plot(ends, [row["median"]] * 2, color=color, linewidth=thickness, zorder=4)
-    if row["num_failed"]:
-        axes.plot(position, 0.02, "X", color=_FAILED_COLOR, markersize=7, mec="white", zorder=6)
-        axes.annotate(
-            str(row["num_failed"]),
-            (position, 0.02),
-            xytext=(0, 6),
-            textcoords="offset points",
-            ha="center",
-            color=_FAILED_COLOR,
-            fontsize=8,
-            fontweight="bold",
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.8},
-            zorder=6,
-        )
+    draw_failures(axes, (position, 0.02), row["num_failed"])
 
 
 def _draw_chance(axes: Axes, rows: pd.DataFrame) -> float | None:
@@ -174,8 +160,7 @@ def _marks(any_failed: bool, chance: float | None) -> tuple[list, list[str]]:
     median = Patch(facecolor="white", edgecolor="black", linewidth=0.9)
     handles, labels = [dot, whisker, median], ["one seed", "mean ±1 std (bar, whisker)", "median"]
     if any_failed:
-        cross = Line2D([], [], linestyle="", marker="X", color=_FAILED_COLOR, markersize=7, mec="white")
-        handles, labels = [*handles, cross], [*labels, "failed seeds (not in the mean)"]
+        handles, labels = [*handles, failed_mark()], [*labels, "failed seeds (not in the mean)"]
     if chance is not None:
         line = Line2D([], [], color="#555555", linewidth=1.0, linestyle=(0, (4, 3)))
         handles, labels = [*handles, line], [*labels, f"chance, {chance:.1%}"]

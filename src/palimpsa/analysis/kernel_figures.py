@@ -1,6 +1,7 @@
 """Figures of the operator benchmark, from its CSV files alone: cost against length, Figure 5, cost per element."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -77,7 +78,7 @@ def against_length(rows: pd.DataFrame) -> Figure:
             for operator in _operators(rows):
                 own = rows.loc[rows["operator"] == operator].sort_values("T")
                 _line(axes, own, column, operator)
-            _length_axis(axes, rows)
+            length_axis(axes, rows["T"])
             log_axis(axes)
             axes.set_title(name)
             axes.set_ylabel(unit)
@@ -119,7 +120,7 @@ def figure5(rows: pd.DataFrame) -> Figure:
             (second, second_title),
             (third, f"Times slower than {OPERATORS[baseline]}"),
         ):
-            _length_axis(axes, prefill)
+            length_axis(axes, prefill["T"])
             axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
             axes.set_title(name)
@@ -230,8 +231,9 @@ def _two_digits(value: float) -> str:
     return f"{float(f'{value:.2g}'):,g}"
 
 
-def _length_axis(axes: Axes, rows: pd.DataFrame) -> None:
-    lengths = sorted({int(length) for length in rows["T"]})
+def length_axis(axes: Axes, values: Iterable[int]) -> None:
+    """A logarithmic x axis of sequence lengths with a tick at each."""
+    lengths = sorted({int(length) for length in values})
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [_short(length) for length in lengths])
     axes.xaxis.set_minor_locator(NullLocator())

@@ -34,12 +34,24 @@ def find_run_dirs(root: Path) -> tuple[list[Path], list[Path]]:
     """The run directories below `root`, at any depth, sorted: with a result.json, and without.
 
     A directory without result.json counts as a run that has not ended when it holds history.csv,
-    config.json or .hydra. Raises ResultError when `root` is not a directory.
+    config.json or .hydra. Raises ResultError when `root` is not a directory, or one below it cannot be listed.
     """
     if not root.is_dir():
-        raise ResultError(f"{root}: no such directory, expected one with run directories")
+        found = "is a file" if root.exists() else "no such directory"
+        raise ResultError(f"{root}: {found}, expected a directory with run directories")
+
+    def unlisted(error: OSError) -> None:
+        raise ResultError(f"{error.filename}: cannot be listed ({error.strerror}), expected run directories")
+
     ended, not_ended = [], []
-    for folder, subfolders, files in os.walk(root):
+    seen: set[str] = set()
+    # Links are followed: a folder of runs may lie on another disk. One that leads back is not walked twice.
+    for folder, subfolders, files in os.walk(root, onerror=unlisted, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in seen:
+            subfolders.clear()
+            continue
+        seen.add(place)
         subfolders.sort()
         if "result.json" in files:
             ended.append(Path(folder))
@@ -175,8 +187,6 @@ def read_history(path: Path, num_rows: int | None = None) -> pd.DataFrame:
     does not end with a line end was cut inside its last row.
     """
     frame = _read_csv(path, {"step": "int64", "stage": "Int64", "loss": "float64"})
-    if not path.read_bytes().endswith((b"\n", b"\r")):
-        raise ResultError(f"{path}: row {len(frame)} has no line end, expected one; was the file cut short?")
     if num_rows not in (None, len(frame)):
         raise ResultError(f"{path}: holds {len(frame)} rows, expected the {num_rows} that its result.json counts")
     if not frame["step"].is_monotonic_increasing:
@@ -201,7 +211,7 @@ def head_columns(frame: pd.DataFrame) -> list[str]:
 def read_runs_csv(path: Path) -> pd.DataFrame:
     """runs.csv as `runs_frame` made it.
 
-    Raises ResultError: no such file, a missing column, a cell of another type.
+    Raises ResultError: no such file, a missing column, a cell of another type, a last row that was cut short.
     """
     return _read_csv(path, RUN_COLUMNS).loc[:, list(RUN_COLUMNS)]
 
@@ -209,7 +219,7 @@ def read_runs_csv(path: Path) -> pd.DataFrame:
 def read_curves_csv(path: Path) -> pd.DataFrame:
     """curves.csv: CURVE_COLUMNS and the columns of single heads (float64).
 
-    Raises ResultError: no such file, a missing column, a cell of another type.
+    Raises ResultError: no such file, a missing column, a cell of another type, a last row that was cut short.
     """
     frame = _read_csv(path, CURVE_COLUMNS)
     heads = head_columns(frame)
@@ -233,6 +243,8 @@ def _read_csv(path: Path, columns: dict[str, str]) -> pd.DataFrame:
             )
         if dtype != "str":
             frame[name] = _convert(frame.loc[:, name], dtype, path)
+    if not path.read_bytes().endswith((b"\n", b"\r")):
+        raise ResultError(f"{path}: row {len(frame)} has no line end, expected one; was the file cut short?")
     return frame
 
 

@@ -1,0 +1,148 @@
+"""What a sweep over learning rates ends with: a table of every rate, its accuracies, and the best one."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from palimpsa.analysis.load import read_run_dir
+from palimpsa.analysis.schema import ResultError
+from palimpsa.analysis.select_lr import (
+    STAGE,
+    choose_learning_rates,
+    finished_stages,
+    not_compared,
+    score_learning_rates,
+)
+from palimpsa.analysis.style import model_order
+from palimpsa.analysis.tables import subtitle, title
+
+_EXPLANATION = (
+    "seeds: finished/all. valid.: validation accuracy, mean over lengths and seeds, a failed run counts 0; the best "
+    "rate has the highest. L: test accuracy, mean ± std over the finished seeds. All in %."
+)
+
+
+def print_learning_rates(folders: Iterable[Path], *, console: Console | None = None) -> None:
+    """Print a table of the learning rates of a sweep, for each task and scale (to stdout by default, in 80 columns).
+
+    Prints nothing where the results hold fewer than two learning rates of any model. Runs without a result are
+    counted, and files that cannot be read are named.
+
+    Args:
+        folders: the run directories of the sweep; one that lacks a result.json, or does not exist, has not ended.
+    """
+    console = console or Console()
+    frames: list[pd.DataFrame] = []
+    problems: list[str] = []
+    num_missing = 0
+    for folder in folders:
+        if not (folder / "result.json").exists():
+            num_missing += 1
+            continue
+        try:
+            frames.append(read_run_dir(folder))
+        except ResultError as error:
+            problems.append(str(error))
+    if not frames:
+        return
+    runs = pd.concat(frames, ignore_index=True)
+    swept = False
+    for task, scale in sorted(set(zip(runs["task"], runs["scale"], strict=True))):
+        rows = runs.loc[(runs["task"] == task) & (runs["scale"] == scale)].reset_index(drop=True)
+        if all(len(lines) < 2 for lines in learning_rate_cells(rows).values()):
+            continue
+        swept = True
+        console.print(f"\nLearning rates: {title(task)}\n{subtitle(scale)}\n", highlight=False)
+        console.print(_table(rows))
+        console.print(f"\n{_EXPLANATION}", highlight=False)
+        left_out = [f"{line}: fewer than at other rates" for line in not_compared(rows)]
+        for note in [*_at_the_edge(rows), *left_out]:
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
+    if not swept:
+        return
+    if num_missing:
+        console.print(f"runs of this sweep without a result, not in the table: {num_missing}", highlight=False)
+    for problem in problems:
+        console.print(f"not in the table: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+
+
+def learning_rate_cells(rows: pd.DataFrame) -> dict[str, list[list[str]]]:
+    """The lines of the table by model's label: learning rate, seeds finished/all, validation and each length.
+
+    Accuracies are in %; "-" where there is none. The chosen rate has " best" after it.
+
+    Args:
+        rows: rows of runs.csv of one task and scale.
+    """
+    scores = score_learning_rates(rows)
+    chosen = choose_learning_rates(rows).set_index("model")
+    dots = finished_stages(rows)
+    cells: dict[str, list[list[str]]] = {}
+    for model in model_order(rows["model"].unique()):
+        lines = cells.setdefault(str(chosen.loc[model, "label"]), [])
+        for lr, score in scores.loc[scores["model"] == model, ["lr", "score"]].itertuples(index=False, name=None):
+            num_seeds = rows.loc[(rows["model"] == model) & (rows["lr"] == lr), "seed"].nunique()
+            seeds = dots.loc[(dots["model"] == model) & (dots["lr"] == lr)]
+            line = [
+                f"{lr:g} best" if lr == chosen.loc[model, "lr"] else f"{lr:g}",
+                f"{seeds['seed'].nunique()}/{num_seeds}",
+                "-" if np.isnan(score) else f"{100 * score:.1f}",
+            ]
+            for seq_len, num_pairs in _stages(rows):
+                here = (seeds["seq_len"] == seq_len) & (seeds["num_pairs"] == num_pairs)
+                line.append(_mean_and_std(seeds.loc[here, "test_accuracy"].to_numpy(dtype=float)))
+            lines.append(line)
+    return cells
+
+
+def _stages(rows: pd.DataFrame) -> list[tuple[int, int]]:
+    stages = rows.loc[rows["test_accuracy"].notna(), STAGE].drop_duplicates().sort_values(STAGE)
+    return list(stages.itertuples(index=False, name=None))
+
+
+def _mean_and_std(accuracies: np.ndarray) -> str:
+    if not len(accuracies):
+        return "-"
+    mean = f"{100 * accuracies.mean():.1f}"
+    return f"{mean}±{100 * accuracies.std(ddof=1):.1f}" if len(accuracies) > 1 else mean
+
+
+def _table(rows: pd.DataFrame) -> Table:
+    stages = _stages(rows)
+    lengths = [seq_len for seq_len, _ in stages]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("lr", no_wrap=True)
+    table.add_column("seeds", justify="right", no_wrap=True)
+    table.add_column("valid.", justify="right", no_wrap=True)
+    for seq_len, num_pairs in stages:
+        # Two stages may share a length.
+        name = f"L {seq_len}" if lengths.count(seq_len) == 1 else f"L {seq_len}, {num_pairs} pairs"
+        table.add_column(name, justify="right", no_wrap=True)
+    for label, lines in learning_rate_cells(rows).items():
+        table.add_row(label)
+        for lr, *rest in lines:
+            table.add_row(f"  {lr}", *rest, style="bold" if lr.endswith("best") else None)
+    return table
+
+
+def _at_the_edge(rows: pd.DataFrame) -> list[str]:
+    """Models whose best rate is the smallest or the largest one tried: a better one may lie beyond."""
+    lowest: list[str] = []
+    highest: list[str] = []
+    for model, label, lr in (
+        choose_learning_rates(rows).loc[:, ["model", "label", "lr"]].itertuples(index=False, name=None)
+    ):
+        tried = np.unique(rows.loc[rows["model"] == model, "lr"].to_numpy(dtype=float))
+        if len(tried) > 1 and lr in tried[[0, -1]]:
+            (lowest if lr == tried[0] else highest).append(label)
+    notes = []
+    if lowest:
+        notes.append(f"best at the smallest rate tried, a smaller one may be better: {', '.join(lowest)}")
+    if highest:
+        notes.append(f"best at the largest rate tried, a larger one may be better: {', '.join(highest)}")
+    return notes
