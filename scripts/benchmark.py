@@ -1,4 +1,4 @@
-"""Times the operators, each checked against float64 first: python scripts/benchmark.py cases=[table] (-h: more)."""
+"""Times the operators, each checked against float64 first, or training: python scripts/benchmark.py -h shows how."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Draws the figures of the operator benchmark again from its CSV files. No torch, no GPU, no network."""
+"""Draws the figures of a benchmark again from its CSV files. No torch, no GPU, no network."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from palimpsa.analysis.kernel_figures import draw_all
 from palimpsa.analysis.schema import ResultError
+from palimpsa.analysis.training_figures import draw_training, training_files
 
 
 def main() -> int:
@@ -15,10 +16,14 @@ def main() -> int:
         "--results",
         type=Path,
         default=Path("results/kernels"),
-        help="folder of operators_*.csv and throughput_*.csv, where figures go too",
+        help="folder of operators_*.csv and throughput_*.csv, or of steps_*.csv, where figures go too",
     )
+    folder = parser.parse_args().results
     try:
-        paths = draw_all(parser.parse_args().results)
+        training = training_files(folder)
+        paths = [path for file in training for path in draw_training(folder, file.stem.partition("_")[2])]
+        if not training or [*folder.glob("operators_*.csv"), *folder.glob("throughput_*.csv")]:
+            paths += draw_all(folder)
     except (ResultError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -11,8 +11,8 @@ import torch
 
 from palimpsa.analysis.kernel_schema import BASELINE, NEED_CUDA
 from palimpsa.benchmark import measure
-from palimpsa.benchmark.config import BenchmarkConfig
 from palimpsa.benchmark.operators import REGISTRY, Operator, Shape
+from palimpsa.benchmark.schema import OperatorsConfig
 from palimpsa.benchmark.store import Store
 
 COPY = Shape("copy", 1, 1, 1, 1, 1)
@@ -31,7 +31,7 @@ class Job:
         return self.case if self.case == "copy" else f"{self.case} {self.operator} ({self.shape})"
 
 
-def jobs(config: BenchmarkConfig) -> list[Job]:
+def jobs(config: OperatorsConfig) -> list[Job]:
     """Everything that a config asks for, the copy first: later rows state a share of its bandwidth."""
     sizes, against = config.preset, config.preset.against_length
     lengths = config.lengths or []
@@ -61,7 +61,7 @@ class Bench:
         store: where rows of earlier jobs are found.
     """
 
-    def __init__(self, config: BenchmarkConfig, store: Store) -> None:
+    def __init__(self, config: OperatorsConfig, store: Store) -> None:
         self.config, self.store = config, store
         self.dtype: torch.dtype = getattr(torch, config.preset.dtype)
         self.clock = measure.Clock(config.device, config.warmup_ms, config.repeat_ms)

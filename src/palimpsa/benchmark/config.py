@@ -1,20 +1,23 @@
-"""configs/benchmark.yaml: its schema, and every mistake told in one line before any work."""
+"""configs/benchmark.yaml and its group: composed, and every mistake told in one line before any work."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from palimpsa.analysis.kernel_schema import NEED_CUDA, OPERATORS, OPERATORS_OF_CASE
+from palimpsa.analysis.kernel_schema import OPERATORS, OPERATORS_OF_CASE
+from palimpsa.benchmark.checks import check_choice, check_positive, check_several, listed
+from palimpsa.benchmark.schema import SCHEMAS, OperatorsConfig, ShapeConfig, TrainingConfig
+from palimpsa.checks import schema_keys
 from palimpsa.composition import CONFIG_DIR, check_writable, explain
 from palimpsa.errors import ConfigError, nearest
 
@@ -23,125 +26,86 @@ DTYPES = ("bfloat16", "float32")
 DEVICES = ("auto", "cuda", "cpu")
 
 
-@dataclass
-class ShapeConfig:
-    """One call of an operator."""
+def load(overrides: list[str]) -> OperatorsConfig | TrainingConfig:
+    """Composes a command line's config and checks its types.
 
-    name: str = MISSING
-    B: int = MISSING  # batch
-    T: int = MISSING  # tokens
-    H: int = MISSING  # heads
-    K: int = MISSING  # key dim
-    V: int = MISSING  # value dim
-
-
-@dataclass
-class AgainstLengthConfig:
-    """Sizes of the cases `lengths` and `throughput`."""
-
-    H: int = MISSING
-    K: int = MISSING
-    V: int = MISSING
-    tokens_per_call: int = MISSING  # B = tokens_per_call / T
-    lengths: list[int] = MISSING  # tokens
-    decode_batch: int = MISSING
-    decode_steps: int = MISSING  # timed together, one after the other
-
-
-@dataclass
-class SizesConfig:
-    """What is measured on one kind of device."""
-
-    dtype: str = MISSING  # of q, k, v and beta
-    copy_mib: int = MISSING  # of the copy that measures the memory's bandwidth
-    table: list[Any] = MISSING  # of ShapeConfig
-    decode: ShapeConfig = field(default_factory=ShapeConfig)
-    against_length: AgainstLengthConfig = field(default_factory=AgainstLengthConfig)
-
-
-@dataclass
-class ToleranceConfig:
-    """Largest relative error against float64, by dtype."""
-
-    bfloat16: float = MISSING
-    float32: float = MISSING
-
-
-@dataclass
-class BenchmarkConfig:
-    """configs/benchmark.yaml."""
-
-    device: str = MISSING
-    sizes: str = MISSING
-    cases: list[str] = MISSING
-    operators: list[str] = MISSING
-    lengths: list[int] | None = None  # tokens; null: those of the sizes
-    results_dir: str = MISSING
-    fresh: bool = MISSING
-    seed: int = MISSING
-    warmup_ms: float = MISSING
-    repeat_ms: float = MISSING
-    tolerance: ToleranceConfig = field(default_factory=ToleranceConfig)
-    baseline_tolerance: ToleranceConfig = field(default_factory=ToleranceConfig)
-    presets: dict[str, SizesConfig] = MISSING
-
-    @property
-    def preset(self) -> SizesConfig:
-        """The sizes, once `load` has chosen them."""
-        return self.presets[self.sizes]
-
-    @property
-    def left_out(self) -> list[str]:
-        """Operators that were asked for and cannot run on the device."""
-        return [name for name in self.operators if name in NEED_CUDA] if self.device == "cpu" else []
-
-    def operators_of(self, case: str) -> list[str]:
-        """The operators to measure in a case, in its order."""
-        return [name for name in OPERATORS_OF_CASE[case] if name in self.operators and name not in self.left_out]
-
-
-def load(overrides: list[str]) -> BenchmarkConfig:
-    """Composes a command line's config, checks it, and settles what it leaves to `auto` and null.
+    The operators' is checked all through, and what it leaves to `auto` and null is settled;
+    `training_config.plan` does that for the training's.
 
     Raises:
         ConfigError: in one line, naming the key, what came and what was expected.
     """
-    ConfigStore.instance().store(name="benchmark_schema", node=BenchmarkConfig)
+    config = _compose(overrides)
+    if not config.results_dir:
+        raise ConfigError("results_dir: got an empty string, expected a directory")
+    if isinstance(config, OperatorsConfig):
+        _settle_operators(config)
+    check_writable(config.results_dir, Path(config.results_dir))
+    return config
+
+
+def _compose(overrides: list[str]) -> OperatorsConfig | TrainingConfig:
+    for name, schema in SCHEMAS.items():
+        ConfigStore.instance().store(name=f"{name}_benchmark_schema", node=schema)
+    # Known before Hydra is asked: which keys there are is part of what an error says.
+    benchmark = next((_value(word) for word in reversed(overrides) if _key(word) == CONFIG_NAME), "operators")
+    check_choice(CONFIG_NAME, benchmark, SCHEMAS)
+    schema = SCHEMAS[benchmark]
+    # Folders of configs/ too, which Hydra would look for in the defaults list.
+    groups = {key for key in schema_keys([], schema) if (CONFIG_DIR / key).is_dir()}
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         try:
-            composed = compose(CONFIG_NAME, overrides)
+            composed = compose(CONFIG_NAME, [word for word in overrides if _key(word) not in groups])
+            for word in overrides:
+                if _key(word) in groups:
+                    OmegaConf.update(composed, _key(word), _value(word))
+            check_choice("name", composed.name, [benchmark])
             # Hydra lets `+key=value` add keys that the schema does not know; this merge does not.
             plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-            config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BenchmarkConfig), plain))
+            config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
         except yaml.YAMLError as error:
             raise ConfigError(f"configs: got a file that is not YAML: {' '.join(str(error).split())}") from error
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(explain(error, overrides, CONFIG_NAME, BenchmarkConfig)) from error
+            raise ConfigError(explain(error, overrides, CONFIG_NAME, schema)) from error
+    return config
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0]
+
+
+def _value(word: str) -> Any:
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        raise ConfigError(f"{word}: {str(error).splitlines()[0]}") from error
+    if override.is_sweep_override():
+        raise ConfigError(f"{word}: got several values, expected one")
+    return override.value()
+
+
+def _settle_operators(config: OperatorsConfig) -> None:
     _check_names(config)
     _settle_device(config)
     _check_numbers(config)
     if not any(config.operators_of(case) for case in config.cases):
         where = "on the CPU" if config.device == "cpu" else "in the cases asked for"
-        raise ConfigError(f"operators: got {_listed(config.operators)}, expected at least one that is measured {where}")
-    if not config.results_dir:
-        raise ConfigError("results_dir: got an empty string, expected a directory")
-    check_writable(config.results_dir, Path(config.results_dir))
-    return config
+        raise ConfigError(f"operators: got {listed(config.operators)}, expected at least one that is measured {where}")
 
 
-def _check_names(config: BenchmarkConfig) -> None:
-    _choice("device", config.device, DEVICES)
-    _choice("sizes", config.sizes, ["auto", *config.presets])
+def _check_names(config: OperatorsConfig) -> None:
+    check_choice("device", config.device, DEVICES)
+    check_choice("sizes", config.sizes, ["auto", *config.presets])
     for key, values, choices in (
         ("cases", config.cases, OPERATORS_OF_CASE),
         ("operators", config.operators, OPERATORS),
     ):
-        _several(key, values)
+        check_several(key, values)
         for value in values:
-            _choice(key, value, choices)
+            check_choice(key, value, choices)
 
 
-def _settle_device(config: BenchmarkConfig) -> None:
+def _settle_device(config: OperatorsConfig) -> None:
     import torch
 
     available = torch.cuda.is_available()
@@ -155,32 +119,32 @@ def _settle_device(config: BenchmarkConfig) -> None:
         config.lengths = config.preset.against_length.lengths
 
 
-def _check_numbers(config: BenchmarkConfig) -> None:
+def _check_numbers(config: OperatorsConfig) -> None:
     where, sizes = f"presets.{config.sizes}", config.preset
-    _choice(f"{where}.dtype", sizes.dtype, DTYPES)
-    _positive("warmup_ms", config.warmup_ms)
-    _positive("repeat_ms", config.repeat_ms)
+    check_choice(f"{where}.dtype", sizes.dtype, DTYPES)
+    check_positive("warmup_ms", config.warmup_ms)
+    check_positive("repeat_ms", config.repeat_ms)
     if config.seed < 0:
         raise ConfigError(f"seed: got {config.seed}, expected >= 0")
     for dtype in DTYPES:
-        _positive(f"tolerance.{dtype}", getattr(config.tolerance, dtype))
-        _positive(f"baseline_tolerance.{dtype}", getattr(config.baseline_tolerance, dtype))
-    _positive(f"{where}.copy_mib", sizes.copy_mib)
+        check_positive(f"tolerance.{dtype}", getattr(config.tolerance, dtype))
+        check_positive(f"baseline_tolerance.{dtype}", getattr(config.baseline_tolerance, dtype))
+    check_positive(f"{where}.copy_mib", sizes.copy_mib)
     sizes.table = [_shape(f"{where}.table[{place}]", shape) for place, shape in enumerate(sizes.table)]
-    _several(f"{where}.table", [shape.name for shape in sizes.table])
+    check_several(f"{where}.table", [shape.name for shape in sizes.table])
     shapes = {f"{where}.table[{place}]": shape for place, shape in enumerate(sizes.table)}
     for key, shape in (shapes | {f"{where}.decode": sizes.decode}).items():
         for letter in "BTHKV":
-            _positive(f"{key}.{letter}", getattr(shape, letter))
+            check_positive(f"{key}.{letter}", getattr(shape, letter))
     if sizes.decode.T != 1:
         raise ConfigError(f"{where}.decode.T: got {sizes.decode.T}, expected 1, a single token")
     against = sizes.against_length
     for name in ("H", "K", "V", "tokens_per_call", "decode_batch", "decode_steps"):
-        _positive(f"{where}.against_length.{name}", getattr(against, name))
+        check_positive(f"{where}.against_length.{name}", getattr(against, name))
     lengths = config.lengths or []
-    _several("lengths", lengths)
+    check_several("lengths", lengths)
     for length in lengths:
-        _positive("lengths", length)
+        check_positive("lengths", length)
         if against.tokens_per_call % length:
             raise ConfigError(
                 f"lengths: got {length}, expected divisors of {where}.against_length.tokens_per_call = "
@@ -202,23 +166,3 @@ def _shape(key: str, shape: Any) -> ShapeConfig:
             reason = f"unknown key, expected one of {', '.join(known)}{nearest(name, known)}"
         raise ConfigError(f"{key}.{name}: {reason}") from error
     return made
-
-
-def _listed(values: Iterable[Any]) -> str:
-    return f"[{', '.join(map(str, values))}]"
-
-
-def _choice(key: str, value: str, choices: Iterable[str]) -> None:
-    choices = list(choices)
-    if value not in choices:
-        raise ConfigError(f"{key}: got {value!r}, expected one of {', '.join(choices)}{nearest(value, choices)}")
-
-
-def _several(key: str, values: Sequence[Any]) -> None:
-    if not values or len(set(values)) < len(values):
-        raise ConfigError(f"{key}: got {_listed(values)}, expected one or more, each once")
-
-
-def _positive(key: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise ConfigError(f"{key}: got {value}, expected > 0")

@@ -1,4 +1,4 @@
-"""The command line of scripts/benchmark.py, and one benchmark from its first row to its figures."""
+"""The command line of scripts/benchmark.py, and the operators' benchmark from its first row to its figures."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from palimpsa.analysis.kernel_schema import NEED_CUDA
-from palimpsa.benchmark.config import BenchmarkConfig, load
-from palimpsa.benchmark.store import Store, slug
+from palimpsa.benchmark.config import load
+from palimpsa.benchmark.schema import OperatorsConfig
+from palimpsa.benchmark.store import OPERATOR_TABLES, Store, slug
 from palimpsa.errors import ConfigError
 
 PACKAGES = ("python", "torch", "triton", "flash-linear-attention")
 USAGE = """usage: benchmark.py [KEY=VALUE ...], for instance
 
-  benchmark.py                                          everything, on the GPU if there is one
-  benchmark.py cases=[table] operators=[palimpsa]       a part of it
+  benchmark.py                                          the operators, on the GPU if there is one
+  benchmark.py cases=[table] operators=[palimpsa]       a part of them
   benchmark.py lengths=[512,1024] results_dir=/tmp/out  other lengths, another folder
+  benchmark.py benchmark=training                       steps a second of training, each model and length
+  benchmark.py benchmark=training models=[gla]          a part of them
 
-The keys, with their defaults and units, are in configs/benchmark.yaml."""
+The keys, with their defaults and units, are in configs/benchmark/operators.yaml and configs/benchmark/training.yaml."""
 
 
 def benchmark_main(arguments: list[str]) -> int:
     """Runs the benchmark that a command line asks for and draws its figures.
 
     Returns:
-        0; 1 where an operator is wrong or failed; 2 where the command line or the results folder is; 130 where it was
-        interrupted. Rows that were measured stay.
+        0; 1 where an operator is wrong or failed, or a training run did; 2 where the command line or the results
+        folder is; 130 where it was interrupted. Rows that were measured stay.
     """
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
@@ -39,7 +42,12 @@ def benchmark_main(arguments: list[str]) -> int:
         flags = [word for word in arguments if word.startswith("-")]
         if flags:
             raise ConfigError(f"{flags[0]}: got an option, expected KEY=VALUE; -h shows examples")
-        return run(load(arguments))
+        config = load(arguments)
+        if isinstance(config, OperatorsConfig):
+            return run(config)
+        from palimpsa.benchmark.training import run_training
+
+        return run_training(config)
     except ConfigError as error:
         _tell(f"error: {error}")
         return 2
@@ -48,14 +56,14 @@ def benchmark_main(arguments: list[str]) -> int:
         return 130
 
 
-def run(config: BenchmarkConfig) -> int:
+def run(config: OperatorsConfig) -> int:
     """Measures what a checked config asks for. Returns and raises as `benchmark_main`."""
     from palimpsa.benchmark.cases import Bench, jobs
     from palimpsa.benchmark.measure import WrongResultError
 
     origin = _origin(config)
     device_slug = "cpu" if config.device == "cpu" else slug(origin["device"])
-    store = Store(Path(config.results_dir), device_slug, origin, fresh=config.fresh)
+    store = Store(OPERATOR_TABLES, Path(config.results_dir), device_slug, origin, fresh=config.fresh)
     console = Console(soft_wrap=True, markup=False, highlight=False)
     console.print(f"benchmark: {origin['device']}, sizes {config.sizes}, {config.preset.dtype}; {origin['versions']}")
     if config.left_out:
@@ -102,7 +110,7 @@ def run(config: BenchmarkConfig) -> int:
     return 0
 
 
-def _origin(config: BenchmarkConfig) -> dict[str, Any]:
+def _origin(config: OperatorsConfig) -> dict[str, Any]:
     from palimpsa.provenance import provenance
 
     found = provenance("cpu" if config.device == "cpu" else "gpu")
@@ -135,7 +143,7 @@ def _summary(row: dict[str, Any]) -> str:
     return ", ".join(form.format(row[name]) for name, form in units.items() if row.get(name) is not None)
 
 
-def _draw(config: BenchmarkConfig, device_slug: str) -> list[Path]:
+def _draw(config: OperatorsConfig, device_slug: str) -> list[Path]:
     from palimpsa.analysis.kernel_figures import draw_device
 
     return draw_device(Path(config.results_dir), device_slug)

@@ -6,14 +6,31 @@ import csv
 import io
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from palimpsa.analysis import kernel_schema, training_schema
 from palimpsa.analysis.files import write_atomic
-from palimpsa.analysis.kernel_schema import COLUMNS, IDENTITY, KEY
 from palimpsa.errors import ConfigError
 
 Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a benchmark's files hold.
+
+    columns: by kind of file. key: what tells two rows apart. identity: what all rows share.
+    """
+
+    columns: Mapping[str, tuple[str, ...]]
+    key: tuple[str, ...]
+    identity: tuple[str, ...]
+
+
+OPERATOR_TABLES = Tables(kernel_schema.COLUMNS, kernel_schema.KEY, kernel_schema.IDENTITY)
+TRAINING_TABLES = Tables(training_schema.COLUMNS, training_schema.KEY, training_schema.IDENTITY)
 
 
 def slug(device: str) -> str:
@@ -33,27 +50,31 @@ def text(value: Any) -> str:
 
 
 class Store:
-    """operators_SLUG.csv and throughput_SLUG.csv of a folder.
+    """KIND_SLUG.csv of each kind of file, in a folder.
 
     Args:
+        tables: their kinds and columns.
         folder: where they are, or will be.
         device_slug: "cpu", or `slug` of the GPU's name.
-        origin: the columns of `IDENTITY`, and the command.
+        origin: the columns of `tables.identity`, and the command.
         fresh: throw away what they hold.
 
     Raises:
         ConfigError: they hold something else than these columns, or rows of another origin.
     """
 
-    def __init__(self, folder: Path, device_slug: str, origin: Mapping[str, Any], *, fresh: bool) -> None:
-        self.paths = {kind: folder / f"{kind}_{device_slug}.csv" for kind in COLUMNS}
+    def __init__(
+        self, tables: Tables, folder: Path, device_slug: str, origin: Mapping[str, Any], *, fresh: bool
+    ) -> None:
+        self.tables = tables
+        self.paths = {kind: folder / f"{kind}_{device_slug}.csv" for kind in tables.columns}
         self.origin = {key: text(value) for key, value in origin.items()}
-        self.rows: dict[str, list[Row]] = {kind: [] for kind in COLUMNS}
+        self.rows: dict[str, list[Row]] = {kind: [] for kind in tables.columns}
         for kind, path in self.paths.items():
             if fresh:
                 path.unlink(missing_ok=True)
             elif path.exists():
-                self.rows[kind] = self._read(path, COLUMNS[kind])
+                self.rows[kind] = self._read(path, tables.columns[kind])
 
     def _read(self, path: Path, columns: tuple[str, ...]) -> list[Row]:
         with path.open(newline="", encoding="utf-8") as file:
@@ -62,7 +83,7 @@ class Store:
         if tuple(reader.fieldnames or ()) != columns or any(None in row or None in row.values() for row in rows):
             raise ConfigError(f"{path}: its columns are not those of this version; fresh=true starts over")
         for row in rows:
-            for name in IDENTITY:
+            for name in self.tables.identity:
                 if row[name] != self.origin[name]:
                     raise ConfigError(
                         f"{path}: {name} is {row[name] or 'unknown'!r} there and {self.origin[name] or 'unknown'!r} "
@@ -79,13 +100,17 @@ class Store:
         return None
 
     def append(self, kind: str, row: Mapping[str, Any]) -> None:
-        """Adds a row, without its origin, and writes the file anew, whole."""
-        cells = dict.fromkeys(COLUMNS[kind], "") | self.origin | {name: text(value) for name, value in row.items()}
-        assert set(cells) == set(COLUMNS[kind]), set(cells) - set(COLUMNS[kind])
-        assert set(KEY) <= set(row), row
+        """Adds a row, without its origin, and writes the file anew, whole. Raises ConfigError where it cannot."""
+        columns = self.tables.columns[kind]
+        cells = dict.fromkeys(columns, "") | self.origin | {name: text(value) for name, value in row.items()}
+        assert set(cells) == set(columns), set(cells) - set(columns)
+        assert set(self.tables.key) <= set(row), row
         self.rows[kind].append(cells)
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, COLUMNS[kind], lineterminator="\n")
+        writer = csv.DictWriter(buffer, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows[kind])
-        write_atomic(self.paths[kind], buffer.getvalue())
+        try:
+            write_atomic(self.paths[kind], buffer.getvalue())
+        except OSError as error:
+            raise ConfigError(f"results_dir: cannot write {self.paths[kind]}: {error.strerror}") from error

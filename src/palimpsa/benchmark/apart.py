@@ -1,0 +1,126 @@
+"""A training run in a process of its own: its memory, its kernels and its failure are nobody else's.
+
+What a GPU's profiler leaves behind would also slow the run that comes next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable
+from multiprocessing import connection, forkserver
+from pathlib import Path
+from typing import Any
+
+from palimpsa.benchmark.training_config import TrainingRun
+
+REFRESH_S = 0.5
+# How long a process that has told its result may take to end.
+PATIENCE_S = 30.0
+
+
+class RunFailedError(Exception):
+    """A run without a result: why, in one line."""
+
+
+def measure_apart(run: TrainingRun, on_step: Callable[[int], None]) -> dict[str, Any]:
+    """Measures a run.
+
+    Args:
+        run: which.
+        on_step: told, now and then, of the optimiser steps done.
+
+    Returns:
+        the cells of `steps.measure_steps`.
+
+    Raises:
+        RunFailedError: the run failed, or its process ended.
+    """
+    _start_server(on_cpu=run.cfg.trainer.accelerator == "cpu")
+    context = multiprocessing.get_context("forkserver")
+    with tempfile.TemporaryDirectory(prefix="palimpsa-benchmark-") as name:
+        folder = Path(name)
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(run, folder, sender))
+        process.start()
+        # Now the process has the only end to write to: the pipe closes when it ends.
+        sender.close()
+        try:
+            while not receiver.poll(REFRESH_S):
+                on_step(_steps_done(folder))
+            outcome, told = receiver.recv()
+            process.join(PATIENCE_S)
+        except EOFError:
+            process.join()
+            raise RunFailedError(f"its process ended with exit code {process.exitcode}{_last_line(folder)}") from None
+        finally:
+            process.kill()
+            process.join()
+            receiver.close()
+    if outcome == "failed":
+        raise RunFailedError(told)
+    return told
+
+
+def _start_server(*, on_cpu: bool) -> None:
+    """Starts the process that runs are forked from, unless it runs: imports take seconds, and are done there once.
+
+    It must not start CUDA, which no fork survives.
+    """
+    # flash-linear-attention starts CUDA when it is imported where there is a GPU.
+    forkserver.set_forkserver_preload(["palimpsa.benchmark.steps", *(["fla.ops"] if on_cpu else [])])
+    # A look for GPUs that asks CUDA itself would start it.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    # On a CPU flash-linear-attention's reference code is what is meant to run.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:Triton is not supported")
+    # Interrupts are for this process alone, which ends the others.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _work(run: TrainingRun, folder: Path, sender: connection.Connection) -> None:
+    """What the process does: measures, and sends ("measured", cells) or ("failed", why)."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # So that runs after the first need not time the variants of each kernel again.
+    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
+    with (folder / "log").open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    try:
+        from palimpsa.benchmark.steps import measure_steps
+        from palimpsa.progress import JobProgress
+
+        progress = JobProgress(str(folder), str(run), run.windows.profiled_end)
+        sender.send(("measured", measure_steps(run.cfg, run.windows, folder / "run", progress)))
+    except Exception as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        sender.send(("failed", f"{type(error).__name__}: {reason}"))
+
+
+def _end_with_parent() -> None:
+    """Waits until the benchmark is gone, however it ended, and then ends this process."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _steps_done(folder: Path) -> int:
+    for file in folder.glob("*.json"):
+        with contextlib.suppress(OSError, ValueError):
+            return int(json.loads(file.read_text())["step"])
+    return 0
+
+
+def _last_line(folder: Path) -> str:
+    lines = (folder / "log").read_text(errors="replace").split("\n") if (folder / "log").exists() else []
+    said = [line.strip() for line in lines if line.strip()]
+    return f" ({said[-1]})" if said else ""

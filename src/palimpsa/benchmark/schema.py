@@ -1,0 +1,109 @@
+"""The schema of configs/benchmark/: every key, its type and its unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from palimpsa.analysis.kernel_schema import NEED_CUDA, OPERATORS_OF_CASE
+
+
+@dataclass
+class ShapeConfig:
+    """One call of an operator."""
+
+    name: str = MISSING
+    B: int = MISSING  # batch
+    T: int = MISSING  # tokens
+    H: int = MISSING  # heads
+    K: int = MISSING  # key dim
+    V: int = MISSING  # value dim
+
+
+@dataclass
+class AgainstLengthConfig:
+    """Sizes of the cases `lengths` and `throughput`."""
+
+    H: int = MISSING
+    K: int = MISSING
+    V: int = MISSING
+    tokens_per_call: int = MISSING  # B = tokens_per_call / T
+    lengths: list[int] = MISSING  # tokens
+    decode_batch: int = MISSING
+    decode_steps: int = MISSING  # timed together, one after the other
+
+
+@dataclass
+class SizesConfig:
+    """What is measured on one kind of device."""
+
+    dtype: str = MISSING  # of q, k, v and beta
+    copy_mib: int = MISSING  # of the copy that measures the memory's bandwidth
+    table: list[Any] = MISSING  # of ShapeConfig
+    decode: ShapeConfig = field(default_factory=ShapeConfig)
+    against_length: AgainstLengthConfig = field(default_factory=AgainstLengthConfig)
+
+
+@dataclass
+class ToleranceConfig:
+    """Largest relative error against float64, by dtype."""
+
+    bfloat16: float = MISSING
+    float32: float = MISSING
+
+
+@dataclass
+class OperatorsConfig:
+    """configs/benchmark/operators.yaml."""
+
+    name: str = MISSING
+    device: str = MISSING
+    sizes: str = MISSING
+    cases: list[str] = MISSING
+    operators: list[str] = MISSING
+    lengths: list[int] | None = None  # tokens; null: those of the sizes
+    results_dir: str = MISSING
+    fresh: bool = MISSING
+    seed: int = MISSING
+    warmup_ms: float = MISSING
+    repeat_ms: float = MISSING
+    tolerance: ToleranceConfig = field(default_factory=ToleranceConfig)
+    baseline_tolerance: ToleranceConfig = field(default_factory=ToleranceConfig)
+    presets: dict[str, SizesConfig] = MISSING
+
+    @property
+    def preset(self) -> SizesConfig:
+        """The sizes, once `config.load` has chosen them."""
+        return self.presets[self.sizes]
+
+    @property
+    def left_out(self) -> list[str]:
+        """Operators that were asked for and cannot run on the device."""
+        return [name for name in self.operators if name in NEED_CUDA] if self.device == "cpu" else []
+
+    def operators_of(self, case: str) -> list[str]:
+        """The operators to measure in a case, in its order."""
+        return [name for name in OPERATORS_OF_CASE[case] if name in self.operators and name not in self.left_out]
+
+
+@dataclass
+class TrainingConfig:
+    """configs/benchmark/training.yaml."""
+
+    name: str = MISSING
+    scale: str = MISSING
+    trainer: str = MISSING
+    models: list[str] | None = None  # null: every one of configs/model
+    lengths: list[int] | None = None  # tokens; null: those in the figure
+    num_warmup_steps: int | None = None  # optimiser steps; null: from the scale's cadences
+    num_steps: int | None = None  # optimiser steps; null: from the scale's cadences
+    lr: float = MISSING
+    seed: int = MISSING
+    overrides: Any = None  # a mapping of keys of configs/train.yaml to their values; null: none
+    results_dir: str = MISSING
+    fresh: bool = MISSING
+
+
+SCHEMAS: dict[str, type] = {"operators": OperatorsConfig, "training": TrainingConfig}

@@ -1,0 +1,195 @@
+"""The runs that configs/benchmark/training.yaml asks for, every mistake told in one line before one of them starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from palimpsa.analysis.style import model_order
+from palimpsa.benchmark.checks import check_choice, check_positive, check_several, listed
+from palimpsa.benchmark.schema import TrainingConfig
+from palimpsa.checks import check_config, check_device
+from palimpsa.composition import CONFIG_DIR, explain
+from palimpsa.config import StageConfig, TrainConfig, register_schema
+from palimpsa.errors import ConfigError
+from palimpsa.run_directory import flatten
+
+# What the benchmark sets itself: key of configs/train.yaml -> key of the benchmark, or what it does instead.
+OWN_KEYS = {
+    "scale": "set scale",
+    "trainer": "set trainer",
+    "model": "set models",
+    "optimizer.lr": "set lr",
+    "seed": "set seed",
+    "task": "its runs are of one stage of the curriculum",
+    "task.stages": "set lengths",
+    "task.stop_accuracy": "no stage ends before its window does",
+    "hydra": "it composes without Hydra's own part",
+    "logger": "its runs log to history.csv",
+    "results_dir": "its runs go to a temporary directory",
+    "run_dir": "its runs go to a temporary directory",
+}
+WHOLE_GROUPS = ("logger", "hydra")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """When a run is timed, in optimiser steps: from the end of step `num_warmup` to that of step `end`."""
+
+    num_warmup: int
+    num_steps: int
+
+    @property
+    def end(self) -> int:
+        return self.num_warmup + self.num_steps
+
+    @property
+    def profiled_end(self) -> int:
+        """On a GPU a second window of the same length follows, under the profiler."""
+        return self.end + self.num_steps
+
+    def num_due(self, every: int, *, late: bool = False) -> int:
+        """How often something is done in the window that is done at the end of every `every`-th step.
+
+        Args:
+            late: done after the clock is read at the end of that step.
+        """
+        return (self.end - late) // every - (self.num_warmup - late) // every
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One row to be: a model at one length.
+
+    cfg: configs/train.yaml, composed, with a single stage that outlasts the windows.
+    """
+
+    model: str
+    seq_len: int
+    windows: Windows
+    cfg: DictConfig
+
+    def __str__(self) -> str:
+        return f"{self.model} L {self.seq_len}"
+
+
+def plan(config: TrainingConfig) -> list[TrainingRun]:
+    """Settles in `config` what it leaves to `auto` and null, and composes and checks the config of every run.
+
+    Raises:
+        ConfigError: in one line, naming the key, what came and what was expected.
+    """
+    _settle_names(config)
+    assert config.models is not None
+    if not isinstance(config.overrides, dict | None):
+        raise ConfigError(f"overrides: got {config.overrides!r}, expected keys and values: overrides={{KEY:VALUE}}")
+    config.overrides = flatten(config.overrides or {})
+    for key in config.overrides:
+        _check_override(key)
+    register_schema()
+    composed = {model: _compose_run(config, model) for model in config.models}
+    for cfg in composed.values():
+        check_config(cfg)
+        check_device(cfg)
+    first = composed[config.models[0]]
+    stages = _stages(config, first)
+    windows = _windows(config, first)
+    runs = []
+    for model, cfg in composed.items():
+        for stage in stages:
+            # The trainer is stopped before: at a stage's cap it would validate and test.
+            own = cfg.copy()
+            own.task.stages = [asdict(replace(stage, max_steps=windows.profiled_end + 1))]
+            runs.append(TrainingRun(model, stage.seq_len, windows, own))
+    return runs
+
+
+def _settle_names(config: TrainingConfig) -> None:
+    for key in ("scale", "trainer"):
+        check_choice(key, getattr(config, key), ["auto", *_options(key)])
+    models = _options("model")
+    config.models = model_order(models) if config.models is None else config.models
+    check_several("models", config.models)
+    for model in config.models:
+        check_choice("models", model, models)
+    for key in ("num_warmup_steps", "num_steps"):
+        value = getattr(config, key)
+        if value is not None and value < 1:
+            raise ConfigError(f"{key}: got {value}, expected >= 1, or null")
+    check_positive("lr", config.lr)
+    if config.seed < 0:
+        raise ConfigError(f"seed: got {config.seed}, expected >= 0")
+    if "auto" in (config.scale, config.trainer):
+        import torch
+
+        available = torch.cuda.is_available()
+        if config.trainer == "auto":
+            config.trainer = "gpu" if available else "cpu"
+        if config.scale == "auto":
+            config.scale = "h200" if available and config.trainer != "cpu" else "laptop"
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+
+
+def _check_override(key: str) -> None:
+    for own, instead in OWN_KEYS.items():
+        if key == own or (own in WHOLE_GROUPS and key.startswith(f"{own}.")):
+            raise ConfigError(f"overrides: got {key}, expected a key that the benchmark does not set ({instead})")
+
+
+def _compose_run(config: TrainingConfig, model: str) -> DictConfig:
+    """The config of scripts/train.py for one model, as a sweep would run it: without a progress bar of its own."""
+    own = [
+        *(f"scale={config.scale}", f"trainer={config.trainer}", f"model={model}", "logger=csv"),
+        *(f"optimizer.lr={config.lr}", f"seed={config.seed}", "trainer.progress_bar=false"),
+        "task.stop_accuracy=2",
+    ]
+    key = ""
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        try:
+            cfg = compose("train", own)
+            for key, value in config.overrides.items():
+                OmegaConf.update(cfg, key, value)
+            # So that an interpolation that fails does so here.
+            OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"configs: got a file that is not YAML: {' '.join(str(error).split())}") from error
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(f"overrides: {explain(error, [key], 'train', TrainConfig)}") from error
+    return cfg
+
+
+def _stages(config: TrainingConfig, cfg: DictConfig) -> list[StageConfig]:
+    """The stage of each length, `lengths` settled; of two with the same one that is in the figure."""
+    curriculum: list[Any] = [OmegaConf.to_object(stage) for stage in cfg.scale.curriculum]
+    by_length = {stage.seq_len: stage for stage in sorted(curriculum, key=lambda stage: stage.in_figure)}
+    known = sorted(by_length)
+    if config.lengths is None:
+        config.lengths = [length for length in known if by_length[length].in_figure]
+    check_several("lengths", config.lengths)
+    for length in config.lengths:
+        if length not in known:
+            raise ConfigError(
+                f"lengths: got {length}, expected lengths of the curriculum of scale={config.scale}: {listed(known)}"
+            )
+    return [by_length[length] for length in config.lengths]
+
+
+def _windows(config: TrainingConfig, cfg: DictConfig) -> Windows:
+    """The probe runs once before the first step, and costs least: it asks for no steps of its own."""
+    cadences = (cfg.trainer.log_every, cfg.task.validation_every)
+    windows = Windows(
+        config.num_warmup_steps or max(cadences),
+        config.num_steps or math.lcm(*cadences, cfg.trainer.checkpoint_every),
+    )
+    config.num_warmup_steps, config.num_steps = windows.num_warmup, windows.num_steps
+    return windows
