@@ -13,7 +13,8 @@ PYTHON ?=
 PYTHONS = $(or $(PYTHON),python3.11 python3.12 python3)
 
 # Asked at most once, and only by the targets that want to know.
-GPU = $(eval GPU := $(shell nvidia-smi -L 2>/dev/null | grep '^GPU ' | head -n 1))$(GPU)
+GPUS = $(eval GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU '))$(GPUS)
+GPU = $(filter-out 0,$(GPUS))
 CORES = $(eval CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1))$(CORES)
 
 SCALES = laptop h200 paper
@@ -25,13 +26,16 @@ else
 SCALE_ARG = --scale $(SCALE)
 SCALE_WHY = as you asked
 endif
-# One run at a time on a GPU, one a core without.
-JOBS ?= $(if $(filter laptop,$(SCALE)),$(CORES),1)
-SWEEP ?= learning_rate
+# One run a GPU, or one a core at laptop scale; more than there are GPUs packs several on each.
+JOBS ?= $(if $(filter laptop,$(SCALE)),$(CORES),$(GPUS))
+SWEEP ?=
 ARGS ?=
 TEST_JOBS ?= 2
 TRAINER = $(if $(filter laptop,$(SCALE)),cpu,gpu)
-LAUNCHER = $(if $(filter-out 1,$(JOBS)),hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS))
+# A launcher of your own in ARGS, Slurm's say, decides for itself how many runs there are at a time, and where.
+OWN_LAUNCHER = $(findstring hydra/launcher=,$(ARGS))
+LAUNCHER = $(if $(OWN_LAUNCHER),,$(if $(filter-out 1,$(JOBS)),hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS)))
+AT_A_TIME = $(if $(OWN_LAUNCHER),as ARGS says,JOBS=$(JOBS) at a time)
 
 # Nothing leaves the machine unless you say so: WANDB_MODE=online make mqar
 WANDB_MODE ?= offline
@@ -43,8 +47,8 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  SCALE     $(SCALES): the size of an experiment (default: h200 with a GPU, else laptop)"
-	@echo "  JOBS      runs at a time (default: one a core at laptop scale, else 1)"
-	@echo "  SWEEP     the sweep of make sweep, a file of configs/sweep (default: $(SWEEP))"
+	@echo "  JOBS      runs at a time (default: one a core at laptop scale, else one a GPU; more packs them)"
+	@echo "  SWEEP     a file of configs/sweep (default: learning_rate for make sweep, mqar_figure2 for make mqar)"
 	@echo "  ARGS      more Hydra overrides for mqar, sweep and bench, more pytest arguments for test"
 	@echo "  PYTHON    the interpreter that set-up uses (default: python3.11, else python3.12, else python3)"
 	@echo "  PY        an environment of your own, PY=python, to be used as it is instead of .venv"
@@ -101,17 +105,18 @@ lint: setup ## Check style, formatting and types
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
 
-# train.py ends with 1 where runs failed: the others are still worth a figure. 2 is a wrong command line, 130 an
-# interrupt.
-mqar: check-scale setup ## Reproduce Figures 2 and 3 (MQAR): train, collect, plot; finished runs are skipped
-	@echo "mqar: scale $(SCALE) ($(SCALE_WHY)), JOBS=$(JOBS) at a time; runs go to results/runs"
+# train.py ends with 1 where runs are not finished: the others are still worth a figure. 2 is a wrong command line, 130
+# an interrupt.
+mqar: SWEEP_NAME = $(or $(SWEEP),mqar_figure2)
+mqar: check-scale setup ## Reproduce Figures 2 and 3 (MQAR): train, collect, plot; SWEEP=mqar_figure2_grid for every run
+	@echo "mqar: $(SWEEP_NAME) at scale $(SCALE) ($(SCALE_WHY)), $(AT_A_TIME); runs go to results/runs"
 	@status=0; \
-	(set -x; $(PY) scripts/train.py -m +sweep=mqar_figure2 scale=$(SCALE) trainer=$(TRAINER) $(LAUNCHER) $(ARGS)) || status=$$?; \
+	(set -x; $(PY) scripts/train.py -m +sweep=$(SWEEP_NAME) scale=$(SCALE) trainer=$(TRAINER) $(LAUNCHER) $(ARGS)) || status=$$?; \
 	if [ $$status -gt 1 ]; then exit $$status; fi; \
 	(set -x; $(PY) scripts/collect_results.py --runs results/runs --out results/mqar) || exit $$?; \
 	(set -x; $(PY) scripts/plot_figures.py --results results/mqar --scale $(SCALE)) || exit $$?; \
 	if [ $$status -ne 0 ]; then \
-	  echo "mqar: some runs failed (see above); the figures show the ones that finished. 'make mqar' again retries the rest." >&2; \
+	  echo "mqar: some runs are not finished (see above); the figures show the others. 'make mqar' again does the rest." >&2; \
 	  exit $$status; \
 	fi; \
 	echo "mqar: done; figures and tables are in results/mqar"
@@ -125,9 +130,10 @@ figures: setup ## Draw the figures and count the models again (no GPU, no networ
 bench: setup ## Time the operators, each checked first: on the GPU, or small on a CPU (ARGS="cases=[table]")
 	$(PY) scripts/benchmark.py $(ARGS)
 
+sweep: SWEEP_NAME = $(or $(SWEEP),learning_rate)
 sweep: check-scale setup ## Run another sweep: make sweep SWEEP=learning_rate ARGS="model=gla"
-	@echo "sweep: $(SWEEP) at scale $(SCALE) ($(SCALE_WHY)), JOBS=$(JOBS) at a time"
-	$(PY) scripts/train.py -m +sweep=$(SWEEP) scale=$(SCALE) trainer=$(TRAINER) $(LAUNCHER) $(ARGS)
+	@echo "sweep: $(SWEEP_NAME) at scale $(SCALE) ($(SCALE_WHY)), $(AT_A_TIME)"
+	$(PY) scripts/train.py -m +sweep=$(SWEEP_NAME) scale=$(SCALE) trainer=$(TRAINER) $(LAUNCHER) $(ARGS)
 
 clean: ## Remove .venv and caches; results stay
 	@if [ -e $(VENV) ] && [ ! -f $(VENV)/pyvenv.cfg ]; then \
@@ -141,6 +147,6 @@ check-scale:
 	if [ -z "$$known" ]; then \
 	  echo "SCALE=$(SCALE) is not a scale; choose one of: $(SCALES)" >&2; exit 2; \
 	fi; \
-	if [ "$(SCALE)" != laptop ] && [ -z "$(GPU)" ]; then \
+	if [ "$(SCALE)" != laptop ] && [ -z "$(OWN_LAUNCHER)$(GPU)" ]; then \
 	  echo "SCALE=$(SCALE) needs an NVIDIA GPU, and nvidia-smi -L lists none here. SCALE=laptop runs on a CPU." >&2; exit 2; \
 	fi

@@ -8,9 +8,12 @@ import time
 
 import pytest
 
+from palimpsa.analysis.protocol import protocol_hash
 from palimpsa.checks import check_config
 from palimpsa.cli import CONFIG_DIR, preflight
+from palimpsa.config import plain
 from palimpsa.errors import ConfigError
+from palimpsa.run_directory import config_hash
 from palimpsa.training import build_model, stages_from_config
 
 ROOT = CONFIG_DIR.parent
@@ -172,7 +175,8 @@ def test_runs_of_a_sweep_that_would_share_a_directory_are_refused(tmp_path):
 
 
 def test_a_sweep_may_glob(tmp_path):
-    assert preflight(["model=glob(*)", f"results_dir={tmp_path}"], multirun=True)[1] == len(group("model"))
+    sweep = preflight(["model=glob(*)", f"results_dir={tmp_path}"], multirun=True)[1]
+    assert [job.model for job in sweep.jobs] == group("model")
 
 
 def test_a_results_directory_that_cannot_be_written_is_named(tmp_path):
@@ -182,22 +186,77 @@ def test_a_results_directory_that_cannot_be_written_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "num_jobs"),
+    ("overrides", "num_runs", "num_first"),
     [
-        (["+sweep=mqar_figure2"], 6 * 2 * 3),
-        (["+sweep=mqar_figure2", "seed=1", "model=gla"], 2),
-        (["+sweep=learning_rate", "model=mamba2"], 2),
-        (["+sweep=smoke"], len(list((CONFIG_DIR / "model").glob("*.yaml")))),
+        (["+sweep=mqar_figure2"], 6 * (2 * 2 + 1), 6 * 2 * 2),
+        (["+sweep=mqar_figure2", "seed=2,1", "model=gla"], 4, 4),
+        (["+sweep=mqar_figure2", "scale.selection_seeds=3", "optimizer.lr=1e-3"], 6 * 3, 6),
+        (["+sweep=mqar_figure2", "hydra.sweeper.selection_seeds=[2]", "seed=range(1,9)"], 6 * (2 + 7), 6 * 2),
+        (["+sweep=mqar_figure2", "hydra.sweeper.selection_seeds='range(1,3)'"], 6 * 5, 6 * 4),
+        (["+sweep=mqar_figure2", "hydra.sweeper.selection_seeds=null"], 6 * 2 * 3, 6 * 2 * 3),
+        (["+sweep=mqar_figure2_grid"], 6 * 2 * 3, 6 * 2 * 3),
+        (["+sweep=mqar_figure2_grid", "seed=1", "model=gla"], 2, 2),
+        (["+sweep=learning_rate", "model=mamba2"], 2, 2),
+        (["+sweep=smoke"], len(list((CONFIG_DIR / "model").glob("*.yaml"))), None),
     ],
 )
-def test_sweeps_count_their_runs_and_the_command_line_overrides_them(overrides, num_jobs, tmp_path):
-    cfg, counted = preflight([*overrides, f"results_dir={tmp_path}"], multirun=True)
-    assert counted == num_jobs
-    assert cfg.hydra.sweep.dir == f"{tmp_path}/runs"
+def test_sweeps_count_their_runs_and_the_command_line_overrides_them(overrides, num_runs, num_first, tmp_path):
+    cfg, sweep = preflight([*overrides, f"results_dir={tmp_path}"], multirun=True)
+    ledger = sweep.survey()
+    assert ledger.num_runs == num_runs
+    assert len(ledger.left()) == (num_runs if num_first is None else num_first)
+    assert cfg.hydra.sweep.dir == str(sweep.directory) == f"{tmp_path}/runs"
+
+
+SWEEP_MISTAKES = {
+    "+sweep=mqar_figure2 seed=1": (
+        "hydra.sweeper.selection_seeds: got 1,2, expected some of the values of seed (1), or null for one phase"
+    ),
+    "+sweep=mqar_figure2 hydra.sweeper.selection_seeds='1,x'": "got 1,x, expected some of the values of seed (1,2,3)",
+    "+sweep=mqar_figure2 hydra.sweeper.selection_seeds=''": "got , expected some of the values of seed (1,2,3)",
+    "+sweep=mqar_figure2 hydra.sweeper.selection_seeds=1,2": (
+        "hydra.sweeper.selection_seeds: got 1,2, expected one value of Hydra's own keys; in quotes: \"'1,2'\""
+    ),
+    "model=gla,mamba2 seed=1,2 hydra.sweeper.selection_seeds=1": (
+        "hydra.sweeper.selection_seeds: got 1, expected null where optimizer.lr is not swept"
+    ),
+    "optimizer.lr=1,2 hydra.sweeper.selection_seeds=1": "expected null where seed is not swept",
+    "+sweep=mqar_figure2 hydra.sweeper.max_batch_size=0": "hydra.sweeper.max_batch_size: got 0, expected > 0",
+    "+sweep=mqar_figure2 hydra.sweeper.selection_seed=1": "hydra.sweeper.selection_seed",
+    "+sweep=learning_rate hydra/sweeper=basic": "hydra/sweeper: got 'basic', expected phased",
+}
+
+
+@pytest.mark.parametrize("command_line", SWEEP_MISTAKES)
+def test_a_mistake_in_the_phases_is_one_line(command_line, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        preflight([*command_line.split(), f"results_dir={tmp_path}"], multirun=True)
+    assert SWEEP_MISTAKES[command_line] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_two_runs_of_a_sweep_are_held_against_each_other(tmp_path):
+    """Each value alone has a directory of its own: only the combinations meet."""
+    sweep = ["variant=_a,_ab", f"run_dir={tmp_path}/${{model.name}}${{variant}}${{seed}}", "model=gla", "seed=1,2"]
+    assert len(preflight([*sweep, "results_dir=x"], multirun=True)[1].jobs) == 4
+    sweep[0], sweep[3] = "variant=_1,_11", "seed=1,11"
+    with pytest.raises(
+        ConfigError, match=r"variant=_11, seed=1: this run and another .* share the directory .*gla_111;"
+    ):
+        preflight([*sweep, "results_dir=x"], multirun=True)
 
 
 def group(name: str) -> list[str]:
     return sorted(path.stem for path in (CONFIG_DIR / name).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("scale", group("scale"))
+def test_every_scale_selects_on_some_of_its_seeds_which_changes_no_run(scale, compose_config):
+    cfg, other = (compose_config(f"scale={scale}", f"scale.selection_seeds={seed}") for seed in ("1", "2"))
+    selection, seeds = compose_config(f"scale={scale}").scale.selection_seeds, cfg.scale.seeds
+    assert set(selection.split(",")) < set(seeds.split(","))
+    assert config_hash(plain(cfg)) == config_hash(plain(other))
+    assert protocol_hash(plain(cfg)) == protocol_hash(plain(other))
 
 
 @pytest.mark.parametrize("scale", group("scale"))
@@ -277,6 +336,10 @@ def test_a_sweep_goes_on_after_a_failure_and_a_second_one_repairs_only_that(laun
     broken.unlink()
     second = train(*sweep)
     assert second.returncode == 0, second.stderr
-    assert second.stdout.count("skipped") == 2
+    assert [line for line in second.stdout.splitlines() if line.startswith("[")] == [
+        line for line in second.stdout.splitlines() if line.startswith("[1/1] mamba2 lr 0.00464 seed 2: finished")
+    ]
+    tables = [line.split() for line in second.stdout.splitlines() if line.startswith("mamba2 ")]
+    assert tables == [["mamba2", "2", "0", "0", "1", "3"], ["mamba2", "3", "0", "0", "0", "3"]]
     assert json.loads((runs / "seed_2/result.json").read_text())["status"] == "finished"
     assert finished == {seed: (runs / f"seed_{seed}/result.json").stat().st_mtime_ns for seed in (1, 3)}

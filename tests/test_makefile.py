@@ -24,7 +24,7 @@ if [ "$1 $2" = "-m venv" ]; then
   mkdir -p "$3/bin" && : > "$3/pyvenv.cfg" && cp "$0" "$3/bin/python"
 fi
 """
-GPU_LINE = "GPU 0: NVIDIA H200 (UUID: GPU-0)"
+GPU_LINE = "GPU {0}: NVIDIA H200 (UUID: GPU-{0})"
 TOOLS = [
     "awk",
     "cat",
@@ -43,6 +43,7 @@ TOOLS = [
 
 
 def executable(path: Path, text: str) -> Path:
+    assert not path.is_symlink(), "writing would go through to the machine's own program"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     path.chmod(0o755)
@@ -69,8 +70,9 @@ class Checkout:
     def add_python(self, name: str = "python3.11") -> None:
         executable(self.bin / name, STUB_PYTHON)
 
-    def add_gpu(self) -> None:
-        executable(self.bin / "nvidia-smi", f"#!/bin/sh\necho '{GPU_LINE}'\n")
+    def add_gpus(self, count: int = 1) -> None:
+        lines = [f"echo '{GPU_LINE.format(index)}'\n" for index in range(count)]
+        executable(self.bin / "nvidia-smi", "".join(["#!/bin/sh\n", *lines]))
 
     def make(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run make as from a fresh shell: no variable of an outer make, nor of this test run."""
@@ -135,7 +137,7 @@ def test_mqar_trains_then_collects_then_plots_at_laptop_scale_without_a_gpu(chec
 
 
 def test_mqar_takes_the_h200_scale_where_there_is_a_gpu(checkout):
-    checkout.add_gpu()
+    checkout.add_gpus()
     result = checkout.make("-n", "mqar")
     train, _, plot = commands(result.stdout)
     assert train == "scripts/train.py -m +sweep=mqar_figure2 scale=h200 trainer=gpu"
@@ -146,6 +148,45 @@ def test_jobs_choose_the_launcher(checkout):
     several = commands(checkout.make("-n", "mqar", "JOBS=3").stdout)[0]
     assert several.endswith("hydra/launcher=joblib hydra.launcher.n_jobs=3")
     assert "launcher" not in commands(checkout.make("-n", "mqar", "JOBS=1").stdout)[0]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "arguments", "jobs"), [(1, [], 1), (4, [], 4), (4, ["JOBS=8"], 8), (2, ["JOBS=1"], 1)]
+)
+def test_a_gpu_takes_one_run_unless_more_are_asked_for(checkout, gpus, arguments, jobs):
+    checkout.add_gpus(gpus)
+    for target in ("mqar", "sweep"):
+        train = commands(checkout.make("-n", target, *arguments).stdout)[0]
+        assert "scale=h200 trainer=gpu" in train
+        assert re.findall(r"n_jobs=(\d+)", train) == ([str(jobs)] if jobs > 1 else [])
+
+
+def test_laptop_scale_takes_a_run_a_core_beside_gpus_too(checkout):
+    checkout.add_gpus(3)
+    # It is a link to the machine's own.
+    (checkout.bin / "nproc").unlink()
+    executable(checkout.bin / "nproc", "#!/bin/sh\necho 5\n")
+    train = commands(checkout.make("-n", "mqar", "SCALE=laptop").stdout)[0]
+    assert train.endswith("scale=laptop trainer=cpu hydra/launcher=joblib hydra.launcher.n_jobs=5")
+
+
+@pytest.mark.parametrize("target", ["mqar", "sweep"])
+def test_a_launcher_of_ones_own_needs_no_gpu_here_and_gets_no_other_beside_it(checkout, target):
+    own = "hydra/launcher=submitit_slurm hydra.launcher.gres=gpu:1"
+    result = checkout.make("-n", target, "SCALE=h200", f"ARGS={own}", "JOBS=4")
+    assert result.returncode == 0, result.stderr
+    train = commands(result.stdout)[0]
+    assert [word for word in train.split() if word.startswith("hydra")] == own.split()
+    assert "scale=h200 trainer=gpu" in train
+    checkout.add_python()
+    assert checkout.make("check-scale", "SCALE=h200", f"ARGS={own}").returncode == 0
+    assert checkout.make("check-scale", "SCALE=h200").returncode == 2
+
+
+def test_mqar_takes_another_sweep(checkout):
+    train = commands(checkout.make("-n", "mqar", "SWEEP=mqar_figure2_grid", "JOBS=1").stdout)[0]
+    assert train == "scripts/train.py -m +sweep=mqar_figure2_grid scale=laptop trainer=cpu"
+    assert "+sweep=learning_rate " in checkout.make("-n", "sweep").stdout
 
 
 def test_sweep_passes_its_name_and_overrides_on(checkout):
@@ -307,7 +348,7 @@ def test_an_environment_of_ones_own_is_used_as_it_is(checkout):
 def test_figures_are_drawn_when_runs_failed_and_the_exit_code_tells(ready):
     result = ready.make("mqar", STUB_FAIL="train.py")
     assert result.returncode != 0
-    assert "some runs failed" in result.stderr
+    assert "some runs are not finished" in result.stderr
     assert [call.split()[0] for call in ready.calls()] == [
         "scripts/train.py",
         "scripts/collect_results.py",

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from palimpsa.checks import check_config, check_device
-from palimpsa.composition import CONFIG_DIR, check_writable, explain
-from palimpsa.config import TrainConfig, register_schema
+from palimpsa.composition import CONFIG_DIR, Composer, check_writable, explain, parse_overrides
+from palimpsa.config import TrainConfig, register_schema, storable
 from palimpsa.errors import ConfigError, RunDirectoryError
+from palimpsa.ledger import Job, Ledger
 from palimpsa.progress import SweepProgress
+from palimpsa.run_directory import LockHeldError
+from palimpsa.sweeper import SWEEPER_NAME, Sweep, register_sweeper, under_way
 
 CONFIG_NAME = "train"
 
@@ -42,21 +44,23 @@ def train_task(cfg: DictConfig) -> None:
 def train_main() -> None:
     """Trains one run or a sweep.
 
-    Exit codes: 0, 1 where a run failed, 2 where the command line or a config is wrong, 130 where it was interrupted.
+    Exit codes: 0 where all runs are finished, 1 where one is not, 2 where the command line, a config or a directory is
+    wrong, 130 where it was interrupted.
     """
     arguments = get_args_parser().parse_args()
     # Hydra then raises what it would print in words of its own.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    register_sweeper()
     start = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=CONFIG_NAME)(train_task)
     try:
         if arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion:
             start()
             return
-        cfg, num_jobs = preflight(arguments.overrides, arguments.multirun, arguments.config_dir)
-        if num_jobs is None or arguments.cfg:
+        _, sweep = preflight(arguments.overrides, arguments.multirun, arguments.config_dir)
+        if sweep is None or arguments.cfg:
             start()
         else:
-            _sweep(start, num_jobs, cfg.hydra.sweep.dir)
+            _sweep(start, sweep)
     except (ConfigError, RunDirectoryError) as error:
         _tell(f"error: {error}")
         sys.exit(2)
@@ -65,34 +69,58 @@ def train_main() -> None:
         sys.exit(130)
 
 
-def _sweep(start: Callable[[], None], num_jobs: int, directory: str) -> None:
-    _tell(f"{num_jobs} runs below {directory}; finished ones are skipped", style="default")
-    fault: Exception | None = None
-    with SweepProgress(num_jobs) as progress:
+def _sweep(start: Callable[[], None], sweep: Sweep) -> None:
+    """Shows the ledger, launches what is left, and shows the ledger again; ends with 1 where runs are not finished."""
+    console = Console()
+    with contextlib.ExitStack() as stack:
+        holder = None
         try:
-            start()
-        except Exception as error:
-            # A failed run comes back as its exception after the others have ended; it has reported itself.
-            fault = error
-    if fault is not None and progress.num_ended == 0:
-        raise fault
-    if progress.failures:
-        _tell(f"{len(progress.failures)} of {num_jobs} runs failed:")
-        for failure in progress.failures:
-            _tell(f"  {failure}")
-    lost = num_jobs - progress.num_ended
-    if lost:
-        reason = "" if fault is None else f" ({type(fault).__name__}: {str(fault).strip().splitlines()[0]})"
-        _tell(f"{lost} of {num_jobs} runs did not end{reason}; the same command goes on with them")
-    if progress.failures or lost:
+            stack.enter_context(sweep.locked())
+        except LockHeldError as error:
+            holder = error.holder
+        ledger = sweep.survey()
+        ledger.print(console, f"{ledger.num_runs} runs below {sweep.directory}")
+        for line in [*ledger.lines(), *sweep.news()]:
+            _tell(line, style="default")
+        if holder is not None:
+            raise RunDirectoryError(
+                f"results_dir: {sweep.directory} is swept by another process ({holder}), expected one sweep at a time; "
+                "wait for it, or choose another results_dir"
+            )
+        if ledger.left():
+            num_jobs = len(ledger.left()) + sum(ledger.num_waiting.values())
+            with SweepProgress(num_jobs) as progress, under_way(sweep, progress.say):
+                start()
+            sweep.learn(progress.failures)
+            ledger = sweep.survey()
+            ledger.print(console, f"{ledger.num_runs} runs below {sweep.directory}")
+    if not ledger.complete:
+        _tell_rest(sweep, ledger)
         sys.exit(1)
+
+
+def _tell_rest(sweep: Sweep, ledger: Ledger) -> None:
+    num_failed, num_running, num_missing = (len(ledger.of(status)) for status in ("failed", "running", "missing"))
+    if num_failed:
+        _tell(f"{num_failed} of {ledger.num_runs} runs failed:")
+    for line in ledger.lines():
+        _tell(f"  {line}")
+    if num_running:
+        _tell(f"{num_running} of {ledger.num_runs} runs are at work in other processes and were left alone")
+    if num_missing:
+        fault = sweep.fault
+        reason = "" if fault is None else f" ({type(fault).__name__}: {' '.join(str(fault).split())})"
+        _tell(f"{num_missing} of {ledger.num_runs} runs did not end{reason}")
+    for line in sweep.undecided():
+        _tell(line)
+    _tell("the same command does what is left")
 
 
 def _tell(line: str, style: str = "red") -> None:
     Console(stderr=True).print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def preflight(overrides: list[str], multirun: bool, config_dir: str | None = None) -> tuple[DictConfig, int | None]:
+def preflight(overrides: list[str], multirun: bool, config_dir: str | None = None) -> tuple[DictConfig, Sweep | None]:
     """Composes and checks what a command line asks for, before anything starts.
 
     Args:
@@ -101,11 +129,12 @@ def preflight(overrides: list[str], multirun: bool, config_dir: str | None = Non
         config_dir: a folder of more configs (--config-dir).
 
     Returns:
-        the config of the first run, Hydra's part included, and the number of runs, None for a single run.
+        the config of the first run, Hydra's part included, and the sweep, None for a single run.
 
     Raises:
         ConfigError: naming the key, with the nearest known one.
     """
+    register_sweeper()
     if config_dir is not None:
         overrides = [*overrides, f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
@@ -122,49 +151,83 @@ def preflight(overrides: list[str], multirun: bool, config_dir: str | None = Non
             raise ConfigError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
 
 
-def _preflight(overrides: list[str], multirun: bool) -> tuple[DictConfig, int | None]:
-    first = _compose(_jobs(overrides)[0], multirun)
+def _preflight(overrides: list[str], multirun: bool) -> tuple[DictConfig, Sweep | None]:
+    first = _compose(_combinations(overrides)[0], multirun)
     if not multirun and first.hydra.mode != RunMode.MULTIRUN:
-        sweeps = [override.input_line for override in _parse(overrides) if override.is_sweep_override()]
+        sweeps = [override.input_line for override in parse_overrides(overrides) if override.is_sweep_override()]
         if sweeps:
             raise ConfigError(f"{sweeps[0]}: got several values, expected one; add -m to sweep over them")
         _check_run(first)
         return first, None
-    parameters = [f"{key}={value}" for key, value in (first.hydra.sweeper.params or {}).items()]
-    jobs = _jobs(parameters + overrides)
-    if len(set(map(tuple, jobs))) < len(jobs):
-        raise ConfigError(f"{' '.join(parameters + overrides)}: a value of the sweep stands there twice")
-    first = _compose(jobs[0], True)
-    directories: dict[str, list[str]] = {}
-    # Every value of every swept key once, the others at their first value, rather than every combination.
+    if first.hydra.sweeper._target_ != SWEEPER_NAME:
+        raise ConfigError(f"hydra/sweeper: got {first.hydra.runtime.choices['hydra/sweeper']!r}, expected phased")
+    size = first.hydra.sweeper.max_batch_size
+    if size is not None and not (isinstance(size, int) and size > 0):
+        raise ConfigError(f"hydra.sweeper.max_batch_size: got {size!r}, expected > 0, or null for all at once")
+    command_line = [*(f"{key}={value}" for key, value in (first.hydra.sweeper.params or {}).items()), *overrides]
+    combinations = _combinations(command_line)
+    if len(set(map(tuple, combinations))) < len(combinations):
+        raise ConfigError(f"{' '.join(command_line)}: a value of the sweep stands there twice")
+    first = _compose(combinations[0], True)
+    jobs = _jobs(combinations)
+    seeds = first.hydra.sweeper.selection_seeds
+    if seeds is not None:
+        seeds = _selection_seeds(seeds, jobs)
+    return first, Sweep(Path(first.hydra.sweep.dir), jobs, seeds)
+
+
+def _combinations(overrides: list[str]) -> list[list[str]]:
+    """The overrides of each run that Hydra's basic sweeper makes of a command line."""
+    parsed = parse_overrides(overrides)
+    for override in parsed:
+        if override.is_sweep_override() and override.is_hydra_override():
+            key, values = override.get_key_element(), override.get_value_string()
+            raise ConfigError(f"{key}: got {values}, expected one value of Hydra's own keys; in quotes: \"'{values}'\"")
+    combinations = BasicSweeper.split_arguments(parsed, None)[0]
+    if not combinations:
+        raise ConfigError(f"{' '.join(overrides)}: the sweep has no run; does a glob(...) match none of its group?")
+    return combinations
+
+
+def _jobs(combinations: list[list[str]]) -> list[Job]:
+    """The runs of a sweep, checked: each of its values in one run, and all directories."""
+    composer = Composer(CONFIG_NAME)
+    jobs: dict[Path, Job] = {}
     seen: set[str] = set()
-    for job in jobs:
-        if seen.issuperset(job):
-            continue
-        new = [override for override in job if override not in seen]
-        seen.update(job)
-        cfg = _compose(job, True)
-        _check_run(cfg)
-        if cfg.run_dir in directories:
+    for combination in combinations:
+        cfg, config = composer.compose(combination)
+        if not seen.issuperset(combination):
+            seen.update(combination)
+            _check_run(cfg)
+        # Hydra's own keys are those of the whole sweep.
+        own = tuple(text for text in combination if not text.lstrip("+~").startswith(("hydra.", "hydra/")))
+        job = Job(own, storable(config))
+        other = jobs.setdefault(job.directory, job)
+        if other is not job:
+            different = [text for text in own if text not in other.overrides]
             raise ConfigError(
-                f"{', '.join(new)}: this run and another of the sweep would share the directory {cfg.run_dir}; "
+                f"{', '.join(different)}: this run and another of the sweep would share the directory {job.directory}; "
                 "a sweep varies model, task, scale, variant, optimizer.lr and seed"
             )
-        directories[cfg.run_dir] = job
-    return first, len(jobs)
+    return list(jobs.values())
 
 
-def _parse(overrides: list[str]) -> list[Override]:
-    # The loader lets the parser expand glob(*).
-    return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
-
-
-def _jobs(overrides: list[str]) -> list[list[str]]:
-    """The overrides of each run that Hydra's basic sweeper makes of a command line."""
-    jobs = BasicSweeper.split_arguments(_parse(overrides), None)[0]
-    if not jobs:
-        raise ConfigError(f"{' '.join(overrides)}: the sweep has no run; does a glob(...) match none of its group?")
-    return jobs
+def _selection_seeds(value: Any, jobs: Sequence[Job]) -> frozenset[int]:
+    """The seeds of the first phase, written as those of the sweep are."""
+    key = "hydra.sweeper.selection_seeds"
+    text = ",".join(map(str, value)) if isinstance(value, ListConfig) else str(value)
+    keys = {override.partition("=")[0].lstrip("+") for override in jobs[0].overrides}
+    for swept in ("optimizer.lr", "seed"):
+        if swept not in keys:
+            raise ConfigError(f"{key}: got {text}, expected null where {swept} is not swept; two phases need both")
+    (override,) = parse_overrides([f"seed={text}"])
+    chosen = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+    seeds = {job.seed for job in jobs}
+    known = frozenset(seed for seed in chosen if isinstance(seed, int) and seed in seeds)
+    if not chosen or len(known) < len(chosen):
+        expected = ",".join(map(str, sorted(seeds)))
+        raise ConfigError(f"{key}: got {text}, expected some of the values of seed ({expected}), or null for one phase")
+    return known
 
 
 def _compose(overrides: list[str], multirun: bool) -> DictConfig:

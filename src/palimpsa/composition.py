@@ -1,4 +1,4 @@
-"""What the command lines have in common: where configs/ is, and what a mistake in one looks like."""
+"""What the command lines have in common: where configs/ is, how a sweep's configs are composed, what a mistake is."""
 
 from __future__ import annotations
 
@@ -8,13 +8,98 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
 
 from palimpsa.checks import schema_keys
+from palimpsa.config import plain
 from palimpsa.errors import ConfigError, nearest
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+
+
+def parse_overrides(overrides: list[str]) -> list[Override]:
+    """Hydra's reading of a command line without flags; needs Hydra to be initialised."""
+    # The loader lets the parser expand glob(*).
+    return OverridesParser.create(_loader()).parse_overrides(overrides)
+
+
+class Composer:
+    """Composes the configs of a sweep's runs as Hydra does, in a tenth of its time.
+
+    Hydra composes once for each choice of config groups. Where two runs differ in plain values of keys that the config
+    has (`seed=1`, `optimizer.lr=1e-3`), Hydra's own function sets them in the config of that choice; it does so in the
+    order of the command line after the groups, so that the config is the one that Hydra would compose.
+
+    Args:
+        config_name: the primary config, "train".
+    """
+
+    def __init__(self, config_name: str) -> None:
+        self._config_name = config_name
+        self._bases: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[DictConfig, DictConfig]] = {}
+        self._parsed: dict[str, Override] = {}
+
+    def compose(self, overrides: list[str]) -> tuple[DictConfig, dict[str, Any]]:
+        """The config of one run, and what `config.plain` makes of it.
+
+        The former is good until the next call, which may change it; Hydra's own part in it is that of the first run of
+        the same groups, and names that run's overrides.
+        """
+        new = [text for text in overrides if text not in self._parsed]
+        self._parsed.update(zip(new, parse_overrides(new), strict=True))
+        parsed = [self._parsed[text] for text in overrides]
+        is_value = [_sets_a_value(override) and not _overlaps(override, parsed) for override in parsed]
+        values = [override for override, is_one in zip(parsed, is_value, strict=True) if is_one]
+        others = tuple(text for text, is_one in zip(overrides, is_value, strict=True) if not is_one)
+        # Every run of one key sets the same keys: none keeps a value of the run before.
+        key = (others, tuple(override.key_or_group for override in values))
+        if key not in self._bases:
+            cfg = compose(self._config_name, overrides, return_hydra_config=True)
+            if not all(_is_leaf(cfg, override.key_or_group) for override in values):
+                return cfg, plain(cfg)
+            self._bases[key] = cfg, OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"])
+        cfg, own = self._bases[key]
+        for one in (cfg, own):
+            ConfigLoaderImpl._apply_overrides_to_config(values, one)
+        return cfg, plain(own)
+
+
+def _sets_a_value(override: Override) -> bool:
+    """Whether an override is `key=value` with a plain value, of a key that is no config group."""
+    return (
+        not (override.is_add() or override.is_force_add() or override.is_delete() or override.is_hydra_override())
+        and override.package is None
+        and isinstance(override.value(), str | int | float | None)
+        and not _loader().repository.group_exists(override.key_or_group)
+    )
+
+
+def _overlaps(override: Override, others: list[Override]) -> bool:
+    """Whether another override sets the same key, or one above or below it: then their order matters."""
+    path = _path(override)
+    paths = [_path(other) for other in others if other is not override]
+    return any(path[: len(other)] == other[: len(path)] for other in paths)
+
+
+def _path(override: Override) -> list[str]:
+    return re.split(r"[./\[\]]+", override.key_or_group)
+
+
+def _is_leaf(cfg: DictConfig, key: str) -> bool:
+    """Whether a config has a plain value at a key. A group of a folder that the command line adds has none."""
+    missing = object()
+    value = OmegaConf.select(cfg, key, default=missing)
+    return value is not missing and not OmegaConf.is_config(value)
+
+
+def _loader() -> ConfigLoaderImpl:
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    return loader
 
 
 def check_writable(results_dir: str, directory: Path) -> None:

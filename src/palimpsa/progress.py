@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
 import threading
+import time
 import uuid
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +61,12 @@ class JobProgress:
         if self.file is None or not self.file.parent.is_dir():
             return
         temporary = self.file.with_suffix(".tmp")
-        temporary.write_text(
-            json.dumps({"name": self.name, "status": status, "step": step, "total": self.total, "note": note})
-        )
-        temporary.replace(self.file)
+        # A full disk may end a run, but not for want of a bar.
+        with contextlib.suppress(OSError):
+            temporary.write_text(
+                json.dumps({"name": self.name, "status": status, "step": step, "total": self.total, "note": note})
+            )
+            temporary.replace(self.file)
 
 
 class SweepProgress:
@@ -77,6 +83,7 @@ class SweepProgress:
         self.num_jobs = num_jobs
         self.failures: list[str] = []
         self.num_ended = 0
+        self._lines: deque[str] = deque()
         self._directory = tempfile.mkdtemp(prefix="palimpsa-progress-")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -91,6 +98,12 @@ class SweepProgress:
         self._thread.join()
         os.environ.pop(DIRECTORY_VARIABLE, None)
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def say(self, lines: Sequence[str]) -> None:
+        """Prints lines after those of the jobs that have ended; returns when they are printed."""
+        self._lines.extend(lines)
+        while self._lines and self._thread.is_alive():
+            time.sleep(REFRESH_S / 10)
 
     def _watch(self) -> None:
         console = Console()
@@ -108,6 +121,7 @@ class SweepProgress:
             while True:
                 # Looked at before the files: what was written before the stop is read once more after it.
                 stopping = self._stop.wait(REFRESH_S)
+                num_lines = len(self._lines)
                 for name, job in self._read().items():
                     if name in ended:
                         continue
@@ -128,6 +142,8 @@ class SweepProgress:
                         markup=False,
                         soft_wrap=True,
                     )
+                for _ in range(num_lines):
+                    console.print(self._lines.popleft(), markup=False, highlight=False, soft_wrap=True)
                 if stopping:
                     return
 

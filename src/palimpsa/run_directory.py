@@ -7,7 +7,9 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,64 @@ from palimpsa.errors import RunDirectoryError
 RESULT_FORMAT = 1
 # Where a checkpoint keeps the config of its model.
 MODEL_CONFIG_KEY = "model_config"
+# How often, 10 ms apart, a lock is tried: a process that only looks at it (`lock_holder`) holds it for a moment.
+LOCK_TRIES = 20
+
+
+class LockHeldError(Exception):
+    """Another process holds a lock file.
+
+    Args:
+        holder: that process, in words.
+    """
+
+    def __init__(self, holder: str) -> None:
+        super().__init__(holder)
+        self.holder = holder
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path) -> Iterator[None]:
+    """Holds a lock file, which says who does; the system lifts the lock of a killed process.
+
+    Raises:
+        LockHeldError: where another process holds it.
+        OSError: where it cannot be written.
+    """
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+") as file:
+        for attempt in range(LOCK_TRIES):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == LOCK_TRIES - 1:
+                    raise LockHeldError(_told_holder(file)) from None
+                time.sleep(0.01)
+        # A full disk has no room for the news, and the lock holds without it.
+        with contextlib.suppress(OSError):
+            news = f"process {os.getpid()} on {socket.gethostname()}".encode()
+            os.pwrite(file.fileno(), news, 0)
+            os.ftruncate(file.fileno(), len(news))
+        yield
+
+
+def lock_holder(path: Path) -> str | None:
+    """Which process holds a lock file, in words; None where none does."""
+    try:
+        file = path.open()
+    except FileNotFoundError:
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _told_holder(file)
+    return None
+
+
+def _told_holder(file: Any) -> str:
+    file.seek(0)
+    return file.read().strip() or "a process that does not say which"
 
 
 def atomic_write(path: Path, text: str) -> None:
@@ -63,6 +123,7 @@ class RunDirectory:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self.lock_file = self.path / ".lock"
         self.result_file = self.path / "result.json"
         self.config_file = self.path / "config.json"
         self.history_file = self.path / "history.csv"
@@ -75,25 +136,23 @@ class RunDirectory:
         Raises:
             RunDirectoryError: where it cannot be made or written, or another process holds it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise RunDirectoryError(f"results_dir: cannot write to {self.path}: {error.strerror}") from error
-        with file:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(hold_lock(self.lock_file))
+            except LockHeldError as error:
                 raise RunDirectoryError(
-                    f"run_dir: {self.path} is in use by another process, expected a free one"
+                    f"run_dir: {self.path} is in use by another process ({error.holder}), expected a free one"
                 ) from error
+            except OSError as error:
+                raise RunDirectoryError(f"results_dir: cannot write to {self.path}: {error.strerror}") from error
             yield
 
-    def claim(self, config: dict[str, Any]) -> dict[str, Any] | None:
-        """Takes the directory for a config; returns the result where that run is finished already.
+    def inspect(self, config: dict[str, Any]) -> dict[str, Any] | None:
+        """The result that the directory holds, finished or failed; None where there is none. Writes nothing.
 
         Raises:
-            RunDirectoryError: where the directory holds another config or a damaged file, or cannot be written.
+            RunDirectoryError: where the directory holds another config or a damaged file.
         """
         stored = self._read(self.config_file)
         result = self._read(self.result_file)
@@ -106,6 +165,15 @@ class RunDirectory:
             stored = result.get("config")
         if stored is not None:
             self._compare(stored, config)
+        return result
+
+    def claim(self, config: dict[str, Any]) -> dict[str, Any] | None:
+        """Takes the directory for a config; returns the result where that run is finished already.
+
+        Raises:
+            RunDirectoryError: where the directory holds another config or a damaged file, or cannot be written.
+        """
+        result = self.inspect(config)
         if result is not None and result.get("status") == "finished":
             return result
         try:
@@ -113,6 +181,21 @@ class RunDirectory:
         except OSError as error:
             raise RunDirectoryError(f"results_dir: cannot write to {self.path}: {error.strerror}") from error
         return None
+
+    def holder(self) -> str | None:
+        """Which process is at work here, in words; None where none is."""
+        return lock_holder(self.lock_file)
+
+    def checkpoint_step(self) -> int | None:
+        """The optimiser step that the last checkpoint goes on from; None where it does not say."""
+        import torch
+
+        try:
+            content = torch.load(self.checkpoint_file, weights_only=True, map_location="cpu", mmap=True)
+            return int(content["global_step"])
+        except Exception:
+            # Whether it is damaged, and how, is for the run to say that reads all of it.
+            return None
 
     def readable_checkpoint(self, weights: Mapping[str, Any], config: dict[str, Any]) -> Path | None:
         """The last checkpoint, None where there is none.
