@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from palimpsa.checks import check_device
+from palimpsa.cli import preflight
 from palimpsa.composition import CONFIG_DIR
 from palimpsa.errors import ConfigError
 from palimpsa.launchers import PACKAGES, check_launcher, runs_elsewhere
@@ -220,6 +221,16 @@ def test_jobs_elsewhere_check_their_own_gpu(monkeypatch):
     # A scale that needs a GPU with a trainer on the CPU is wrong wherever it runs.
     with pytest.raises(ConfigError, match="trainer: got cpu, expected one on the GPU"):
         check_device(compose_sweep(*slurm, "trainer=cpu"))
+
+
+# As palimpsa.launchers has it outside of tests.
+@pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher")
+def test_a_launcher_is_checked_before_a_sweep_writes_anything(tmp_path, monkeypatch):
+    monkeypatch.setattr("palimpsa.launchers._is_installed", lambda module: module != "ray")
+    for name, multirun in (("ray", True), ("joblib", False)):
+        with pytest.raises(ConfigError, match=f"^hydra/launcher: got {name}"):
+            preflight([f"hydra/launcher={name}", f"results_dir={tmp_path}/results"], multirun=multirun)
+    assert not (tmp_path / "results").exists()
 
 
 def test_hydras_word_on_our_launchers_stays_unsaid(tmp_path):

@@ -67,6 +67,15 @@ def test_readme_has_commands_and_ci_runs_make_test():
 @pytest.mark.parametrize("line", [line for line in commands() if line not in RUN_BY_CI])
 def test_command_of_the_readme_runs(line, checkout, tiny_overrides, tiny_benchmark):
     overrides = tiny_benchmark if line.startswith("make bench") else tiny_overrides
+    if "benchmark=training" in line:
+        overrides = (
+            "scale=laptop",
+            "trainer=cpu",
+            "models=[mamba2]",
+            "lengths=[16]",
+            "num_warmup_steps=1",
+            "num_steps=2",
+        )
     if "mqar_scratch" in line:
         overrides = (*(o for o in overrides if not o.startswith("task.stages")), "task.seq_len=16")
         overrides = (*overrides, "task.num_train_examples=16", "task.num_epochs=2")

@@ -246,6 +246,9 @@ def test_a_sweep_on_slurm_has_the_results_of_the_basic_launcher_and_a_gpu_for_ea
     environments = [(tmp_path / f"env.{task}").read_text() for task in (0, 1)]
     devices = [re.findall(r"^CUDA_VISIBLE_DEVICES=(.*)$", environment, re.MULTILINE) for environment in environments]
     assert sorted(devices) == [["0"], ["1"]]
+    # Below the sweep's directory, which the nodes share: a node has a /tmp of its own.
+    assert all(f"\nPALIMPSA_PROGRESS_DIR={tmp_path}/slurm/runs/.progress\n" in told for told in environments)
+    assert not (tmp_path / "slurm/runs/.progress").exists()
 
 
 def test_a_requeued_and_a_preempted_job_continue_to_the_result_of_undisturbed_runs(

@@ -207,7 +207,7 @@ def test_another_config_in_the_same_directory_is_an_error(tiny_config):
 
 def test_an_unfinished_run_of_another_config_is_an_error_too(tiny_config, monkeypatch):
     cfg = tiny_config()
-    monkeypatch.setattr("palimpsa.training._train", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("palimpsa.training.train", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         run(cfg)
     failed = json.loads((Path(cfg.run_dir) / "result.json").read_text())

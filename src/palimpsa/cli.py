@@ -24,6 +24,7 @@ from palimpsa.checks import check_config, check_device
 from palimpsa.composition import CONFIG_DIR, Composer, check_writable, explain, parse_overrides
 from palimpsa.config import TrainConfig, register_schema, storable
 from palimpsa.errors import ConfigError, RunDirectoryError
+from palimpsa.launchers import check_launcher
 from palimpsa.ledger import Job, Ledger
 from palimpsa.progress import SweepProgress
 from palimpsa.run_directory import LockHeldError
@@ -89,14 +90,23 @@ def _sweep(start: Callable[[], None], sweep: Sweep) -> None:
             )
         if ledger.left():
             num_jobs = len(ledger.left()) + sum(ledger.num_waiting.values())
-            with SweepProgress(num_jobs) as progress, under_way(sweep, progress.say):
+            with SweepProgress(num_jobs, sweep.directory / ".progress") as progress, under_way(sweep, progress.say):
                 start()
             sweep.learn(progress.failures)
             ledger = sweep.survey()
             ledger.print(console, f"{ledger.num_runs} runs below {sweep.directory}")
+    _print_learning_rates(ledger, console)
     if not ledger.complete:
         _tell_rest(sweep, ledger)
         sys.exit(1)
+
+
+def _print_learning_rates(ledger: Ledger, console: Console) -> None:
+    """The table of a sweep over learning rates; nothing for another one."""
+    # Here and not above: pandas.
+    from palimpsa.analysis.rate_table import print_learning_rates
+
+    print_learning_rates([entry.job.directory for entry in ledger.entries], console=console)
 
 
 def _tell_rest(sweep: Sweep, ledger: Ledger) -> None:
@@ -157,6 +167,7 @@ def _preflight(overrides: list[str], multirun: bool) -> tuple[DictConfig, Sweep 
         sweeps = [override.input_line for override in parse_overrides(overrides) if override.is_sweep_override()]
         if sweeps:
             raise ConfigError(f"{sweeps[0]}: got several values, expected one; add -m to sweep over them")
+        check_launcher(first)
         _check_run(first)
         return first, None
     if first.hydra.sweeper._target_ != SWEEPER_NAME:
@@ -169,6 +180,7 @@ def _preflight(overrides: list[str], multirun: bool) -> tuple[DictConfig, Sweep 
     if len(set(map(tuple, combinations))) < len(combinations):
         raise ConfigError(f"{' '.join(command_line)}: a value of the sweep stands there twice")
     first = _compose(combinations[0], True)
+    check_launcher(first)
     jobs = _jobs(combinations)
     seeds = first.hydra.sweeper.selection_seeds
     if seeds is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
 from typing import Any
 
+import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 
@@ -15,8 +17,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         partial = f"{path}.partial"
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        os.replace(partial, path)
+        try:
+            # Not by Lightning, which writes the file to /tmp first: two disks can be full then.
+            os.makedirs(os.path.dirname(partial), exist_ok=True)
+            with open(partial, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            # A full disk would have no room for the news either.
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+            raise
 
 
 def quiet_lightning() -> None:

@@ -77,19 +77,29 @@ class SweepProgress:
 
     Args:
         num_jobs: jobs of the sweep.
+        directory: for the jobs' files, emptied first and removed at the end; on a file system that their machines
+            share. None: a temporary one of this machine's.
     """
 
-    def __init__(self, num_jobs: int) -> None:
+    def __init__(self, num_jobs: int, directory: Path | None = None) -> None:
         self.num_jobs = num_jobs
         self.failures: list[str] = []
         self.num_ended = 0
         self._lines: deque[str] = deque()
-        self._directory = tempfile.mkdtemp(prefix="palimpsa-progress-")
+        if directory is None:
+            self._directory = Path(tempfile.mkdtemp(prefix="palimpsa-progress-"))
+        else:
+            # What a sweep that was killed has left there would be counted again.
+            self._directory = directory.absolute()
+            shutil.rmtree(self._directory, ignore_errors=True)
+            # A full disk costs the bars, not the sweep.
+            with contextlib.suppress(OSError):
+                self._directory.mkdir(parents=True, exist_ok=True)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> SweepProgress:
-        os.environ[DIRECTORY_VARIABLE] = self._directory
+        os.environ[DIRECTORY_VARIABLE] = str(self._directory)
         self._thread.start()
         return self
 
@@ -148,4 +158,9 @@ class SweepProgress:
                     return
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        return {file.name: json.loads(file.read_text()) for file in sorted(Path(self._directory).glob("*.json"))}
+        jobs: dict[str, dict[str, Any]] = {}
+        for file in sorted(self._directory.glob("*.json")):
+            # On a network's file system a file that is replaced may not be there for a moment.
+            with contextlib.suppress(OSError):
+                jobs[file.name] = json.loads(file.read_text())
+        return jobs
