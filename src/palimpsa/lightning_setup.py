@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import warnings
@@ -20,8 +21,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             # Not by Lightning, which writes the file to /tmp first: two disks can be full then.
             os.makedirs(os.path.dirname(partial), exist_ok=True)
+            content = io.BytesIO()
+            torch.save(checkpoint, content)
             with open(partial, "wb") as file:
-                torch.save(checkpoint, file)
+                # At once: where a write fails, torch's archive would say that its end is missing.
+                file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
@@ -37,6 +41,7 @@ def quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for meant in (
         "(.*dataloader is not resumable|Checkpoint directory)",  # a resume goes on where it was, and its loader counts
+        "The `srun` command is available",  # a run is one process, however many Slurm could start
         ".*treespec, LeafSpec",  # Lightning's own use of torch
         "Triton is not supported",  # fla's reference code is what the CPU is meant to run
     ):
