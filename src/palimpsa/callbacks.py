@@ -171,6 +171,10 @@ class Curriculum(L.Callback):
         with trainer.precision_plugin.forward_context():
             return self._meter(num_examples)
 
+    def release(self) -> None:
+        """Lets go of what was captured to evaluate."""
+        self._meter = None
+
     def _validate(self, trainer: L.Trainer, pl_module: L.LightningModule, at_cap: bool) -> None:
         validation = self._evaluate(trainer, pl_module, "validation", self.num_validation)
         self.history.record(

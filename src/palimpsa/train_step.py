@@ -90,13 +90,20 @@ class GradientStep:
         """Computes gradients on the GPU once, and forgets them."""
         batch = _make_batch(stage, self.seed, stage.train_examples(self.seed, 0, device))
         run_aside(lambda: self._compute(batch))
+        self._forget_gradients()
+
+    def release(self) -> None:
+        """Lets go of what was captured: gigabytes that a sweep's next run in this process may want."""
+        self._stage = self._batches = self._batch = self._replay = None
+        self._forget_gradients()
+
+    def _forget_gradients(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
 
     def _compute(self, batch: MQARBatch | None) -> tuple[Tensor, list[Tensor | None]]:
         assert batch is not None
-        for parameter in self.parameters:
-            parameter.grad = None
+        self._forget_gradients()
         loss, _ = query_loss(self.model, batch)
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)

@@ -268,6 +268,8 @@ def train(
         raise KeyboardInterrupt from error
     finally:
         close_loggers(loggers)
+        module.gradient_step.release()
+        curriculum.release()
     return {
         "state_size": model.state_size,
         "num_parameters": model.num_parameters,
