@@ -11,7 +11,7 @@ import pytest
 from palimpsa.analysis.protocol import protocol_hash
 from palimpsa.checks import check_config
 from palimpsa.cli import CONFIG_DIR, preflight
-from palimpsa.config import plain
+from palimpsa.config import plain, storable
 from palimpsa.errors import ConfigError
 from palimpsa.run_directory import config_hash
 from palimpsa.training import build_model, stages_from_config
@@ -164,6 +164,39 @@ def test_a_mistake_in_a_users_yaml_is_named(file, tmp_path):
     assert "\n" not in str(caught.value)
     for part in expected:
         assert part in str(caught.value)
+
+
+def test_values_that_stand_there_twice_are_named_alone(tmp_path):
+    with pytest.raises(ConfigError, match=r"^optimizer.lr=0.01,0.02,0.01: a value of the sweep stands there twice$"):
+        preflight(["optimizer.lr=0.01,0.02,0.01", "seed=1,2", f"results_dir={tmp_path}"], multirun=True)
+
+
+def test_a_sweep_has_one_results_directory(tmp_path):
+    with pytest.raises(ConfigError, match=r"^results_dir: got .*/a, .*/b, expected one for the whole sweep"):
+        preflight([f"results_dir={tmp_path}/a,{tmp_path}/b", "seed=1"], multirun=True)
+
+
+def test_a_folder_of_configs_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match=r"^--config-dir: got '/no/such', expected a folder of configs$"):
+        preflight([], multirun=False, config_dir="/no/such")
+
+
+# As text, as another type, or in another spelling than the config's own.
+@pytest.mark.parametrize(
+    "override", ["variant=7", "seed=01", "seed='1'", "seed=1_0", "optimizer.lr=1", "results_dir=5"]
+)
+def test_a_value_of_a_sweep_is_what_hydra_makes_of_it(override, compose_config):
+    _, sweep = preflight([override], multirun=True)
+    (job,) = sweep.jobs
+    config = storable(plain(compose_config(override)))
+    assert job.config == config
+    assert [type(job.config[key]) for key in config] == [type(value) for value in config.values()]
+    assert type(job.lr) is float
+
+
+def test_one_value_in_two_spellings_is_one_run(tmp_path):
+    with pytest.raises(ConfigError, match=r"share the directory .*seed_1;"):
+        preflight(["seed=1,01", f"results_dir={tmp_path}"], multirun=True)
 
 
 def test_runs_of_a_sweep_that_would_share_a_directory_are_refused(tmp_path):

@@ -186,7 +186,9 @@ def test_a_failed_run_counts_nothing_and_is_tried_again_first(plan):
     assert ledger.lines() == ["failed: gla lr 0.005 seed 1: OSError: no space"]
 
     sweep, launcher, said = plan(), Launcher(), []
-    assert sweep.survey().num_waiting == {("mqar_curriculum", "laptop", "gla"): 2}
+    # What the second phase did at another rate is shown for as long as none is chosen.
+    assert sweep.survey().num_waiting == {}
+    assert sum(entry.status == "finished" for entry in sweep.survey().entries if entry.job.model == "gla") == 5 + 2
     sweep.run(launcher, said.extend)
     assert launcher.launches == [[("gla", 5e-3, 1)], SECOND[:2]]
     assert sorted(said) == SAID

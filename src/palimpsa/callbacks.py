@@ -35,6 +35,9 @@ class History(L.Callback):
     def write(self, path: Path) -> None:
         """Writes the curves as CSV, one row a step, one column a metric."""
         frame = pd.DataFrame([{"step": step, **row} for step, row in sorted(self.rows.items())])
+        if "loss" not in frame:
+            # A run that diverged before its first row of training.
+            frame["loss"] = math.nan
         atomic_write(path, frame.to_csv(index=False))
 
     def state_dict(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from palimpsa.checks import check_config, check_device
 from palimpsa.composition import CONFIG_DIR, Composer, check_writable, explain, parse_overrides
 from palimpsa.config import TrainConfig, register_schema, storable
 from palimpsa.errors import ConfigError, RunDirectoryError
-from palimpsa.launchers import check_launcher
+from palimpsa.launchers import LAUNCHER_VARIABLE, check_launcher, leaving_with_the_sweep
 from palimpsa.ledger import Job, Ledger
 from palimpsa.progress import SweepProgress
 from palimpsa.run_directory import LockHeldError
@@ -39,7 +39,8 @@ def train_task(cfg: DictConfig) -> None:
     """What Hydra calls for each run, in a process of the launcher's."""
     from palimpsa.training import run
 
-    run(cfg)
+    with leaving_with_the_sweep():
+        run(cfg)
 
 
 def train_main() -> None:
@@ -89,6 +90,7 @@ def _sweep(start: Callable[[], None], sweep: Sweep) -> None:
                 "wait for it, or choose another results_dir"
             )
         if ledger.left():
+            os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
             num_jobs = len(ledger.left()) + sum(ledger.num_waiting.values())
             with SweepProgress(num_jobs, sweep.directory / ".progress") as progress, under_way(sweep, progress.say):
                 start()
@@ -145,6 +147,8 @@ def preflight(overrides: list[str], multirun: bool, config_dir: str | None = Non
         ConfigError: naming the key, with the nearest known one.
     """
     register_sweeper()
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir: got {config_dir!r}, expected a folder of configs")
     if config_dir is not None:
         overrides = [*overrides, f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
@@ -178,7 +182,10 @@ def _preflight(overrides: list[str], multirun: bool) -> tuple[DictConfig, Sweep 
     command_line = [*(f"{key}={value}" for key, value in (first.hydra.sweeper.params or {}).items()), *overrides]
     combinations = _combinations(command_line)
     if len(set(map(tuple, combinations))) < len(combinations):
-        raise ConfigError(f"{' '.join(command_line)}: a value of the sweep stands there twice")
+        for override in parse_overrides(command_line):
+            values = str(override.input_line)
+            if override.is_sweep_override() and len({*_values(values)}) < len(_values(values)):
+                raise ConfigError(f"{values}: a value of the sweep stands there twice")
     first = _compose(combinations[0], True)
     check_launcher(first)
     jobs = _jobs(combinations)
@@ -186,6 +193,11 @@ def _preflight(overrides: list[str], multirun: bool) -> tuple[DictConfig, Sweep 
     if seeds is not None:
         seeds = _selection_seeds(seeds, jobs)
     return first, Sweep(Path(first.hydra.sweep.dir), jobs, seeds)
+
+
+def _values(override: str) -> list[str]:
+    """What one override of a sweep alone makes of a run's command line, value by value."""
+    return [text for (text,) in BasicSweeper.split_arguments(parse_overrides([override]), None)[0]]
 
 
 def _combinations(overrides: list[str]) -> list[list[str]]:
@@ -216,11 +228,17 @@ def _jobs(combinations: list[list[str]]) -> list[Job]:
         job = Job(own, storable(config))
         other = jobs.setdefault(job.directory, job)
         if other is not job:
-            different = [text for text in own if text not in other.overrides]
+            different = [text for text in own if text not in other.overrides] or own
             raise ConfigError(
                 f"{', '.join(different)}: this run and another of the sweep would share the directory {job.directory}; "
                 "a sweep varies model, task, scale, variant, optimizer.lr and seed"
             )
+    places = {job.config["results_dir"] for job in jobs.values()}
+    if len(places) > 1:
+        raise ConfigError(
+            f"results_dir: got {', '.join(sorted(places))}, expected one for the whole sweep; a comma in a path needs "
+            "quotes: \"results_dir='a,b'\""
+        )
     return list(jobs.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import tempfile
 from pathlib import Path
@@ -61,7 +62,11 @@ class Composer:
             cfg = compose(self._config_name, overrides, return_hydra_config=True)
             if not all(_is_leaf(cfg, override.key_or_group) for override in values):
                 return cfg, plain(cfg)
-            self._bases[key] = cfg, OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"])
+            # A copy with the schema's types, which turn the text of an override into what Hydra makes of it.
+            own = copy.deepcopy(cfg)
+            OmegaConf.set_struct(own, False)
+            own.pop("hydra")
+            self._bases[key] = cfg, own
         cfg, own = self._bases[key]
         for one in (cfg, own):
             ConfigLoaderImpl._apply_overrides_to_config(values, one)

@@ -1,11 +1,21 @@
-"""Checks of hydra/launcher, before anything starts: is it installed, can it work here, does a job get what it needs?"""
+"""Checks of hydra/launcher, before anything starts: is it installed, can it work here, does a job get what it needs?
+
+And what a worker does when its launcher is gone.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
+import multiprocessing
+import os
 import shutil
 import subprocess
+import threading
+import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +38,10 @@ BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
 RAY = "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
 JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+# The process whose workers others are.
+LAUNCHER_VARIABLE = "PALIMPSA_LAUNCHER_PROCESS"
+# Seconds between looks at whether the sweep is still there.
+WATCH_S = 1.0
 # Any of these gives a job of Slurm's a GPU.
 SLURM_GPU_KEYS = ("gres", "gpus_per_node", "gpus_per_task")
 # What a cluster gives names to: sbatch knows at once whether they exist.
@@ -39,6 +53,40 @@ SLURM_MINIMA = {
     "signal_delay_s": 0,
     "max_num_timeout": 0,
 }
+
+
+@contextlib.contextmanager
+def leaving_with_the_sweep() -> Iterator[None]:
+    """Around a run in a worker of joblib's: should the sweep be killed, the worker ends this run, and then itself.
+
+    Otherwise it would wait for more for ever, and keep its memory and its GPU.
+    """
+    global _num_at_work
+    launcher = os.environ.get(LAUNCHER_VARIABLE)
+    if launcher is None or not multiprocessing.current_process().name.startswith("Loky"):
+        yield
+        return
+    _watch(int(launcher))
+    _num_at_work += 1
+    try:
+        yield
+    finally:
+        _num_at_work -= 1
+
+
+_num_at_work = 0
+
+
+@functools.cache
+def _watch(launcher: int) -> None:
+    """Starts, once, a thread that ends this process when its launcher is gone and no run is at work."""
+
+    def watch() -> None:
+        while os.getppid() == launcher or _num_at_work:
+            time.sleep(WATCH_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def check_launcher(cfg: DictConfig) -> None:
@@ -152,7 +200,8 @@ def _ask_slurm(name: str, launcher: Any) -> None:
         raise ConfigError("hydra/launcher: Slurm did not answer sbatch --test-only within 60 s") from error
     reasons = asked.stderr.splitlines()
     # Any other refusal may be of the moment, such as a node that is down: the job would wait for it.
-    refusal = next((reason for reason in reasons if "invalid" in reason.lower() or "unable to" in reason.lower()), None)
+    final = ("invalid", "unable to", "could not establish", "fatal")
+    refusal = next((reason for reason in reasons if any(word in reason.lower() for word in final)), None)
     if asked.returncode != 0 and refusal is not None:
         got = f"hydra.launcher: got {', '.join(options)}" if options else f"hydra/launcher: got {name}"
         raise ConfigError(f"{got}, and Slurm says: {refusal.strip()}")

@@ -115,7 +115,11 @@ class Sweep:
             if choice is not None and choice.lr is not None:
                 shown.update(entry.job.directory for entry in later if entry.job.lr == choice.lr)
             elif later:
-                num_waiting[group] = len(later) // len({entry.job.lr for entry in entries})
+                # What an earlier command did of the second phase counts, whatever rate is chosen now.
+                done = {entry.job.seed: entry for entry in later if entry.status != "missing"}
+                shown.update(entry.job.directory for entry in done.values())
+                if waiting := {entry.job.seed for entry in later} - done.keys():
+                    num_waiting[group] = len(waiting)
         entries = [entry for directory, entry in found.items() if directory in shown]
         return Ledger([self._with_reason(entry) for entry in entries], num_waiting)
 

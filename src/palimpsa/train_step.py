@@ -105,8 +105,10 @@ class GradientStep:
         assert batch is not None
         self._forget_gradients()
         loss, _ = query_loss(self.model, batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
+        # What the forward kept in fp32 goes back in fp32.
+        with torch.autocast(loss.device.type, enabled=False):
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
         return loss.detach(), [parameter.grad for parameter in self.parameters]
 
 
