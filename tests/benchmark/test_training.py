@@ -480,10 +480,24 @@ def test_a_damaged_file_is_one_error_that_names_it(tmp_path):
 
 
 def test_committed_figures_follow_from_the_committed_csv(tmp_path):
-    for path in (ROOT / "results/training").glob("steps_nvidia-*.csv"):
+    files = list((ROOT / "results/training").glob("steps_nvidia-*.csv"))
+    assert files
+    for path in files:
         (tmp_path / path.name).write_bytes(path.read_bytes())
         for drawn in draw_training(tmp_path, path.stem.partition("_")[2]):
             assert drawn.read_bytes() == (ROOT / "results/training" / drawn.name).read_bytes(), drawn.name
+
+
+def test_the_readmes_step_times_are_the_committed_csv():
+    with (ROOT / "results/training/steps_nvidia-h200.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["model"] == "palimpsa_d"]
+    assert {row["seq_len"] for row in rows} == {"128", "256", "512", "1024"}
+    assert {row["tokens_per_step"] for row in rows} == {"65536"}
+    times = [float(row["ms_per_step"]) for row in rows]
+    busy = min(float(row["busy_share"]) for row in rows)
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"a step of 65,536 tokens of Palimpsa-D takes {min(times):.1f} to {max(times):.1f} ms at lengths" in readme
+    assert f"the GPU is busy {100 * busy:.0f}% of the time or more" in readme
 
 
 @pytest.mark.gpu
