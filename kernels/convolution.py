@@ -8,6 +8,7 @@ at W different places.
 """
 
 # B batch, T time, C channels, W taps
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,16 +17,16 @@ from torch import Tensor
 from .library import NAMESPACE
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, widths: list[int]) -> list[Tensor]:
     from . import convolve
 
-    return convolve.forward(x, weight, bias)
+    return convolve.forward(x, weight, bias, widths)
 
 
-def _backward(x: Tensor, weight: Tensor, bias: Tensor | None, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(x: Tensor, weight: Tensor, bias: Tensor | None, dys: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     from . import convolve
 
-    return convolve.backward(x, weight, bias, dy)
+    return convolve.backward(x, weight, bias, dys)
 
 
 forward = torch.library.custom_op(f"{NAMESPACE}::short_convolution", _forward, mutates_args=())
@@ -33,37 +34,41 @@ backward = torch.library.custom_op(f"{NAMESPACE}::short_convolution_backward", _
 
 
 @forward.register_fake
-def _(x, weight, bias):
-    return x.new_empty(x.shape)
+def _(x, weight, bias, widths):
+    return [x.new_empty(*x.shape[:2], width) for width in widths]
 
 
 @backward.register_fake
-def _(x, weight, bias, dy):
+def _(x, weight, bias, dys):
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(0 if bias is None else bias.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, weight, bias, ctx.widths = inputs
+    ctx.save_for_backward(x, weight, bias)
 
 
-def _differentiate(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, dys: list[Tensor | None]) -> tuple[Any, ...]:
     x, weight, bias = ctx.saved_tensors
-    dx, dweight, dbias = backward(x, weight, bias, dy)
-    return dx, dweight, None if bias is None else dbias
+    given = [x.new_zeros(*x.shape[:2], n) if dy is None else dy for dy, n in zip(dys, ctx.widths, strict=True)]
+    dx, dweight, dbias = backward(x, weight, bias, given)
+    return dx, dweight, None if bias is None else dbias, None
 
 
 forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def short_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def short_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, widths: Sequence[int]) -> list[Tensor]:
     """silu(sum_j w_j x_{t-W+1+j} + bias): a causal depthwise convolution over time, on a GPU; differentiable once.
 
     Args:
         x: [B, T, C], float32 or half precision; sums are in float32.
         weight: [C, W].
         bias: [C], or None.
+        widths: sum up to C: the channels of each part of the result. Parts that lie apart need no copy before a kernel
+            that wants its argument in one piece, nor do their gradients meet in one.
 
     Returns:
-        [B, T, C] in x's dtype.
+        [B, T, width] for each of `widths`, in x's dtype.
     """
-    return forward(x, weight, bias)
+    return forward(x, weight, bias, list(widths))

@@ -1,6 +1,8 @@
 """A short causal convolution over time, then SiLU, as Triton kernels: convolution.py has the equations."""
 
 # B batch, T time, C channels, W taps
+from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -42,12 +44,13 @@ def _convolve_kernel(
 
 @triton.jit
 def _convolve_back_kernel(
-    x, weight, bias, dy, dx, weight_parts, bias_parts, T, C, x_b, x_t, dy_b, dy_t, pieces,
+    x, weight, bias, dy, dx, weight_parts, bias_parts, T, C, num_channels, x_b, x_t, dy_b, dy_t, pieces,
     W: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, AHEAD: tl.constexpr, ALIGNED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """Walks through BT tokens and the W - 1 after them: every d p is computed once, and kept while it is needed.
 
+    C channels of the num_channels that dx and the sums have room for.
     Tokens are loaded AHEAD of their use: a warp has nothing else to do while it waits for one.
     """
     x_b, x_t, dy_b, dy_t = x_b * ALIGNED, x_t * ALIGNED, dy_b * ALIGNED, dy_t * ALIGNED
@@ -55,7 +58,7 @@ def _convolve_back_kernel(
     b, first = part // pieces, (tl.program_id(0) % pieces) * BT
     cc = tl.program_id(1) * BC + tl.arange(0, BC)
     in_c = cc < C
-    x_at, dy_at, dx_at = x + b * x_b + cc, dy + b * dy_b + cc, dx + b * T * C + cc
+    x_at, dy_at, dx_at = x + b * x_b + cc, dy + b * dy_b + cc, dx + b * T * num_channels + cc
     offset = tl.zeros([BC], tl.float32)
     if HAS_BIAS:
         offset += tl.load(bias + cc, mask=in_c, other=0.0).to(tl.float32)
@@ -95,7 +98,7 @@ def _convolve_back_kernel(
             for j in tl.static_range(W):
                 back += taps[j] * flows[W - 1 - j]
             done = t - (W - 1)
-            tl.store(dx_at + done.to(tl.int64) * C, back, mask=in_c & (done < T))
+            tl.store(dx_at + done.to(tl.int64) * num_channels, back, mask=in_c & (done < T))
         # What lies beyond belongs to the next program.
         if i < BT:
             added = ()
@@ -104,9 +107,9 @@ def _convolve_back_kernel(
             sums = added
             bias_sum += flows[W - 1]
     for j in tl.static_range(W):
-        tl.store(weight_parts + (part * W + j) * C + cc, sums[j], mask=in_c)
+        tl.store(weight_parts + (part * W + j) * num_channels + cc, sums[j], mask=in_c)
     if HAS_BIAS:
-        tl.store(bias_parts + part * C + cc, bias_sum, mask=in_c)
+        tl.store(bias_parts + part * num_channels + cc, bias_sum, mask=in_c)
 
 
 def _strided(x: Tensor) -> Tensor:
@@ -125,40 +128,53 @@ def _in_units(*tensors: Tensor) -> tuple[int, list[int]]:
     return unit, [stride // unit for stride in strides]
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _parts(widths: list[int]) -> Iterator[slice]:
+    """The channels of each part."""
+    for end, width in zip(accumulate(widths), widths, strict=True):
+        yield slice(end - width, end)
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, widths: list[int]) -> list[Tensor]:
+    """The result in parts of `widths` channels, each contiguous."""
     x, weight = _strided(x), weight.contiguous()
-    (B, T, C), W = x.shape, weight.shape[1]
-    y = x.new_empty(B, T, C)
-    if x.numel():
-        BT, BC = FORWARD_TILE
-        aligned, strides = _in_units(x)
+    (B, T, _), W = x.shape, weight.shape[1]
+    ys = [x.new_empty(B, T, width) for width in widths]
+    BT, BC = FORWARD_TILE
+    for part, y in zip(_parts(widths), ys, strict=True):
+        if y.numel() == 0:
+            continue
+        x_part, taps, C = x[..., part], weight[part], y.shape[2]
+        aligned, strides = _in_units(x_part)
         with torch.cuda.device_of(x):
             launch: Any = _convolve_kernel[(B * cdiv(T, BT), cdiv(C, BC))]
             launch(
-                x, weight, weight if bias is None else bias, y, T, C, *strides, cdiv(T, BT), W, BT, BC, aligned,
+                x_part, taps, taps if bias is None else bias[part], y, T, C, *strides, cdiv(T, BT), W, BT, BC, aligned,
                 HAS_BIAS=bias is not None, num_warps=4,
             )  # fmt: skip
-    return y
+    return ys
 
 
-def backward(x: Tensor, weight: Tensor, bias: Tensor | None, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias (empty without one), each in its dtype."""
-    x, dy, weight = _strided(x), _strided(dy), weight.contiguous()
-    (B, T, C), W = x.shape, weight.shape[1]
-    dx = x.new_empty(B, T, C)
+def backward(x: Tensor, weight: Tensor, bias: Tensor | None, dys: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias (empty without one), each in its dtype, from those of the parts."""
+    x, weight = _strided(x), weight.contiguous()
+    (B, T, num_channels), W = x.shape, weight.shape[1]
+    dx = x.new_empty(B, T, num_channels)
     BT, BC = BACKWARD_TILE
     pieces = cdiv(T, BT)
     # Summed in a fixed order afterwards: atomic additions would make every run another.
     float32: Any = {"dtype": torch.float32, "device": x.device}
-    weight_parts = torch.empty(B * pieces, W, C, **float32)
-    bias_parts = torch.empty(B * pieces if bias is not None else 0, C, **float32)
-    if x.numel():
-        aligned, strides = _in_units(x, dy)
+    weight_parts = torch.empty(B * pieces, W, num_channels, **float32)
+    bias_parts = torch.empty(B * pieces if bias is not None else 0, num_channels, **float32)
+    for part, any_dy in zip(_parts([dy.shape[2] for dy in dys]), dys, strict=True):
+        if any_dy.numel() == 0:
+            continue
+        x_part, dy, taps, C = x[..., part], _strided(any_dy), weight[part], any_dy.shape[2]
+        aligned, strides = _in_units(x_part, dy)
         with torch.cuda.device_of(x):
             launch: Any = _convolve_back_kernel[(B * pieces, cdiv(C, BC))]
             launch(
-                x, weight, weight if bias is None else bias, dy, dx, weight_parts, bias_parts, T, C,
-                *strides, pieces, W, BT, BC, AHEAD, aligned,
+                x_part, taps, taps if bias is None else bias[part], dy, dx[..., part], weight_parts[..., part],
+                bias_parts[..., part], T, C, num_channels, *strides, pieces, W, BT, BC, AHEAD, aligned,
                 HAS_BIAS=bias is not None, num_warps=2,
             )  # fmt: skip
     dweight = weight_parts.sum(0).t().contiguous().to(weight.dtype)

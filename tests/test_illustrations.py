@@ -42,7 +42,7 @@ def test_the_flow_of_palimpsa_d():
     assert sources[named["k"]] == ["k_conv"]
     # One gate for what is written and how firmly.
     assert sources[named["v"]] == ["sigmoid", "v_conv"]
-    assert sources[named["beta"]] == ["sigmoid", "plasticity"]
+    assert sources[named["beta"]] == ["x", "sigmoid"]
     assert named["g"] == "decay"
     assert sources["o_norm"] == ["add", "gate_proj"]
     assert [boxes[name]["width"] for name in ("x", "q_proj", "v_conv", "y")] == [32, 8, 16, 32]
@@ -55,7 +55,8 @@ def test_the_flow_of_palimpsa_m():
     assert named["q"] == named["k"] == "conv"
     # The step size that forgets also gates the input.
     assert sources[named["v"]] == ["decay", "conv"]
-    assert sources[named["beta"]] == ["decay", "plasticity"]
+    assert sources[named["beta"]] == ["x", "decay"]
+    assert boxes[named["beta"]]["label"] == "plasticity, rank 2"
     assert sources["conv"] == sources["decay"] == ["in_proj"]
     assert boxes["o_norm"]["label"] == "gate, RMSNorm"
 

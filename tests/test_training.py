@@ -120,8 +120,13 @@ def test_the_loss_is_the_cross_entropy_at_the_queries_only(tiny_config):
     model = build_model(tiny_config().model, 1)
     batch = mqar_batch(MQARSpec(8, 2, 32), seed=1, split="train", stage=0, step=0, batch_size=4)
     labels = torch.full_like(batch.inputs, -100).scatter(1, batch.query_positions, batch.labels)
-    expected = torch.nn.functional.cross_entropy(model(batch.inputs).flatten(0, 1), labels.flatten())
-    torch.testing.assert_close(query_loss(model, batch)[0], expected)
+    whole = model(batch.inputs)
+    expected = torch.nn.functional.cross_entropy(whole.flatten(0, 1), labels.flatten())
+    at = batch.query_positions[..., None].expand(-1, -1, whole.shape[-1])
+    logits = model(batch.inputs, batch.query_positions)
+    found = query_loss(logits, batch.labels, with_gradient=True)
+    torch.testing.assert_close(found.mean, expected)
+    torch.testing.assert_close(found.gradient, torch.autograd.grad(expected, whole)[0].gather(1, at))
 
 
 def test_recall_counts_right_answers_by_age():

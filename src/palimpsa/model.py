@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
+from palimpsa.embedding import TokenEmbedding
 from palimpsa.mixers import MemoryTrace, Mixer, MixerCache
 from palimpsa.mixers.layers import ShortConvolution
 from palimpsa.mixers.parameters import initialise
@@ -100,7 +101,7 @@ class LanguageModel(nn.Module):
             raise ValueError(f"channel_width: got {channel_width}, expected >= 1 with channel_mixer={channel_mixer}")
         if channel_mixer == "none" and channel_width is not None:
             raise ValueError(f"channel_width: got {channel_width}, expected null with channel_mixer=none")
-        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.embedding = TokenEmbedding(vocab_size, d_model)
         self.blocks = nn.ModuleList(
             Block(
                 make_mixer(d_model=d_model),

@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from palimpsa.data.mqar import NUM_AGE_SLICES, MQARBatch, MQARSpec, age_slices, mqar_examples
+from palimpsa.data.mqar import NUM_AGE_SLICES, MQARSpec, age_slices, mqar_examples
+from palimpsa.mixers.layers import widen
 from palimpsa.replay import Replay
 
 
@@ -28,23 +29,33 @@ class Recall:
     accuracy_by_age: list[float | None]
 
 
-def query_loss(model: nn.Module, batch: MQARBatch) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy over the query positions, a scalar, and their logits [B, n, V]: no other position counts."""
-    logits = model(batch.inputs, batch.query_positions)
-    return cross_entropy(logits.flatten(0, 1), batch.labels.flatten()), logits
+class QueryLoss(NamedTuple):
+    """mean: cross-entropy over all queries, nats, a scalar in fp32. is_right: [B, n] bool.
+
+    gradient: [B, n, V], of the mean by the logits, in their dtype, or None.
+    """
+
+    mean: Tensor
+    is_right: Tensor
+    gradient: Tensor | None
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in fp32 of logits [N, V] at labels [N] int64, a scalar."""
-    if not logits.is_cuda:
-        return F.cross_entropy(logits.float(), labels)
-    # PyTorch's own writes the logits in fp32, and then their softmax: 2 GB in a step of 65,536 tokens.
-    from fla.modules import fused_cross_entropy
+def query_loss(logits: Tensor, labels: Tensor, *, with_gradient: bool) -> QueryLoss:
+    """The loss at the queries, of logits [B, n, V] at labels [B, n] int64; nothing for autograd to follow."""
+    rows, row_labels = logits.detach().flatten(0, 1), labels.flatten()
+    if logits.is_cuda:
+        from palimpsa.loss_kernel import MAX_CLASSES, row_results
 
-    # Its decorators hide from the type checker what it takes.
-    per_query: Any = fused_cross_entropy.cross_entropy_loss
-    losses: Tensor = per_query(logits, labels)[0]
-    return losses.mean()
+        if rows.shape[1] <= MAX_CLASSES and rows.dtype != torch.float64:
+            losses, is_right, gradient = row_results(rows, row_labels, with_gradient=with_gradient)
+            if gradient is not None:
+                gradient = gradient.view_as(logits)
+            return QueryLoss(losses.mean(), is_right.view_as(labels), gradient)
+    with torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
+        rows.requires_grad_(with_gradient)
+        mean = F.cross_entropy(widen(rows), row_labels)
+        gradient = torch.autograd.grad(mean, rows)[0].view_as(logits) if with_gradient else None
+    return QueryLoss(mean.detach(), logits.argmax(dim=-1) == labels, gradient)
 
 
 class _Sums(NamedTuple):
@@ -112,10 +123,11 @@ class RecallMeter:
 
     def _sums(self, examples: Tensor) -> _Sums:
         batch = mqar_examples(self.spec, seed=self.seed, split=self.split, stage=self.stage, examples=examples)
-        loss, logits = query_loss(self.model, batch)
+        logits = self.model(batch.inputs, batch.query_positions)
+        loss, is_right, _ = query_loss(logits, batch.labels, with_gradient=False)
         slices = age_slices(batch).flatten()
         right = torch.zeros(NUM_AGE_SLICES, dtype=torch.float64, device=self.device)
         queries = torch.zeros_like(right)
-        right.index_add_(0, slices, (logits.argmax(dim=-1) == batch.labels).flatten().double())
+        right.index_add_(0, slices, is_right.flatten().double())
         queries.index_add_(0, slices, torch.ones_like(slices, dtype=torch.float64))
         return _Sums(right, queries, loss.double() * batch.labels.numel())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +24,11 @@ def compile_blocks(model: LanguageModel) -> None:
     One block at a time: layers share what is compiled, and the embedding stays out, whose compiled gradient adds in an
     order that differs between runs.
     """
+    from torch._inductor import config as inductor
+
     torch._dynamo.config.recompile_limit = MAX_VERSIONS
+    # Reductions that are chosen by timing them add in an order that may differ between two runs.
+    inductor.deterministic = True
     # Otherwise it would go on uncompiled, and say nothing.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     for block in model.blocks:
@@ -65,7 +72,9 @@ class GradientStep:
     def __call__(self, stage: Stage, step: int, device: torch.device) -> Tensor:
         """The loss, a scalar on the device, of `step` (0-based) of a stage; the next call may overwrite it."""
         if not self.use_graphs:
-            return self._compute(_make_batch(stage, self.seed, stage.train_examples(self.seed, step, device)))[0]
+            batch = _make_batch(stage, self.seed, stage.train_examples(self.seed, step, device))
+            with _compiled_for(stage, batch):
+                return self._compute(batch)[0]
         if stage != self._stage or self._batches is None or self._replay is None:
             # The old graph's memory is free before the new one takes its own.
             self._replay = self._batch = None
@@ -73,7 +82,7 @@ class GradientStep:
             self._replay = Replay(lambda: self._compute(self._batch))
         batch = self._batches.take(step)
         if len(batch.inputs) != stage.batch_size:
-            with torch.compiler.set_stance("force_eager"):
+            with _compiled_for(stage, batch):
                 return run_aside(lambda: self._compute(batch))[0]
         if self._batch is None:
             self._batch = MQARBatch(*(x.clone() for x in batch))
@@ -104,12 +113,18 @@ class GradientStep:
     def _compute(self, batch: MQARBatch | None) -> tuple[Tensor, list[Tensor | None]]:
         assert batch is not None
         self._forget_gradients()
-        loss, _ = query_loss(self.model, batch)
+        logits = self.model(batch.inputs, batch.query_positions)
         # What the forward kept in fp32 goes back in fp32.
-        with torch.autocast(loss.device.type, enabled=False):
-            loss.backward()
+        with torch.autocast(logits.device.type, enabled=False):
+            loss, _, gradient = query_loss(logits, batch.labels, with_gradient=True)
+            logits.backward(gradient)
             nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
-        return loss.detach(), [parameter.grad for parameter in self.parameters]
+        return loss, [parameter.grad for parameter in self.parameters]
+
+
+def _compiled_for(stage: Stage, batch: MQARBatch) -> AbstractContextManager[Any]:
+    """Compiled code for a batch of the stage's size only: an epoch's last, smaller one is not worth compiling for."""
+    return nullcontext() if len(batch.inputs) == stage.batch_size else torch.compiler.set_stance("force_eager")
 
 
 def _make_batch(stage: Stage, seed: int, examples: Tensor) -> MQARBatch:

@@ -63,9 +63,16 @@ def main() -> None:
     step.step(*token, None, torch.zeros(1, 1), torch.ones(1), *torch.ones(2, 1, 1, 48, 96), 1.0, True)
     for x, bias in ((torch.ones(1, 1, 1), None), (torch.ones(2, 9, 200, dtype=torch.bfloat16), torch.ones(200))):
         weight = torch.ones(x.shape[2], 4)
-        convolve.forward(x, weight, bias)
-        convolve.backward(x, weight, bias, x)
+        convolve.forward(x, weight, bias, [x.shape[2]])
+        convolve.backward(x, weight, bias, [x])
     importlib.import_module("palimpsa.data.random_kernel").random_bits_kernel(-1, torch.arange(2), 5)
+    loss = importlib.import_module("palimpsa.loss_kernel")
+    for logits in (torch.ones(1, 1), torch.ones(3, 8192, dtype=torch.bfloat16)):
+        loss.row_results(logits, torch.zeros(len(logits), dtype=torch.int64), with_gradient=True)
+        loss.row_results(logits, torch.zeros(len(logits), dtype=torch.int64), with_gradient=False)
+    embedding = importlib.import_module("palimpsa.embedding_kernel")
+    for num_tokens, D, V in ((1, 1, 2), (65536, 128, 8192), (64, 768, 50257)):
+        embedding.embedding_gradient(torch.ones(num_tokens, D), torch.zeros(num_tokens, dtype=torch.int64), V)
     for name, kernels in itertools.groupby(sorted(compiled.values())):
         print(name, len(list(kernels)))
 

@@ -6,10 +6,16 @@ import torch
 import torch.nn.functional as F
 
 pytest.importorskip("triton")
-from palimpsa.kernels.convolution import short_convolution
+from palimpsa.kernels.convolution import short_convolution as convolve_in_parts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZES = [(2, 70, 5, 4), (1, 1, 130, 4), (3, 33, 16, 1), (2, 2, 8, 3), (1, 64, 128, 2)]
+
+
+def short_convolution(x, weight, bias=None):
+    """All channels together."""
+    (y,) = convolve_in_parts(x, weight, bias, [x.shape[2]])
+    return y
 
 
 def definition(x, weight, bias):
@@ -72,6 +78,29 @@ def test_takes_parts_of_wider_tensors():
         assert own <= 2 * plain + 1e-5
 
 
+@pytest.mark.parametrize("with_bias", [False, True], ids=["no_bias", "bias"])
+@pytest.mark.parametrize("widths", [(6,), (3, 3), (1, 0, 5), (8, 140, 130)], ids=str)
+def test_parts_are_those_of_the_whole(widths, with_bias):
+    def joined(x, weight, bias):
+        ys = convolve_in_parts(x, weight, bias, widths)
+        assert [y.shape[2] for y in ys] == list(widths)
+        assert all(y.is_contiguous() for y in ys)
+        return torch.cat(ys, 2)
+
+    arranged = arguments((2, 40, sum(widths), 4), torch.float32, with_bias, cut=True)
+    for one, other in zip(gradients(joined, *arranged), gradients(short_convolution, *arranged), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_part_that_nobody_reads_has_no_gradient():
+    x, weight, _, dy = arguments((2, 40, 6, 4), torch.float32, False)
+    x.requires_grad_()
+    first, _ = convolve_in_parts(x, weight, None, (2, 4))
+    (dx,) = torch.autograd.grad(first, x, dy[..., :2])
+    assert not dx[..., 2:].any()
+    assert dx[..., :2].any()
+
+
 def test_a_tap_that_is_left_out_would_be_seen():
     def broken(x, weight, bias):
         return short_convolution(x, torch.cat([torch.zeros_like(weight[:, :1]), weight[:, 1:]], 1), bias)
@@ -98,7 +127,7 @@ def test_nothing_to_convolve(empty):
 
 def test_operator_is_registered_soundly():
     x, weight, bias, _ = arguments((2, 9, 4, 4), torch.float32, True)
-    torch.library.opcheck(torch.ops.palimpsa.short_convolution.default, (x, weight, bias))
+    torch.library.opcheck(torch.ops.palimpsa.short_convolution.default, (x, weight, bias, [1, 3]))
     torch.library.opcheck(
-        torch.ops.palimpsa.short_convolution.default, (x.requires_grad_(), weight.requires_grad_(), None)
+        torch.ops.palimpsa.short_convolution.default, (x.requires_grad_(), weight.requires_grad_(), None, [4])
     )

@@ -526,7 +526,8 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path):
     done = subprocess.run(script, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     files = [ROOT / "kernels" / f"{name}.py" for name in ("forward", "backward", "step", "convolve")]
-    source = "".join(file.read_text() for file in [*files, ROOT / "src/palimpsa/data/random_kernel.py"])
+    files += [ROOT / "src/palimpsa" / f"{name}_kernel.py" for name in ("data/random", "loss", "embedding")]
+    source = "".join(file.read_text() for file in files)
     # What a host function launches: name[grid](...).
     launched = set(re.findall(r"(\w+_kernel)\[", source))
     assert {line.split()[0] for line in done.stdout.splitlines()} == launched

@@ -66,8 +66,8 @@ def test_norms_round_once():
 
 
 def test_plasticity_is_fp32():
-    plasticity = Plasticity(16, 2, 3)
-    assert plasticity.bfloat16()(normal(1, 2, 16).bfloat16()).dtype == torch.float32
+    plasticity = Plasticity(16, 2, 3).bfloat16()
+    assert plasticity(normal(1, 2, 16).bfloat16(), torch.ones(1, 2, 2)).dtype == torch.float32
 
 
 def test_angles_far_out_are_not_those_of_bf16():

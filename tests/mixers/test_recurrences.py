@@ -15,7 +15,7 @@ class OnGPU(torch.Tensor):
 
 
 KERNELS = {
-    "gla": "fla.ops.gla.chunk_gla",
+    "gla": "palimpsa.mixers.gla_chunks.chunk_gla",
     "simple_gla": "fla.ops.simple_gla.chunk_simple_gla",
     "delta_rule": "fla.ops.delta_rule.chunk_delta_rule",
     "gated_delta_rule": "fla.ops.gated_delta_rule.chunk_gated_delta_rule",
@@ -68,8 +68,9 @@ def test_kernels_get_their_operands_by_the_right_name(call, rule):
 
 
 def test_gla_with_few_values_fills_them_up_for_the_kernel_alone(monkeypatch):
-    import fla.ops.gla
     from fla.ops.gla.naive import naive_recurrent_gla
+
+    import palimpsa.mixers.gla_chunks
 
     widths = []
 
@@ -78,7 +79,7 @@ def test_gla_with_few_values_fills_them_up_for_the_kernel_alone(monkeypatch):
         plain = (x.as_subclass(torch.Tensor) for x in (q, k, v, g))
         return naive_recurrent_gla(*plain, initial_state=initial_state, output_final_state=True)
 
-    monkeypatch.setattr(fla.ops.gla, "chunk_gla", kernel)
+    monkeypatch.setattr(palimpsa.mixers.gla_chunks, "chunk_gla", kernel)
     q, k, v, _, _ = operands(torch.float32)
     g, state = -torch.rand(1, 6, 2, 4, generator=torch.Generator().manual_seed(1)), torch.ones(1, 2, 4, 6)
     found = recurrences.gla(*(x.as_subclass(OnGPU) for x in (q, k, v[..., :6], g)), state, None)

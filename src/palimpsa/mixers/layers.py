@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from palimpsa.kernels.convolution import short_convolution
 from palimpsa.kernels.validation import under_transforms
+
+# Outputs of a projection that is too narrow to have a product of its own.
+NARROW = 64
 
 
 class MemoryTrace(NamedTuple):
@@ -82,7 +85,9 @@ class Decay(nn.Module):
 
 
 class Plasticity(nn.Module):
-    """softplus(s) sigmoid(W_up W_down x): the observation precision before its input gate, [B, T, H, V], fp32, >= 0.
+    """a_t softplus(s) sigmoid(W_up W_down x_t): the observation precision beta_t [B, T, H, V], fp32, >= 0.
+
+    Takes x [B, T, D], the input gate a [B, T, H], and W_down x where it has been computed already.
 
     initial_range: (low, high) of the log-uniform draw of softplus(s); None: s starts at 1.
     """
@@ -107,15 +112,17 @@ class Plasticity(nn.Module):
             self.scale.uniform_(low, high, generator=generator)
             self.scale.copy_(softplus_inverse(self.scale.exp()))
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate = torch.sigmoid(widen(self.up(self.down(x)))).unflatten(-1, (self.num_heads, -1))
-        return F.softplus(widen(self.scale))[:, None] * gate
+    def forward(self, x: Tensor, input_gate: Tensor, low: Tensor | None = None) -> Tensor:
+        gate = torch.sigmoid(widen(self.up(self.down(x) if low is None else low))).unflatten(-1, (self.num_heads, -1))
+        # The small product first: the gradient of s is then a sum over it, and not over all of beta.
+        return (input_gate * F.softplus(widen(self.scale)))[..., None] * gate
 
 
 class ShortConvolution(nn.Module):
     """Causal depthwise convolution over time, then SiLU: [B, T, C] -> [B, T, C].
 
-    y_t = silu(sum_j w_j x_{t-W+1+j} + bias), inputs before the first token being zero.
+    y_t = silu(sum_j w_j x_{t-W+1+j} + bias), inputs before the first token being zero. With `widths` it comes in parts
+    of so many channels.
     """
 
     def __init__(self, num_channels: int, width: int, bias: bool = False) -> None:
@@ -135,9 +142,24 @@ class ShortConvolution(nn.Module):
         """[B, C, W-1] zeros: the inputs before the first token."""
         return self.weight.new_zeros(batch_size, self.weight.shape[0], self.width - 1)
 
-    def forward(self, x: Tensor, cache: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
+    @overload
+    def forward(self, x: Tensor, cache: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor: ...
+
+    @overload
+    def forward(
+        self, x: Tensor, cache: Tensor | None, cu_seqlens: Tensor | None, widths: Sequence[int]
+    ) -> Sequence[Tensor]: ...
+
+    def forward(
+        self,
+        x: Tensor,
+        cache: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        widths: Sequence[int] | None = None,
+    ) -> Tensor | Sequence[Tensor]:
         if cache is None and cu_seqlens is None and _has_kernel(x):
-            return short_convolution(x, self.weight, self.bias)
+            ys = short_convolution(x, self.weight, self.bias, widths or x.shape[-1:])
+            return ys if widths else ys[0]
         if cache is None:
             past = x.new_zeros(x.shape[0], self.width - 1, x.shape[2])
         else:
@@ -161,7 +183,8 @@ class ShortConvolution(nn.Module):
             y = torch.addcmul(y, taps[j], weight[:, j])
         if self.bias is not None:
             y = y + self.bias.to(x.dtype)
-        return F.silu(y)
+        y = F.silu(y)
+        return y.split(tuple(widths), dim=-1) if widths else y
 
 
 def _has_kernel(x: Tensor) -> bool:
@@ -179,30 +202,55 @@ def project_and_convolve(
 ) -> tuple[Tensor, ...]:
     """conv_i(W_i x) for each of `projections`, then W_j x for `others`, [B, T, width] each, of x [B, T, D].
 
-    In compiled code it is one product and one convolution: on a GPU several narrow ones take several times as long as
-    a wide one, and their gradients meet in additions.
+    In compiled code what is convolved comes of one product and one convolution, and what is narrow of one product: on a
+    GPU several narrow ones take several times as long as a wide one. Wider ones stay apart: to meet in one gradient,
+    theirs would have to be copied.
 
     Args:
         cache: its convolutions' part is brought up to date; None: before the first token.
     """
     linears = [*projections, *others]
-    plain = all(type(linear) is nn.Linear and linear.bias is None for linear in linears)
-    # Fewer tokens are not worth the copy of the weights: decoding. A subclass (an adapter, say) has its own forward.
+    # Fewer tokens are not worth the copy of the weights: decoding.
     if not (
-        torch.compiler.is_compiling() and plain and x.shape[0] * x.shape[1] >= sum(y.out_features for y in linears)
+        torch.compiler.is_compiling()
+        and all(_is_plain(linear) for linear in linears)
+        and x.shape[0] * x.shape[1] >= sum(linear.out_features for linear in linears)
     ):
         made = [linear(x) for linear in linears]
         parts, rest = made[: len(projections)], made[len(projections) :]
     else:
         widths = [linear.out_features for linear in projections]
-        made = F.linear(x, torch.cat([linear.weight for linear in linears]))
-        together, *rest = made.split([sum(widths), *(linear.out_features for linear in others)], dim=-1)
+        together = F.linear(x, torch.cat([linear.weight for linear in projections]))
+        rest = _products(x, [linear.weight for linear in others])
         if cache is None and cu_seqlens is None and _has_kernel(x) and all(c.bias is None for c in convolutions):
-            y = short_convolution(together, torch.cat([convolution.weight for convolution in convolutions]))
-            return (*y.split(widths, dim=-1), *rest)
+            taps = torch.cat([convolution.weight for convolution in convolutions])
+            return (*short_convolution(together, taps, None, widths), *rest)
         parts = together.split(widths, dim=-1)
     pasts = [None] * len(convolutions) if cache is None else cache.conv
     return (*(c(y, past, cu_seqlens) for c, y, past in zip(convolutions, parts, pasts, strict=True)), *rest)
+
+
+def project(
+    x: Tensor, linear: nn.Linear, widths: Sequence[int], others: Sequence[nn.Linear]
+) -> tuple[Sequence[Tensor], list[Tensor]]:
+    """linear(x) in parts of `widths`, and W_j x for `others`; the products of compiled code are _products."""
+    if torch.compiler.is_compiling() and all(_is_plain(y) for y in (linear, *others)):
+        made = _products(x, [*linear.weight.split(tuple(widths)), *(y.weight for y in others)])
+        return made[: len(widths)], made[len(widths) :]
+    return linear(x).split(tuple(widths), dim=-1), [y(x) for y in others]
+
+
+def _products(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """x W^T for each of `weights`: the narrow ones by one product."""
+    narrow = [weight for weight in weights if len(weight) < NARROW]
+    together = torch.cat(narrow) if narrow else x.new_empty(0, x.shape[-1])
+    made = iter(F.linear(x, together).split([len(weight) for weight in narrow], dim=-1))
+    return [next(made) if len(weight) < NARROW else F.linear(x, weight) for weight in weights]
+
+
+def _is_plain(linear: nn.Linear) -> bool:
+    """Whether all that it does is its product: a subclass (an adapter, say) has its own forward."""
+    return type(linear) is nn.Linear and linear.bias is None
 
 
 def token_positions(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
@@ -243,4 +291,5 @@ class GatedRMSNorm(nn.Module):
         if self.num_groups == 1:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         groups = x.unflatten(-1, (self.num_groups, -1))
-        return F.rms_norm(groups, groups.shape[-1:], None, self.eps).flatten(-2) * self.weight
+        weight = self.weight.unflatten(0, (self.num_groups, -1))
+        return (F.rms_norm(groups, groups.shape[-1:], None, self.eps) * weight).flatten(-2)

@@ -20,6 +20,7 @@ from palimpsa.mixers.layers import (
     Plasticity,
     ShortConvolution,
     mean_window,
+    project,
     project_and_convolve,
     widen,
 )
@@ -102,11 +103,13 @@ class PalimpsaMixer(Mixer):
     def _project(self, o: Tensor, gate: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _beta(self, x: Tensor, input_gate: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """beta_t = input gate * softplus(s) * u_t, [B, T, H, V], for input_gate [B, T, H]."""
-        if self.plasticity is None:
-            return None
-        return (input_gate[..., None] * self.plasticity(x)).to(dtype)
+    def _beside(self) -> tuple[nn.Linear, ...]:
+        """What compiled code projects together with the rest: the first half of the plasticity."""
+        return (self.plasticity.down,) if self.plasticity is not None and torch.compiler.is_compiling() else ()
+
+    def _beta(self, x: Tensor, input_gate: Tensor, dtype: torch.dtype, *low: Tensor) -> Tensor | None:
+        """beta_t [B, T, H, V], for input_gate [B, T, H]; low: of `_beside`."""
+        return None if self.plasticity is None else self.plasticity(x, input_gate, *low).to(dtype)
 
     def forward(self, x: Tensor, cache: MixerCache | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
         check_packing(x, cache, cu_seqlens)
@@ -168,17 +171,8 @@ class PalimpsaD(PalimpsaMixer):
         initial_plasticity: tuple[float, float] | None = None,
         norm_eps: float = 1e-6,
     ) -> None:
-        super().__init__(
-            d_model,
-            num_heads,
-            head_k_dim,
-            head_v_dim,
-            conv_width,
-            metaplastic,
-            importance_prior,
-            forgetting,
-            initial_plasticity,
-        )
+        sizes = (d_model, num_heads, head_k_dim, head_v_dim, conv_width)
+        super().__init__(*sizes, metaplastic, importance_prior, forgetting, initial_plasticity)
         k_width, v_width = num_heads * head_k_dim, num_heads * head_v_dim
         self.q_proj = nn.Linear(d_model, k_width, bias=False)
         self.k_proj = nn.Linear(d_model, k_width, bias=False)
@@ -193,11 +187,11 @@ class PalimpsaD(PalimpsaMixer):
         self.o_proj = nn.Linear(v_width, d_model, bias=False)
 
     def _operands(self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None) -> _Operands:
-        q, k, value, input_logits, decay_logits, gate = project_and_convolve(
+        q, k, value, input_logits, decay_logits, gate, *low = project_and_convolve(
             x,
             (self.q_proj, self.k_proj, self.v_proj),
             (self.q_conv, self.k_conv, self.v_conv),
-            (self.input_gate_proj, self.decay_proj, self.gate_proj),
+            (self.input_gate_proj, self.decay_proj, self.gate_proj, *self._beside()),
             cache,
             cu_seqlens,
         )
@@ -207,7 +201,7 @@ class PalimpsaD(PalimpsaMixer):
             q=F.normalize(widen(q), dim=-1).to(value.dtype),
             k=F.normalize(widen(k), dim=-1).to(value.dtype),
             v=(input_gate[..., None] * value).to(value.dtype),
-            beta=self._beta(x, input_gate, value.dtype),
+            beta=self._beta(x, input_gate, value.dtype, *low),
             log_decay=self.decay(decay_logits)[1],
             value=value,
             gate=gate,
@@ -251,18 +245,8 @@ class PalimpsaM(PalimpsaMixer):
         conv_bias: bool = True,
         step_size_limit: tuple[float, float] | None = None,
     ) -> None:
-        super().__init__(
-            d_model,
-            num_heads,
-            head_k_dim,
-            head_v_dim,
-            conv_width,
-            metaplastic,
-            importance_prior,
-            forgetting,
-            initial_plasticity,
-            step_size_limit,
-        )
+        sizes = (d_model, num_heads, head_k_dim, head_v_dim, conv_width)
+        super().__init__(*sizes, metaplastic, importance_prior, forgetting, initial_plasticity, step_size_limit)
         self.num_groups = num_heads if num_groups is None else num_groups
         if self.num_groups < 1 or num_heads % self.num_groups:
             raise ValueError(f"num_groups: got {num_groups}, expected a divisor of num_heads = {num_heads}")
@@ -272,22 +256,23 @@ class PalimpsaM(PalimpsaMixer):
         if num_norm_groups < 1 or v_width % num_norm_groups:
             raise ValueError(f"num_norm_groups: got {num_norm_groups}, expected a divisor of the width {v_width}")
         self.conv_widths = (v_width, k_width, k_width)
-        self.in_proj = nn.Linear(d_model, 2 * v_width + 2 * k_width + num_heads, bias=False)
+        self.in_widths = (v_width, sum(self.conv_widths), num_heads)
+        self.in_proj = nn.Linear(d_model, sum(self.in_widths), bias=False)
         self.conv = ShortConvolution(sum(self.conv_widths), conv_width, bias=conv_bias)
         self.o_norm = GatedRMSNorm(v_width, norm_eps, gate_first=True, num_groups=num_norm_groups)
         self.out_proj = nn.Linear(v_width, d_model, bias=False)
 
     def _operands(self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None) -> _Operands:
-        gate, mixed, logits = self.in_proj(x).split((self.conv_widths[0], sum(self.conv_widths), self.num_heads), -1)
-        mixed = self.conv(mixed, None if cache is None else cache.conv[0], cu_seqlens)
-        value, k, q = mixed.split(self.conv_widths, dim=-1)
+        (gate, mixed, logits), low = project(x, self.in_proj, self.in_widths, self._beside())
+        past = None if cache is None else cache.conv[0]
+        value, k, q = self.conv(mixed, past, cu_seqlens, self.conv_widths)
         value = value.unflatten(-1, (self.num_heads, -1))
         step_size, log_decay = self.decay(logits)
         return _Operands(
             q=self._per_head(q),
             k=self._per_head(k),
             v=(step_size[..., None] * value).to(value.dtype),
-            beta=self._beta(x, step_size, value.dtype),
+            beta=self._beta(x, step_size, value.dtype, *low),
             log_decay=log_decay,
             value=value,
             gate=gate,

@@ -35,7 +35,7 @@ def gla(
 ) -> tuple[Tensor, Tensor]:
     """S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T, o_t = K^-1/2 q_t S_t, with g [B, T, H, K] (arXiv 2312.06635)."""
     if q.is_cuda:
-        from fla.ops.gla import chunk_gla
+        from palimpsa.mixers.gla_chunks import chunk_gla
 
         missing = _GLA_MIN_VALUES - v.shape[-1]
         if missing <= 0:

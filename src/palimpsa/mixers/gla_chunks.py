@@ -1,0 +1,122 @@
+"""GLA by flash-linear-attention's kernels, in chunks of a size that suits the heads, as an operator of PyTorch.
+
+The library's own `chunk_gla` takes chunks of 64 tokens, whatever the heads, and is a break in a compiled graph. Inside
+of a chunk its kernels meet every pair of tokens, partly outside of tensor cores: for the narrow heads of MQAR, whose
+states are small, chunks of 16 take half of the time.
+"""
+
+# B batch, T time, H heads, K key dim, V value dim, N sequences packed along T, C chunk size
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# A state takes K * V numbers a chunk, the pairs of tokens C a token.
+NARROW = 1024
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor | None, cu_seqlens: Tensor | None, chunk_size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """o, the states after the last tokens, and for the way back the decays within chunks and the pairs of tokens."""
+    from fla.ops.gla.chunk import chunk_gla_fwd
+
+    # Its signature does not say what may be None.
+    kernels: Any = chunk_gla_fwd
+    decays, pairs, _, final, o = kernels(
+        *(x.contiguous() for x in (q, k, v, g)),
+        g_cumsum=None,
+        scale=q.shape[-1] ** -0.5,
+        initial_state=state,
+        output_final_state=True,
+        cu_seqlens=cu_seqlens,
+        chunk_size=chunk_size,
+    )
+    return o, final, decays, pairs
+
+
+def _backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decays: Tensor,
+    pairs: Tensor,
+    state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    do: Tensor,
+    dfinal: Tensor | None,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, g, and of the state (empty without one)."""
+    from fla.ops.gla.chunk import chunk_gla_bwd
+
+    kernels: Any = chunk_gla_bwd
+    dq, dk, dv, dg, dstate = kernels(
+        *(x.contiguous() for x in (q, k, v)),
+        g=None,
+        g_cumsum=decays,
+        scale=q.shape[-1] ** -0.5,
+        initial_state=state,
+        h=None,
+        A=pairs,
+        do=do.contiguous(),
+        dht=None if dfinal is None else dfinal.contiguous(),
+        cu_seqlens=cu_seqlens,
+        chunk_size=chunk_size,
+    )
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dg, decays.new_empty(0) if state is None else dstate
+
+
+forward = torch.library.custom_op("palimpsa::chunk_gla", _forward, mutates_args=())
+backward = torch.library.custom_op("palimpsa::chunk_gla_backward", _backward, mutates_args=())
+
+
+@forward.register_fake
+def _(q, k, v, g, state, cu_seqlens, chunk_size):
+    (B, T, H, K), V = q.shape, v.shape[-1]
+    num_states = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    final = g.new_empty(num_states, H, K, V)
+    return v.new_empty(v.shape), final, g.new_empty(g.shape), g.new_empty(B, T, H, chunk_size)
+
+
+@backward.register_fake
+def _(q, k, v, decays, pairs, state, cu_seqlens, do, dfinal, chunk_size):
+    of_state = decays.new_empty(0 if state is None else state.shape)
+    return (*(x.new_empty(x.shape) for x in (q, k, v, decays)), of_state)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, k, v, _, state, cu_seqlens, ctx.chunk_size = inputs
+    _, _, decays, pairs = output
+    ctx.save_for_backward(q, k, v, decays, pairs, state, cu_seqlens)
+    # Zeros for the gradients of what nobody differentiates would take as long as the kernels.
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, do: Tensor | None, dfinal: Tensor | None, *_: None) -> tuple[Any, ...]:
+    q, k, v, decays, pairs, state, cu_seqlens = ctx.saved_tensors
+    do = torch.zeros_like(v) if do is None else do
+    *gradients, dstate = backward(q, k, v, decays, pairs, state, cu_seqlens, do, dfinal, ctx.chunk_size)
+    return *gradients, None if state is None else dstate, None, None
+
+
+forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def chunk_gla(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    *,
+    initial_state: Tensor | None,
+    output_final_state: bool,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """As flash-linear-attention's function of that name: the shapes are those of recurrences.py, and g is fp32."""
+    chunk_size = 16 if q.shape[-1] * v.shape[-1] <= NARROW else 64
+    o, final, _, _ = forward(q, k, v, g, initial_state, cu_seqlens, chunk_size)
+    return o, final if output_final_state else None
