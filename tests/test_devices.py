@@ -128,6 +128,24 @@ def held(folder) -> set[str]:
     return names
 
 
+def test_processes_tune_one_after_the_other_and_a_killed_one_is_in_nobodys_way(own_tmp):
+    program = "import sys\nfrom palimpsa.devices import only_process\nwith only_process('tuning'): print(flush=True)"
+    command = [sys.executable, "-c", f"{program}; sys.stdin.read()"]
+    with ExitStack() as stack:
+        first = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        stack.callback(first.kill)
+        assert first.stdout is not None
+        first.stdout.readline()
+        second = stack.enter_context(subprocess.Popen([sys.executable, "-c", program]))
+        stack.callback(second.kill)
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(3)
+        # At something else it waits for nobody.
+        with devices.only_process("choosing"):
+            first.kill()
+        assert second.wait(60) == 0
+
+
 def test_a_directory_of_another_user_is_refused(own_tmp, monkeypatch):
     monkeypatch.setattr(devices, "visible_gpus", lambda: ["a"])
     (own_tmp / "elsewhere").mkdir()

@@ -87,7 +87,7 @@ def lease_gpu(gpus: list[int] | None) -> int:
 
 def _take(uuids: list[str]) -> _Lease:
     directory = _own_directory()
-    with _alone(directory):
+    with only_process("choosing"):
         slots = {uuid: sorted(directory.glob(f"{uuid}.*")) for uuid in uuids}
         free = {uuid: [path for path in slots[uuid] if _is_free(path)] for uuid in uuids}
         # min() takes the first of equals: in the order asked for.
@@ -109,9 +109,13 @@ def _is_free(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Waits until no other process is choosing a GPU."""
-    with (directory / "choosing").open("w") as file:
+def only_process(at: str) -> Iterator[None]:
+    """Waits until no other process of this user and machine is `at` the same; one that is killed is so no longer.
+
+    Raises:
+        ConfigError: where the directory of the locks is another user's.
+    """
+    with (_own_directory() / at).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

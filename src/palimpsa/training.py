@@ -22,7 +22,7 @@ from palimpsa.callbacks import Curriculum, History
 from palimpsa.checks import check_config, check_device
 from palimpsa.config import plain, storable
 from palimpsa.data.stages import stages_from_config
-from palimpsa.devices import lease_gpu
+from palimpsa.devices import lease_gpu, only_process
 from palimpsa.errors import ConfigError, RunDirectoryError
 from palimpsa.lightning_setup import AtomicCheckpointIO, quiet_lightning
 from palimpsa.loggers import close_loggers, make_loggers
@@ -76,8 +76,9 @@ class LitLanguageModel(L.LightningModule):
 
     def on_fit_start(self) -> None:
         if self.device.type == "cuda" and not self.curriculum.done:
-            # Libraries choose their kernels by what they are called with first: this, not the probe's few contexts.
-            with self.trainer.precision_plugin.forward_context():
+            # Libraries choose their kernels by timing what they are called with first: this, not the probe's few
+            # contexts. What one process has chosen the next finds on disk; two at a time might round differently.
+            with only_process("tuning"), self.trainer.precision_plugin.forward_context():
                 self.gradient_step.warm_up(self.curriculum.stage, self.device)
 
     def training_step(self, _: Any, batch_idx: int) -> Tensor:

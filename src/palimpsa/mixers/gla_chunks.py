@@ -117,6 +117,8 @@ def chunk_gla(
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """As flash-linear-attention's function of that name: the shapes are those of recurrences.py, and g is fp32."""
-    chunk_size = 16 if q.shape[-1] * v.shape[-1] <= NARROW else 64
+    longest = 16 if q.shape[-1] * v.shape[-1] <= NARROW else 64
+    # No longer than the sequence, as the library has it.
+    chunk_size = min(longest, max(16, 1 << (q.shape[1] - 1).bit_length()))
     o, final, _, _ = forward(q, k, v, g, initial_state, cu_seqlens, chunk_size)
     return o, final if output_final_state else None
