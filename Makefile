@@ -32,6 +32,8 @@ SWEEP ?=
 ARGS ?=
 TEST_JOBS ?= 2
 TRAINER = $(if $(filter laptop,$(SCALE)),cpu,gpu)
+# Where ARGS sends the runs, their figures go too.
+RESULTS_DIR = $(or $(patsubst results_dir=%,%,$(lastword $(filter results_dir=%,$(ARGS)))),results)
 # A launcher of your own in ARGS, Slurm's say, decides for itself how many runs there are at a time, and where.
 OWN_LAUNCHER = $(findstring hydra/launcher=,$(ARGS))
 LAUNCHER = $(if $(OWN_LAUNCHER),,$(if $(filter-out 1,$(JOBS)),hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS)))
@@ -109,18 +111,18 @@ lint: setup ## Check style, formatting and types
 # still worth a figure. 2 is a wrong command line, 130 an interrupt.
 mqar: SWEEP_NAME = $(or $(SWEEP),mqar_figure2)
 mqar: check-scale setup ## Reproduce Figures 2 and 3 (MQAR): train, collect, plot; SWEEP=mqar_figure2_grid for every run
-	@echo "mqar: $(SWEEP_NAME) at scale $(SCALE) ($(SCALE_WHY)), $(AT_A_TIME); runs go to results/runs"
+	@echo "mqar: $(SWEEP_NAME) at scale $(SCALE) ($(SCALE_WHY)), $(AT_A_TIME); runs go to $(RESULTS_DIR)/runs"
 	@status=0; \
 	(set -x; $(PY) scripts/train.py -m +sweep=$(SWEEP_NAME) scale=$(SCALE) trainer=$(TRAINER) $(LAUNCHER) $(ARGS)) || status=$$?; \
 	if [ $$status -gt 1 ]; then exit $$status; fi; \
-	(set -x; $(PY) scripts/collect_results.py --runs results/runs --out results/mqar) || { \
+	(set -x; $(PY) scripts/collect_results.py --runs $(RESULTS_DIR)/runs --out $(RESULTS_DIR)/mqar) || { \
 	  code=$$?; if [ $$code -ne 3 ]; then exit $$code; fi; status=1; }; \
-	(set -x; $(PY) scripts/plot_figures.py --results results/mqar --scale $(SCALE)) || exit $$?; \
+	(set -x; $(PY) scripts/plot_figures.py --results $(RESULTS_DIR)/mqar --scale $(SCALE)) || exit $$?; \
 	if [ $$status -ne 0 ]; then \
 	  echo "mqar: some runs are not finished (see above); the figures show the others. 'make mqar' again does the rest." >&2; \
 	  exit $$status; \
 	fi; \
-	echo "mqar: done; figures and tables are in results/mqar"
+	echo "mqar: done; figures and tables are in $(RESULTS_DIR)/mqar"
 
 figures: setup ## Draw the figures and count the models again (no GPU, no network)
 	$(PY) scripts/plot_figures.py --results results/mqar $(SCALE_ARG)

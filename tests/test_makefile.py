@@ -136,6 +136,14 @@ def test_mqar_trains_then_collects_then_plots_at_laptop_scale_without_a_gpu(chec
     assert "no GPU" in result.stdout
 
 
+def test_mqar_draws_its_figures_where_its_runs_are_sent(checkout):
+    result = checkout.make("-n", "mqar", "JOBS=1", "ARGS=seed=2 results_dir=/tmp/else")
+    _, collect, plot = commands(result.stdout)
+    assert collect == "scripts/collect_results.py --runs /tmp/else/runs --out /tmp/else/mqar"
+    assert plot == "scripts/plot_figures.py --results /tmp/else/mqar --scale laptop"
+    assert "figures and tables are in /tmp/else/mqar" in result.stdout
+
+
 def test_mqar_takes_the_h200_scale_where_there_is_a_gpu(checkout):
     checkout.add_gpus()
     result = checkout.make("-n", "mqar")
