@@ -27,6 +27,10 @@ FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
+class OperandError(ValueError):
+    """A tensor of the right shape holds values that the operator has no answer for: of a model that diverged, say."""
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the recurrence and of the state: float64 for float64 inputs, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -98,18 +102,18 @@ def _check_values(
     # One reduction each: amax and amin return NaN when there is one, and a NaN fails every comparison.
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.numel() and math.isnan(x.amax().item()):
-            raise ValueError(f"{name} contains NaN")
+            raise OperandError(f"{name} contains NaN")
     if g.numel() and not (top := g.amax().item()) <= 0:
-        raise ValueError(f"g must be <= 0 everywhere (a log decay, alpha = exp(g)), its maximum is {top}")
+        raise OperandError(f"g must be <= 0 everywhere (a log decay, alpha = exp(g)), its maximum is {top}")
     if beta is not None and beta.numel() and not (low := beta.amin().item()) >= 0:
-        raise ValueError(f"beta must be >= 0 everywhere (a precision), its minimum is {low}")
+        raise OperandError(f"beta must be >= 0 everywhere (a precision), its minimum is {low}")
     if importance_prior.numel() and not (low := importance_prior.amin().item()) > 0:
-        raise ValueError(f"importance_prior must be > 0 everywhere, its minimum is {low}")
+        raise OperandError(f"importance_prior must be > 0 everywhere, its minimum is {low}")
     if state is not None and state.importance.numel():
         if not (low := state.importance.amin().item()) > 0:
-            raise ValueError(f"initial_state.importance must be > 0 everywhere, its minimum is {low}")
+            raise OperandError(f"initial_state.importance must be > 0 everywhere, its minimum is {low}")
         if math.isnan(state.mean.amax().item()):
-            raise ValueError("initial_state.mean contains NaN")
+            raise OperandError("initial_state.mean contains NaN")
 
 
 def _check_common(

@@ -24,6 +24,7 @@ from palimpsa.config import plain, storable
 from palimpsa.data.stages import stages_from_config
 from palimpsa.devices import lease_gpu, only_process
 from palimpsa.errors import ConfigError, RunDirectoryError
+from palimpsa.kernels.validation import OperandError
 from palimpsa.lightning_setup import AtomicCheckpointIO, quiet_lightning
 from palimpsa.loggers import close_loggers, make_loggers
 from palimpsa.mixers.parameters import weight_decay_groups
@@ -264,6 +265,10 @@ def train(
     try:
         # The loader only counts: the curriculum says what a step trains on, so that a resume loses no position.
         trainer.fit(module, range(max_steps), ckpt_path=directory.readable_checkpoint(module.state_dict(), config))
+    except OperandError as error:
+        # On a CPU the operator looks at its arguments before anyone looks at the loss.
+        at = f"after step {trainer.global_step}: a lower optimizer.lr may help"
+        raise FloatingPointError(f"palimpsa: {error} {at}") from error
     except SystemExit as error:
         # Lightning answers Ctrl-C by leaving the process.
         raise KeyboardInterrupt from error
