@@ -44,14 +44,13 @@ def _(x, weight, bias, dys):
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, weight, bias, ctx.widths = inputs
+    x, weight, bias, _ = inputs
     ctx.save_for_backward(x, weight, bias)
 
 
-def _differentiate(ctx: Any, dys: list[Tensor | None]) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, dys: list[Tensor]) -> tuple[Any, ...]:
     x, weight, bias = ctx.saved_tensors
-    given = [x.new_zeros(*x.shape[:2], n) if dy is None else dy for dy, n in zip(dys, ctx.widths, strict=True)]
-    dx, dweight, dbias = backward(x, weight, bias, given)
+    dx, dweight, dbias = backward(x, weight, bias, dys)
     return dx, dweight, None if bias is None else dbias, None
 
 
@@ -70,5 +69,10 @@ def short_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, widths: Se
 
     Returns:
         [B, T, width] for each of `widths`, in x's dtype.
+
+    Raises:
+        ValueError: for widths that are negative or do not sum up to C.
     """
+    if min(widths, default=0) < 0 or sum(widths) != x.shape[2]:
+        raise ValueError(f"widths: got {tuple(widths)}, expected numbers >= 0 that sum up to x's {x.shape[2]} channels")
     return forward(x, weight, bias, list(widths))

@@ -136,7 +136,7 @@ def _parts(widths: list[int]) -> Iterator[slice]:
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, widths: list[int]) -> list[Tensor]:
     """The result in parts of `widths` channels, each contiguous."""
-    x, weight = _strided(x), weight.contiguous()
+    x, weight, bias = _strided(x), weight.contiguous(), None if bias is None else bias.contiguous()
     (B, T, _), W = x.shape, weight.shape[1]
     ys = [x.new_empty(B, T, width) for width in widths]
     BT, BC = FORWARD_TILE
@@ -156,7 +156,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, widths: list[int]) -
 
 def backward(x: Tensor, weight: Tensor, bias: Tensor | None, dys: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias (empty without one), each in its dtype, from those of the parts."""
-    x, weight = _strided(x), weight.contiguous()
+    x, weight, bias = _strided(x), weight.contiguous(), None if bias is None else bias.contiguous()
     (B, T, num_channels), W = x.shape, weight.shape[1]
     dx = x.new_empty(B, T, num_channels)
     BT, BC = BACKWARD_TILE

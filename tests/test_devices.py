@@ -146,6 +146,25 @@ def test_processes_tune_one_after_the_other_and_a_killed_one_is_in_nobodys_way(o
         assert second.wait(60) == 0
 
 
+def test_children_forked_while_tuning_do_not_keep_others_from_it(own_tmp):
+    program = "from palimpsa.devices import only_process\nwith only_process('tuning'): pass"
+    with devices.only_process("tuning"):
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+    try:
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_temporary_directory_that_cannot_be_made_is_named(own_tmp, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(own_tmp / "missing"))
+    with pytest.raises(ConfigError, match=r"TMPDIR: .*missing"), devices.only_process("tuning"):
+        pass
+
+
 def test_a_directory_of_another_user_is_refused(own_tmp, monkeypatch):
     monkeypatch.setattr(devices, "visible_gpus", lambda: ["a"])
     (own_tmp / "elsewhere").mkdir()

@@ -129,6 +129,25 @@ def test_the_loss_is_the_cross_entropy_at_the_queries_only(tiny_config):
     torch.testing.assert_close(found.gradient, torch.autograd.grad(expected, whole)[0].gather(1, at))
 
 
+def test_the_loss_is_fp32_under_autocast_and_has_its_gradient_without_grad_mode():
+    logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0)).bfloat16()
+    labels = torch.tensor([[0, 1, 2], [3, 4, 6]])
+    plain = query_loss(logits, labels, with_gradient=True)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = query_loss(logits, labels, with_gradient=True)
+    assert plain.mean.dtype == found.mean.dtype == torch.float32
+    for one, other in zip(plain, found, strict=True):
+        assert torch.equal(one, other)
+    assert found.gradient.dtype == torch.bfloat16
+
+
+def test_an_answer_whose_loss_is_no_number_is_not_right():
+    logits = torch.tensor([[[float("nan"), 0.0, 0.0], [0.0, float("inf"), 0.0], [0.0, 0.0, 1.0]]])
+    found = query_loss(logits, torch.tensor([[0, 1, 2]]), with_gradient=False)
+    assert found.is_right.tolist() == [[False, False, True]]
+    assert found.gradient is None
+
+
 def test_recall_counts_right_answers_by_age():
     spec = MQARSpec(8, 2, 32)
 

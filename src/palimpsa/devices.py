@@ -112,17 +112,26 @@ def _is_free(path: Path) -> bool:
 def only_process(at: str) -> Iterator[None]:
     """Waits until no other process of this user and machine is `at` the same; one that is killed is so no longer.
 
+    Within itself, at the same, it waits for ever.
+
     Raises:
-        ConfigError: where the directory of the locks is another user's.
+        ConfigError: where the directory of the locks cannot be made, or is another user's.
     """
     with (_own_directory() / at).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            # Closing alone would leave it with the children that were forked meanwhile.
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _own_directory() -> Path:
-    directory = Path(tempfile.gettempdir()) / f"palimpsa-gpus-{os.getuid()}"
-    directory.mkdir(mode=0o700, exist_ok=True)
+    try:
+        directory = Path(tempfile.gettempdir()) / f"palimpsa-gpus-{os.getuid()}"
+        directory.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"TMPDIR: {error}, expected a directory to write to") from error
     if directory.is_symlink() or directory.stat().st_uid != os.getuid():
         raise ConfigError(f"TMPDIR: {directory} is another user's, expected a directory of this user's")
     return directory

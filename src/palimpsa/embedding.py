@@ -17,8 +17,12 @@ from palimpsa.kernels.validation import under_transforms
 class TokenEmbedding(nn.Embedding):
     """tokens [...] int64 in [0, V) -> rows [..., D] of the weight [V, D].
 
-    On a GPU its gradient is summed by a kernel of its own (embedding_kernel.py), in the same order in every run.
+    On a GPU its gradient is summed by a kernel of its own (embedding_kernel.py), in the same order in every run. It has
+    none of the options of nn.Embedding, and is differentiated backwards only.
     """
+
+    def __init__(self, vocab_size: int, d_model: int) -> None:
+        super().__init__(vocab_size, d_model)
 
     def forward(self, input: Tensor) -> Tensor:
         has_kernel = self.weight.is_cuda and self.weight.dtype != torch.float64
@@ -41,5 +45,5 @@ class _Lookup(torch.autograd.Function):
         from palimpsa.embedding_kernel import embedding_gradient
 
         (tokens,), (gradient,) = ctx.saved_tensors, gradients
-        summed = embedding_gradient(gradient.flatten(0, -2), tokens.flatten(), ctx.vocab_size)
+        summed = embedding_gradient(gradient.reshape(-1, gradient.shape[-1]), tokens.flatten(), ctx.vocab_size)
         return summed.to(ctx.dtype), None

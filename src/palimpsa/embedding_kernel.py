@@ -47,7 +47,7 @@ def _sum_kernel(
     member = (nth[None, :] == tl.arange(0, R)[:, None]) & inside[None, :]
     # Zeros and ones are exact in tf32; of the values it takes 22 bits.
     sums = tl.dot(member.to(tl.float32), values.to(tl.float32), input_precision="tf32x3")
-    last = (tl.arange(0, R) == R - 1) | (at == N - 1)
+    last = tl.arange(0, R) == R - 1
     name = tl.max(tl.where(member, word[None, :], -1), 1)
     # The word in row n began before the block, or goes on after it.
     is_old = tl.max((member & (first & ~begins)[None, :]).to(tl.int32), 1) > 0
@@ -89,7 +89,10 @@ def _join_kernel(
 
 
 def embedding_gradient(gradient: Tensor, tokens: Tensor, vocab_size: int) -> Tensor:
-    """[V, D] fp32: for every word the sum of gradient [N, D], fp32 or half precision, over its tokens [N]; on a GPU."""
+    """[V, D] fp32: for every word the sum of gradient [N, D], fp32 or half precision, over its tokens [N]; on a GPU.
+
+    One that is not finite makes the rows of some other words NaN too.
+    """
     gradient = gradient.contiguous()
     N, D = gradient.shape
     weight = torch.zeros(vocab_size, D, dtype=torch.float32, device=gradient.device)

@@ -23,7 +23,7 @@ LOG2_E = tl.constexpr(math.log2(math.e))
 
 
 class RowResults(NamedTuple):
-    """losses [N] fp32, nats. is_right [N] bool: no class before the label has its logit, none a larger one or NaN.
+    """losses [N] fp32, nats. is_right [N] bool: the label is the first class with the largest logit, the loss a number.
 
     gradient: [N, V] of the mean loss, in the logits' dtype, or None.
     """
@@ -48,10 +48,10 @@ def _loss_kernel(
         x = tl.load(logits + row * V + classes, mask=classes < V, other=float("-inf")).to(tl.float32)
     largest = tl.max(x, 0)
     # In powers of two, which is what a GPU computes.
-    weights = tl.exp2(x * LOG2_E - largest * LOG2_E)
+    weights = tl.exp2((x - largest) * LOG2_E)
     total = tl.sum(weights, 0)
     tl.store(losses + row, tl.log(total) + (largest - wanted))
-    # With a NaN among the logits the total is none.
+    # Where the loss is NaN, so is the total.
     right = (wanted == largest) & (total == total)
     if right:
         # Of equal logits argmax takes the first.
@@ -60,7 +60,7 @@ def _loss_kernel(
     if HAS_GRADIENT:
         scale = share / total
         tl.store(gradient + row * V + classes, weights * scale, mask=classes < V)
-        of_label = tl.exp2(wanted * LOG2_E - largest * LOG2_E) * scale - share
+        of_label = tl.exp2((wanted - largest) * LOG2_E) * scale - share
         # Over what another thread has just stored.
         tl.debug_barrier()
         tl.store(gradient + row * V + label, of_label)

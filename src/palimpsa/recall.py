@@ -30,7 +30,8 @@ class Recall:
 
 
 class QueryLoss(NamedTuple):
-    """mean: cross-entropy over all queries, nats, a scalar in fp32. is_right: [B, n] bool.
+    """mean: cross-entropy over all queries, nats, a scalar in fp32 (fp64 of such logits). is_right: [B, n] bool, where
+    the largest logit is the label's and the loss is a number.
 
     gradient: [B, n, V], of the mean by the logits, in their dtype, or None.
     """
@@ -51,11 +52,12 @@ def query_loss(logits: Tensor, labels: Tensor, *, with_gradient: bool) -> QueryL
             if gradient is not None:
                 gradient = gradient.view_as(logits)
             return QueryLoss(losses.mean(), is_right.view_as(labels), gradient)
-    with torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
+    with torch.enable_grad():
         rows.requires_grad_(with_gradient)
         mean = F.cross_entropy(widen(rows), row_labels)
         gradient = torch.autograd.grad(mean, rows)[0].view_as(logits) if with_gradient else None
-    return QueryLoss(mean.detach(), logits.argmax(dim=-1) == labels, gradient)
+        is_number = ~F.cross_entropy(widen(rows.detach()), row_labels, reduction="none").isnan()
+    return QueryLoss(mean.detach(), (logits.argmax(dim=-1) == labels) & is_number.view_as(labels), gradient)
 
 
 class _Sums(NamedTuple):

@@ -92,6 +92,22 @@ def test_parts_are_those_of_the_whole(widths, with_bias):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("widths", [(4,), (9,), (3, 4), (7, -1), ()], ids=str)
+def test_parts_that_are_not_the_whole_are_an_error(widths):
+    x, weight, _, _ = arguments((2, 5, 6, 4), torch.float32, False)
+    with pytest.raises(ValueError, match=r"widths: got .*, expected numbers >= 0 that sum up to x's 6 channels"):
+        convolve_in_parts(x, weight, None, widths)
+
+
+def test_takes_a_strided_bias():
+    x, weight, bias, dy = arguments((2, 40, 6, 4), torch.float32, True)
+    spread = torch.stack([bias, 2 * bias], 1)[:, 0]
+    assert not spread.is_contiguous()
+    arranged = (x, weight, bias, dy), (x, weight, spread, dy)
+    for one, other in zip(*(gradients(short_convolution, *each) for each in arranged), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_part_that_nobody_reads_has_no_gradient():
     x, weight, _, dy = arguments((2, 40, 6, 4), torch.float32, False)
     x.requires_grad_()

@@ -55,7 +55,7 @@ def test_no_token_gives_no_gradient():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_the_embedding_has_its_gradient_the_same_in_every_run(dtype):
     torch.manual_seed(0)
-    embedding = TokenEmbedding(8192, 128, dtype=dtype, device="cuda")
+    embedding = TokenEmbedding(8192, 128).to("cuda", dtype)
     tokens = torch.randint(0, 8192, (128, 512), device="cuda")
     tokens[:, 384:] = 0
     upstream = torch.randn(128, 512, 128, device="cuda", dtype=dtype)

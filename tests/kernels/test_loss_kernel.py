@@ -55,11 +55,20 @@ def test_among_equal_logits_the_first_is_the_answer():
 def test_extreme_logits_stay_finite_and_nan_is_never_right():
     inf, nan = float("inf"), float("nan")
     compare(torch.tensor([[1e4, -1e4, 0.0], [-inf, 0.0, 1.0], [80.0, 80.0, -inf]]), torch.tensor([0, 2, 0]), 1e-6)
-    logits = torch.tensor([[nan, 0.0], [1.0, nan], [nan, nan]], device=DEVICE)
-    found = row_results(logits, torch.tensor([0, 0, 1], device=DEVICE), with_gradient=False)
+    compare(torch.tensor([[3e38, 0.0, -3e38], [0.0, 1.0, 2.0]]), torch.tensor([0, 1]), 1e-6)
+    logits = torch.tensor([[nan, 0.0], [1.0, nan], [nan, nan], [inf, 0.0]], device=DEVICE)
+    found = row_results(logits, torch.tensor([0, 0, 1, 0], device=DEVICE), with_gradient=False)
     assert found.gradient is None
     assert found.losses.isnan().all()
     assert not found.is_right.any()
+
+
+def test_far_from_zero_it_is_as_exact_as_torch():
+    logits = 1000 + torch.randn(8, 500, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(8)
+    found = row_results(logits.to(DEVICE), labels.to(DEVICE), with_gradient=True).losses.cpu()
+    exact = F.cross_entropy(logits.double(), labels, reduction="none")
+    assert ((found - exact).abs() <= 2e-6).all()
 
 
 def test_takes_a_part_of_wider_rows():

@@ -18,6 +18,10 @@ from torch import Tensor
 NARROW = 1024
 
 
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor | None, cu_seqlens: Tensor | None, chunk_size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -26,15 +30,17 @@ def _forward(
 
     # Its signature does not say what may be None.
     kernels: Any = chunk_gla_fwd
-    decays, pairs, _, final, o = kernels(
-        *(x.contiguous() for x in (q, k, v, g)),
-        g_cumsum=None,
-        scale=q.shape[-1] ** -0.5,
-        initial_state=state,
-        output_final_state=True,
-        cu_seqlens=cu_seqlens,
-        chunk_size=chunk_size,
-    )
+    # Triton launches on the current device.
+    with torch.cuda.device_of(q):
+        decays, pairs, _, final, o = kernels(
+            *(x.contiguous() for x in (q, k, v, g)),
+            g_cumsum=None,
+            scale=q.shape[-1] ** -0.5,
+            initial_state=_contiguous(state),
+            output_final_state=True,
+            cu_seqlens=_contiguous(cu_seqlens),
+            chunk_size=chunk_size,
+        )
     return o, final, decays, pairs
 
 
@@ -54,19 +60,20 @@ def _backward(
     from fla.ops.gla.chunk import chunk_gla_bwd
 
     kernels: Any = chunk_gla_bwd
-    dq, dk, dv, dg, dstate = kernels(
-        *(x.contiguous() for x in (q, k, v)),
-        g=None,
-        g_cumsum=decays,
-        scale=q.shape[-1] ** -0.5,
-        initial_state=state,
-        h=None,
-        A=pairs,
-        do=do.contiguous(),
-        dht=None if dfinal is None else dfinal.contiguous(),
-        cu_seqlens=cu_seqlens,
-        chunk_size=chunk_size,
-    )
+    with torch.cuda.device_of(q):
+        dq, dk, dv, dg, dstate = kernels(
+            *(x.contiguous() for x in (q, k, v)),
+            g=None,
+            g_cumsum=decays,
+            scale=q.shape[-1] ** -0.5,
+            initial_state=_contiguous(state),
+            h=None,
+            A=pairs,
+            do=do.contiguous(),
+            dht=_contiguous(dfinal),
+            cu_seqlens=_contiguous(cu_seqlens),
+            chunk_size=chunk_size,
+        )
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dg, decays.new_empty(0) if state is None else dstate
 
 

@@ -249,8 +249,10 @@ def _products(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _is_plain(linear: nn.Linear) -> bool:
-    """Whether all that it does is its product: a subclass (an adapter, say) has its own forward."""
-    return type(linear) is nn.Linear and linear.bias is None
+    """Whether all that it does is its product with its weight: no adapter, no hook, nothing that makes the weight."""
+    hooks = linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks
+    is_own = type(linear) is nn.Linear and "forward" not in vars(linear) and "weight" in linear._parameters
+    return is_own and linear.bias is None and not any(len(x) for x in hooks)
 
 
 def token_positions(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
