@@ -342,6 +342,21 @@ def test_a_mistake_exits_with_2_and_one_line(tmp_path):
     ]
 
 
+def test_a_diverged_run_is_an_end_and_is_not_tried_again(tiny_overrides, tmp_path):
+    wild = ["optimizer.lr=1e-3,1e30", "optimizer.gradient_clip=1e30", "optimizer.warmup_steps=8"]
+    sweep = ["-m", *tiny_overrides, f"results_dir={tmp_path}", "model=gla", "seed=1", *wild]
+    told = "1 of 2 runs diverged: they count as 0%, and are not tried again"
+    first = train(*sweep)
+    assert first.returncode == 0, first.stderr
+    assert told in first.stderr
+    assert "gla lr 1e+30 seed 1: failed, FloatingPointError: the loss is" in first.stdout
+    second = train(*sweep)
+    assert second.returncode == 0
+    assert told in second.stderr
+    assert "failed: gla lr 1e+30 seed 1: FloatingPointError: the loss is" in second.stderr
+    assert not [line for line in second.stdout.splitlines() if line.startswith("[")]
+
+
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_a_sweep_goes_on_after_a_failure_and_a_second_one_repairs_only_that(launcher, tiny_overrides, tmp_path):
     sweep = [

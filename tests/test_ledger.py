@@ -213,3 +213,17 @@ def test_long_lists_are_cut_and_several_tasks_told_apart(job_of):
         "mqar_scratch/laptop/mamba2",
         "all",
     ]
+
+
+def test_what_diverged_is_an_end_and_what_failed_otherwise_is_left(job_of):
+    diverged, failed, finished = (job_of(f"seed={seed}") for seed in (1, 2, 3))
+    entries = [
+        Entry(diverged, "failed", "FloatingPointError: the loss is nan"),
+        Entry(failed, "failed", "OSError: no space"),
+        Entry(finished, "finished"),
+    ]
+    assert [entry.diverged for entry in entries] == [True, False, False]
+    assert [entry.ended for entry in entries] == [True, False, True]
+    assert Ledger(entries, {}).left() == [failed]
+    assert not Ledger(entries, {}).complete
+    assert Ledger([entries[0], entries[2]], {}).complete

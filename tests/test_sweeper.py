@@ -34,7 +34,10 @@ ACCURACIES = {
 }
 
 
-def write_result(job: Job, accuracy: float | None) -> None:
+DIVERGED = "FloatingPointError: the loss is nan"
+
+
+def write_result(job: Job, accuracy: float | None, error: str = DIVERGED) -> None:
     """What a run leaves behind: finished with this validation accuracy, failed without one."""
     config, provenance = job.config, {"git_revision": None, "git_dirty": None, "versions": {}, "device": "cpu"}
     stage = {"stage": 0, "seq_len": 16, "num_pairs": 4, "steps": 9, "ended_by": "cap", "plateau_exit_step": None}
@@ -43,7 +46,7 @@ def write_result(job: Job, accuracy: float | None) -> None:
     result = {
         "format": 1,
         "status": "failed" if accuracy is None else "finished",
-        "error": "OSError: no space" if accuracy is None else None,
+        "error": error if accuracy is None else None,
         "run": run | {"lr": job.lr, "seed": job.seed, "state_size": 8, "num_parameters": 9},
         "stages": [] if accuracy is None else [stage],
         "metrics": {},
@@ -75,10 +78,12 @@ class Launcher:
             if isinstance(outcome, Exception):
                 raise outcome
             if isinstance(outcome, str):
+                if outcome.startswith("OSError"):
+                    write_result(job, None, outcome)
                 reasons.append(outcome)
                 continue
             write_result(job, outcome)
-            reasons.append(None if outcome is not None else "OSError: no space")
+            reasons.append(None if outcome is not None else DIVERGED)
         return reasons
 
 
@@ -172,23 +177,40 @@ def test_runs_that_are_not_of_this_sweep_choose_nothing(plan):
     assert said == SAID
 
 
-def test_a_failed_run_counts_nothing_and_is_tried_again_first(plan):
-    def fails_at_first(job: Job) -> float | None:
+def test_a_diverged_run_counts_nothing_and_is_not_tried_again(plan):
+    def diverges(job: Job) -> float | None:
         return None if (job.model, job.lr, job.seed) == ("gla", 5e-3, 1) else accuracy(job)
 
-    sweep, launcher, said = plan(), Launcher(fails_at_first), []
+    sweep, launcher, said = plan(), Launcher(diverges), []
     sweep.run(launcher, said.extend)
     # 0.35 of the largest rate against (0 + 0.4) / 2.
     assert said[0] == "GLA: learning rate 0.02 of 3 rates, 35.0% validation accuracy on 2 seeds"
     assert launcher.launches[1][:2] == [("gla", 2e-2, 3), ("gla", 2e-2, 4)]
     ledger = sweep.survey()
+    assert ledger.complete
+    assert ledger.lines() == [f"failed: gla lr 0.005 seed 1: {DIVERGED}"]
+
+    again = Launcher()
+    plan().run(again, said.extend)
+    assert again.launches == []
+
+
+def test_a_run_that_failed_for_want_of_space_decides_nothing_and_is_tried_again_first(plan):
+    """A full disk must not choose a learning rate, in this command or in the next."""
+
+    def fails_at_first(job: Job) -> float | str | None:
+        return "OSError: no space" if (job.model, job.lr, job.seed) == ("gla", 5e-3, 1) else accuracy(job)
+
+    sweep, launcher, said = plan(), Launcher(fails_at_first), []
+    sweep.run(launcher, said.extend)
+    assert launcher.launches == [FIRST, SECOND[2:]]
+    assert said == SAID[1:]
+    ledger = sweep.survey()
     assert not ledger.complete
     assert ledger.lines() == ["failed: gla lr 0.005 seed 1: OSError: no space"]
+    assert len(sweep.undecided()) == 1
 
     sweep, launcher, said = plan(), Launcher(), []
-    # What the second phase did at another rate is shown for as long as none is chosen.
-    assert sweep.survey().num_waiting == {}
-    assert sum(entry.status == "finished" for entry in sweep.survey().entries if entry.job.model == "gla") == 5 + 2
     sweep.run(launcher, said.extend)
     assert launcher.launches == [[("gla", 5e-3, 1)], SECOND[:2]]
     assert sorted(said) == SAID
@@ -217,7 +239,7 @@ def test_a_selection_run_that_cannot_end_decides_nothing(plan):
     assert launcher.launches == [FIRST, SECOND[2:]]
     assert said == SAID[1:]
     assert sweep.undecided() == [
-        "GLA: 1 of 6 selection runs have not ended: no learning rate chosen yet, no second phase"
+        "GLA: 1 of 6 selection runs have neither finished nor diverged: no learning rate chosen yet, no second phase"
     ]
     assert sweep.survey().lines() == ["failed: gla lr 0.005 seed 1: it is damaged"]
 

@@ -98,6 +98,8 @@ def _sweep(start: Callable[[], None], sweep: Sweep) -> None:
             ledger = sweep.survey()
             ledger.print(console, f"{ledger.num_runs} runs below {sweep.directory}")
     _print_learning_rates(ledger, console)
+    if num_diverged := sum(entry.diverged for entry in ledger.entries):
+        _tell(f"{num_diverged} of {ledger.num_runs} runs diverged: they count as 0%, and are not tried again")
     if not ledger.complete:
         _tell_rest(sweep, ledger)
         sys.exit(1)

@@ -85,6 +85,16 @@ class Entry:
     status: str
     note: str = ""
 
+    @property
+    def diverged(self) -> bool:
+        """Failed by its own numbers: it would again, so it is an end, at no accuracy."""
+        return self.status == "failed" and self.note.startswith(FloatingPointError.__name__)
+
+    @property
+    def ended(self) -> bool:
+        """Finished or diverged: what is left to be known of it is nothing."""
+        return self.status == "finished" or self.diverged
+
 
 def look(jobs: Iterable[Job]) -> list[Entry]:
     """Where runs stand.
@@ -161,12 +171,12 @@ class Ledger:
 
     @property
     def complete(self) -> bool:
-        """Whether every run is finished."""
-        return all(entry.status == "finished" for entry in self.entries) and not self.num_waiting
+        """Whether every run is finished or has diverged."""
+        return all(entry.ended for entry in self.entries) and not self.num_waiting
 
     def left(self) -> list[Job]:
-        """The runs that are neither finished nor at work elsewhere."""
-        return [entry.job for entry in self.entries if entry.status in ("failed", "missing")]
+        """The runs that are neither finished or diverged nor at work elsewhere."""
+        return [entry.job for entry in self.entries if entry.status in ("failed", "missing") and not entry.diverged]
 
     def of(self, status: str) -> list[Entry]:
         """The runs of one status."""

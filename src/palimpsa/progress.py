@@ -146,9 +146,11 @@ class SweepProgress:
                         self.failures.append(f"{job['name']}: {job['note']}")
                     if name in bars:
                         progress.remove_task(bars.pop(name))
-                    progress.update(sweep, completed=len(ended))
+                    # Which runs follow a choice, or are told of twice, is known only then.
+                    total = max(self.num_jobs, len(ended))
+                    progress.update(sweep, completed=len(ended), total=total)
                     console.print(
-                        f"[{len(ended)}/{self.num_jobs}] {job['name']}: {job['status']}, {job['note']}",
+                        f"[{len(ended)}/{total}] {job['name']}: {job['status']}, {job['note']}",
                         markup=False,
                         soft_wrap=True,
                     )

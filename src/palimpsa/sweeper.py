@@ -54,7 +54,8 @@ class Sweep:
     """The runs of one command line.
 
     In two phases every learning rate is run on the selection seeds first; the runs of the other seeds that are at each
-    model's chosen rate follow. A model's rate is chosen once all its selection runs have ended, from these runs alone.
+    model's chosen rate follow. A model's rate is chosen from its selection runs alone, once all of them have finished
+    or diverged: one that failed for another reason, a full disk's, is tried again first.
 
     Args:
         directory: hydra.sweep.dir, which one sweep at a time may work in.
@@ -70,8 +71,7 @@ class Sweep:
         # Why the launcher stopped before its runs ended, if it did.
         self.fault: Exception | None = None
         self._reasons: dict[Path, str] = {}
-        # Each with the time of the result that it had before.
-        self._launched: dict[Path, int | None] = {}
+        self._launched: set[Path] = set()
         self._told: set[Group] = set()
 
     @contextlib.contextmanager
@@ -108,7 +108,7 @@ class Sweep:
         for group, entries in by_group.items():
             selection = [entry for entry in entries if entry.job.seed in self.selection_seeds]
             later = [entry for entry in entries if entry.job.seed not in self.selection_seeds]
-            if group not in self.choices and all(map(self._ended, selection)):
+            if group not in self.choices and all(entry.ended for entry in selection):
                 self.choices[group] = choose(selection)
             choice = self.choices.get(group)
             shown.update(entry.job.directory for entry in selection)
@@ -122,12 +122,6 @@ class Sweep:
                     num_waiting[group] = len(waiting)
         entries = [entry for directory, entry in found.items() if directory in shown]
         return Ledger([self._with_reason(entry) for entry in entries], num_waiting)
-
-    def _ended(self, entry: Entry) -> bool:
-        # A run that failed before this command is tried again first.
-        before = self._launched.get(entry.job.directory, ...)
-        failed_now = entry.status == "failed" and before not in (..., _result_time(entry.job))
-        return entry.status == "finished" or failed_now
 
     def _with_reason(self, entry: Entry) -> Entry:
         """Also a run that could write no result, a damaged checkpoint's say, has failed where it was launched here."""
@@ -149,7 +143,7 @@ class Sweep:
                 self._reasons.setdefault(job.directory, reasons[job.name])
 
     def undecided(self) -> list[str]:
-        """The models whose second phase waits for selection runs that have not ended, a line each."""
+        """The models whose second phase waits for selection runs, a line each."""
         if self.selection_seeds is None:
             return []
         selection = [job for job in self.jobs if job.seed in self.selection_seeds and job.group not in self.choices]
@@ -157,13 +151,13 @@ class Sweep:
         for entry in look(selection):
             groups.setdefault(entry.job.group, []).append(entry)
         return [
-            f"{entries[0].job.label}: {sum(not self._ended(entry) for entry in entries)} of {len(entries)} selection "
-            "runs have not ended: no learning rate chosen yet, no second phase"
+            f"{entries[0].job.label}: {sum(not entry.ended for entry in entries)} of {len(entries)} selection runs "
+            "have neither finished nor diverged: no learning rate chosen yet, no second phase"
             for entries in groups.values()
         ]
 
     def run(self, launch: Launch, say: Callable[[Sequence[str]], None]) -> None:
-        """Launches what is neither finished nor at work elsewhere, phase by phase, each run once at most.
+        """Launches what is neither finished or diverged nor at work elsewhere, phase by phase, each run once at most.
 
         Args:
             launch: runs jobs.
@@ -175,23 +169,18 @@ class Sweep:
             jobs = [job for job in ledger.left() if job.directory not in self._launched]
             if not jobs:
                 return
-            self._launched.update({job.directory: _result_time(job) for job in jobs})
+            self._launched.update(job.directory for job in jobs)
             try:
                 reasons = launch(jobs)
             except Exception as error:
                 self.fault = error
-                if not any(map(self._ended, look(jobs))):
+                if not any(entry.ended for entry in look(jobs)):
                     # Of a mistake in a launcher the line that is told in the end would say too little.
                     if not isinstance(error, OSError):
                         traceback.print_exc()
                     return
             else:
                 self._reasons.update({job.directory: why for job, why in zip(jobs, reasons, strict=True) if why})
-
-
-def _result_time(job: Job) -> int | None:
-    file = RunDirectory(job.directory).result_file
-    return file.stat().st_mtime_ns if file.exists() else None
 
 
 def choose(selection: Sequence[Entry]) -> Choice:

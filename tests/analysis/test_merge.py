@@ -117,6 +117,36 @@ def test_two_finished_results_name_both_directories_and_the_first_number(add_run
     assert contents(tmp_path) == before
 
 
+def test_every_disagreement_is_named_at_once(add_run, tmp_path):
+    pairs = []
+    for seed in (1, 2, 3):
+        first = add_run(folder=f"a/{seed}", seed=seed)
+        test = [0.9, 0.8] if seed == 2 else [0.9, 0.7]
+        pairs.append((first, add_run(folder=f"b/{seed}", seed=seed, test=test)))
+    with pytest.raises(ResultError) as caught:
+        gather(tmp_path, "a", "b")
+    named = [f"{one} and {other} hold different results" in str(caught.value) for one, other in pairs]
+    assert named == [True, False, True]
+    assert str(caught.value).count("Nothing was written") == 1
+
+
+def test_equal_results_with_other_curves_are_an_error_that_names_both(add_run, tmp_path):
+    add_run(folder="c/1", seed=7)
+    gather(tmp_path, "c")
+    before = contents(tmp_path)
+    files = [add_run(folder=f"{root}/1") / "history.csv" for root in ("a", "b")]
+    lines = files[1].read_text().splitlines(keepends=True)
+    column = lines[0].strip().split(",").index("loss")
+    cells = lines[1].split(",")
+    cells[column] = "123.0"
+    files[1].write_text("".join([lines[0], ",".join(cells), *lines[2:]]))
+    for roots in (("a", "b"), ("b", "a")):
+        with pytest.raises(ResultError, match="hold different curves of the same run") as caught:
+            gather(tmp_path, *roots)
+        assert all(str(file) in str(caught.value) for file in files)
+    assert contents(tmp_path) == before
+
+
 def test_the_disagreement_names_the_config_key_behind_it(add_run, tmp_path):
     add_run(folder="a/1")
     add_run(folder="b/1", stop_accuracy=0.9, validation=[0.9, 0.5])

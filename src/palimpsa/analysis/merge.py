@@ -47,7 +47,8 @@ class OnDisk:
 
     runs: one a run, by identity; not_ended: directories without result.json; unreadable: a line for each file that
     could not be read, and so was left out; num_duplicates: directories that repeat another one's result; num_other:
-    results of other tasks; notes: which failed runs gave way.
+    results of other tasks; notes: which failed runs gave way; disagreements: a line for each two directories with
+    finished, different results of one run.
     """
 
     runs: dict[Identity, Run] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class OnDisk:
     num_duplicates: int = 0
     num_other: int = 0
     notes: list[str] = field(default_factory=list)
+    disagreements: list[str] = field(default_factory=list)
 
 
 def read_runs(roots: Sequence[Path], task_prefix: str) -> OnDisk:
@@ -65,8 +67,8 @@ def read_runs(roots: Sequence[Path], task_prefix: str) -> OnDisk:
     wins over failed ones, and of failed ones that which ended most stages. A result.json that is cut short or invalid
     does not keep the others from being read.
 
-    Raises ResultError: a root that is missing or holds no run directory; two directories with finished, different
-    results of one run.
+    Raises ResultError: a root that is missing or holds no run directory; directories with finished, different results
+    of one run, all of which it names.
     """
     found = OnDisk()
     seen: set[Path] = set()
@@ -79,7 +81,14 @@ def read_runs(roots: Sequence[Path], task_prefix: str) -> OnDisk:
             if folder.resolve() not in seen:
                 _read_run(folder, task_prefix, found)
         seen.update(folder.resolve() for folder in [*ended, *not_ended])
+    _check_agreement(found)
     return found
+
+
+def _check_agreement(found: OnDisk) -> None:
+    if found.disagreements:
+        expected = "expected one result a run. Move one of them away. Nothing was written"
+        raise ResultError(f"{'; '.join(found.disagreements)}; {expected}")
 
 
 def _read_run(folder: Path, task_prefix: str, found: OnDisk) -> None:
@@ -108,7 +117,8 @@ def _read_run(folder: Path, task_prefix: str, found: OnDisk) -> None:
         found.num_duplicates += 1
         return
     if known.finished and new.finished:
-        raise ResultError(_disagreement(key, known, new))
+        found.disagreements.append(_disagreement(key, known, new))
+        return
     # The finished one first, else the one that came further; the earlier one where that is equal.
     better, worse = sorted([known, new], key=lambda run: (not run.finished, -len(run.rows)))
     found.runs[key] = better
@@ -141,10 +151,8 @@ def _disagreement(key: Identity, known: Run, new: Run) -> str:
     detail = first_difference(known.computed, new.computed)
     if protocol_hash(known.config) != protocol_hash(new.config):
         detail += f"; their configs differ in {difference(known.config, new.config)}"
-    return (
-        f"{known.folders[0]} and {new.folders[0]} hold different results of the same run ({describe_run(key)}): "
-        f"{detail}; expected one result a run. Move one of them away. Nothing was written"
-    )
+    places = f"{known.folders[0]} and {new.folders[0]}"
+    return f"{places} hold different results of the same run ({describe_run(key)}): {detail}"
 
 
 def read_curves(found: OnDisk) -> tuple[pd.DataFrame, list[Path]]:
@@ -152,10 +160,12 @@ def read_curves(found: OnDisk) -> tuple[pd.DataFrame, list[Path]]:
 
     Where several directories hold a run's result, its curves are those of the first whose history.csv is whole. One
     that is not is added to `found.unreadable`.
+
+    Raises ResultError: where two whole ones of one run differ in these columns; names all of them.
     """
     frames, without = [], []
     for key, run in found.runs.items():
-        problems = []
+        problems, taken = [], None
         for folder, num_rows in zip(run.folders, run.history_rows, strict=True):
             path = folder / "history.csv"
             if not path.exists():
@@ -165,12 +175,17 @@ def read_curves(found: OnDisk) -> tuple[pd.DataFrame, list[Path]]:
             except ResultError as error:
                 problems.append(str(error))
                 continue
-            identity = pd.DataFrame([key] * len(history), columns=IDENTITY)
-            frames.append(pd.concat([identity, history], axis=1))
-            break
-        else:
+            if taken is None:
+                taken = path, history
+                identity = pd.DataFrame([key] * len(history), columns=IDENTITY)
+                frames.append(pd.concat([identity, history], axis=1))
+            elif not taken[1].equals(history):
+                run_text = describe_run(key)
+                found.disagreements.append(f"{taken[0]} and {path} hold different curves of the same run ({run_text})")
+        if taken is None:
             found.unreadable += problems
             without += [] if problems else [run.folders[0]]
+    _check_agreement(found)
     empty = pd.DataFrame({name: [] for name in CURVE_COLUMNS})
     return concat([empty, *frames]).astype(CURVE_COLUMNS), sorted(without)
 
