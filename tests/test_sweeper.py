@@ -195,28 +195,6 @@ def test_a_diverged_run_counts_nothing_and_is_not_tried_again(plan):
     assert again.launches == []
 
 
-def test_a_run_that_failed_for_want_of_space_decides_nothing_and_is_tried_again_first(plan):
-    """A full disk must not choose a learning rate, in this command or in the next."""
-
-    def fails_at_first(job: Job) -> float | str | None:
-        return "OSError: no space" if (job.model, job.lr, job.seed) == ("gla", 5e-3, 1) else accuracy(job)
-
-    sweep, launcher, said = plan(), Launcher(fails_at_first), []
-    sweep.run(launcher, said.extend)
-    assert launcher.launches == [FIRST, SECOND[2:]]
-    assert said == SAID[1:]
-    ledger = sweep.survey()
-    assert not ledger.complete
-    assert ledger.lines() == ["failed: gla lr 0.005 seed 1: OSError: no space"]
-    assert len(sweep.undecided()) == 1
-
-    sweep, launcher, said = plan(), Launcher(), []
-    sweep.run(launcher, said.extend)
-    assert launcher.launches == [[("gla", 5e-3, 1)], SECOND[:2]]
-    assert sorted(said) == SAID
-    assert sweep.survey().complete
-
-
 def test_a_model_of_which_nothing_finished_has_no_second_phase(plan):
     sweep, launcher, said = plan(), Launcher(lambda job: None if job.model == "gla" else accuracy(job)), []
     sweep.run(launcher, said.extend)
@@ -228,20 +206,28 @@ def test_a_model_of_which_nothing_finished_has_no_second_phase(plan):
     assert sweep.undecided() == []
 
 
-def test_a_selection_run_that_cannot_end_decides_nothing(plan):
-    """A damaged checkpoint, say: repairing it may change the choice."""
+@pytest.mark.parametrize("reason", ["it is damaged", "OSError: no space"], ids=["damaged", "full"])
+def test_a_selection_run_that_did_not_fail_by_itself_decides_nothing_and_is_tried_again(plan, reason):
+    """A damaged checkpoint writes no result, a full disk one; repairing either may change the choice."""
 
-    def damaged(job: Job) -> float | str | None:
-        return "it is damaged" if (job.model, job.lr, job.seed) == ("gla", 5e-3, 1) else accuracy(job)
+    def fails(job: Job) -> float | str | None:
+        return reason if (job.model, job.lr, job.seed) == ("gla", 5e-3, 1) else accuracy(job)
 
-    sweep, launcher, said = plan(), Launcher(damaged), []
+    sweep, launcher, said = plan(), Launcher(fails), []
     sweep.run(launcher, said.extend)
     assert launcher.launches == [FIRST, SECOND[2:]]
     assert said == SAID[1:]
+    assert not sweep.survey().complete
     assert sweep.undecided() == [
         "GLA: 1 of 6 selection runs have neither finished nor diverged: no learning rate chosen yet, no second phase"
     ]
-    assert sweep.survey().lines() == ["failed: gla lr 0.005 seed 1: it is damaged"]
+    assert sweep.survey().lines() == [f"failed: gla lr 0.005 seed 1: {reason}"]
+
+    sweep, launcher, said = plan(), Launcher(), []
+    sweep.run(launcher, said.extend)
+    assert launcher.launches == [[("gla", 5e-3, 1)], SECOND[:2]]
+    assert sorted(said) == SAID
+    assert sweep.survey().complete
 
 
 def test_runs_at_work_elsewhere_are_left_alone_and_waited_for(plan):

@@ -142,9 +142,10 @@ def test_the_loss_is_fp32_under_autocast_and_has_its_gradient_without_grad_mode(
 
 
 def test_an_answer_whose_loss_is_no_number_is_not_right():
-    logits = torch.tensor([[[float("nan"), 0.0, 0.0], [0.0, float("inf"), 0.0], [0.0, 0.0, 1.0]]])
-    found = query_loss(logits, torch.tensor([[0, 1, 2]]), with_gradient=False)
-    assert found.is_right.tolist() == [[False, False, True]]
+    inf = float("inf")
+    logits = torch.tensor([[[float("nan"), 0.0, 0.0], [0.0, inf, 0.0], [-inf, -inf, -inf], [-inf, 0.0, 1.0]]])
+    found = query_loss(logits, torch.tensor([[0, 1, 0, 2]]), with_gradient=False)
+    assert found.is_right.tolist() == [[False, False, False, True]]
     assert found.gradient is None
 
 

@@ -72,7 +72,7 @@ def train_main() -> None:
 
 
 def _sweep(start: Callable[[], None], sweep: Sweep) -> None:
-    """Shows the ledger, launches what is left, and shows the ledger again; ends with 1 where runs are not finished."""
+    """Shows the ledger, launches what is left, shows it again; ends with 1 where a run did not end."""
     console = Console()
     with contextlib.ExitStack() as stack:
         holder = None

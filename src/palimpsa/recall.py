@@ -56,8 +56,10 @@ def query_loss(logits: Tensor, labels: Tensor, *, with_gradient: bool) -> QueryL
         rows.requires_grad_(with_gradient)
         mean = F.cross_entropy(widen(rows), row_labels)
         gradient = torch.autograd.grad(mean, rows)[0].view_as(logits) if with_gradient else None
-        is_number = ~F.cross_entropy(widen(rows.detach()), row_labels, reduction="none").isnan()
-    return QueryLoss(mean.detach(), (logits.argmax(dim=-1) == labels) & is_number.view_as(labels), gradient)
+    largest, answers = rows.detach().max(dim=1)
+    # An infinite logit, or none that is finite, makes the loss NaN.
+    is_right = (answers == row_labels) & largest.isfinite()
+    return QueryLoss(mean.detach(), is_right.view_as(labels), gradient)
 
 
 class _Sums(NamedTuple):
