@@ -38,13 +38,19 @@ def simple_gla(device: torch.device) -> Any:
     return chunk_simple_gla
 
 
-# Once a device: what it does lasts, and this stands before every call.
-@functools.cache
+# Called when code is compiled, and not by what is compiled.
+@torch.compiler.assume_constant_result
 def avoid_miscompiled_backward(device: torch.device) -> None:
     """Call it before any chunked operator of the library whose way back runs its kernel of dq, dk and dg on `device`.
 
     Those are simple GLA, the delta rule and the gated delta rule. Off Hopper it does nothing.
     """
+    _avoid_miscompiled_backward(device)
+
+
+# Once a device: what it does lasts, and it stands before every call.
+@functools.cache
+def _avoid_miscompiled_backward(device: torch.device) -> None:
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9:
         # The type checker takes it for the module of another backend.
         chunk_o: Any = importlib.import_module("fla.ops.common.chunk_o")

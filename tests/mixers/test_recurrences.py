@@ -1,10 +1,12 @@
 """What the baselines ask of flash-linear-attention's kernels on a GPU, tested without one."""
 
 import inspect
+import warnings
 
 import pytest
 import torch
 
+from palimpsa.kernels.linear import avoid_miscompiled_backward
 from palimpsa.mixers import recurrences
 
 
@@ -17,7 +19,6 @@ class OnGPU(torch.Tensor):
 KERNELS = {
     "gla": "palimpsa.mixers.gla_chunks.chunk_gla",
     "simple_gla": "fla.ops.simple_gla.chunk_simple_gla",
-    "delta_rule": "fla.ops.delta_rule.chunk_delta_rule",
     "gated_delta_rule": "fla.ops.gated_delta_rule.chunk_gated_delta_rule",
 }
 
@@ -54,7 +55,7 @@ def operands(dtype=torch.bfloat16, seed: int = 0):
 @pytest.mark.parametrize("rule", KERNELS)
 def test_kernels_get_their_operands_by_the_right_name(call, rule):
     q, k, v, beta, g = operands()
-    own = {"gla": (g,), "simple_gla": (g,), "delta_rule": (beta,), "gated_delta_rule": (beta, g)}[rule]
+    own = {"gla": (g,), "simple_gla": (g,), "gated_delta_rule": (beta, g)}[rule]
     state, bounds = torch.zeros(1, 2, 4, 16), torch.tensor([0, 2, 6], dtype=torch.int32)
     name, arguments = call(rule, q, k, v, *own, state=state, cu_seqlens=bounds)
     assert name == rule
@@ -88,9 +89,10 @@ def test_gla_with_few_values_fills_them_up_for_the_kernel_alone(monkeypatch):
         torch.testing.assert_close(a.as_subclass(torch.Tensor), b)
 
 
-def test_deltanet_in_fp32_takes_the_gated_kernel_without_decay(call):
-    """The library's kernel of the delta rule refuses fp32."""
-    q, k, v, beta, _ = operands(torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_deltanet_takes_the_gated_kernel_without_decay(call, dtype):
+    """The library's own kernels of the delta rule are compiled wrongly for Hopper, and refuse fp32."""
+    q, k, v, beta, _ = operands(dtype)
     name, arguments = call("delta_rule", q, k, v, beta)
     assert name == "gated_delta_rule"
     assert torch.equal(arguments["beta"], beta)
@@ -106,3 +108,14 @@ def test_the_miscompiled_configurations_are_avoided_wherever_they_are_run(call, 
     q, k, v, beta, g = operands()
     call(rule, q, k, v, *{"simple_gla": (g,), "delta_rule": (beta,), "gated_delta_rule": (beta, g)}[rule])
     assert avoided == [q.device]
+
+
+def test_code_that_avoids_them_is_compiled_without_a_break_or_a_warning():
+    def run(x):
+        avoid_miscompiled_backward(x.device)
+        return 2 * x
+
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.compile(run, backend="eager", fullgraph=True)(torch.ones(2)).tolist() == [2, 2]
