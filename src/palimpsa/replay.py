@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import torch
@@ -19,32 +21,45 @@ class Replay(Generic[T]):
     It computes the same at every call, captured or not. The results of a replay are the same tensors each time: the
     next one overwrites them.
 
-    The function takes what changes from tensors that stay where they are, must not wait for the GPU and must not choose
-    by values on it. bf16 copies of weights that autocast would keep between calls are made anew in each, since a replay
-    would read those of the capture.
+    The function takes what changes from tensors that its owner keeps where they are, must not wait for the GPU and must
+    not choose by values on it. bf16 copies of weights that autocast would keep between calls are made anew in each,
+    since a replay would read those of the capture.
 
     Args:
-        function: captured with everything that it reads.
+        function: let go once it is captured, so that a graph lives no longer than its owner, whose method it may be.
     """
 
     def __init__(self, function: Callable[[], T]) -> None:
-        self.function = function
+        self._function: Callable[[], T] | None = function
         self._num_calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: T | None = None
 
     def __call__(self) -> T:
         if self._graph is None:
+            assert self._function is not None
             if self._num_calls < NUM_WARMUP:
                 self._num_calls += 1
-                return run_aside(self.function)
+                return run_aside(self._function)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph), uncached_autocast("cuda"):
-                self._result = self.function()
-            self._graph = graph
+            with no_collection(), torch.cuda.graph(graph), uncached_autocast("cuda"):
+                self._result = self._function()
+            self._graph, self._function = graph, None
         self._graph.replay()
         assert self._result is not None
         return self._result
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Without Python's collection of cycles: one that holds an older graph would end the capture with an error."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def run_aside(function: Callable[[], T]) -> T:
