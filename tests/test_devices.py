@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
+import torch
 
 from palimpsa import devices
 from palimpsa.checks import check_device
-from palimpsa.devices import lease_gpu
+from palimpsa.devices import GpuLostError, check_not_lost, lease_gpu, note_failure
 from palimpsa.errors import ConfigError
 
 # A process that leases a GPU of a machine with the UUIDs given, says which, and holds it until its input ends.
@@ -218,3 +219,32 @@ def test_a_real_gpu_is_leased_by_its_uuid(own_tmp):
     assert len(set(uuids)) == torch.cuda.device_count()
     index = lease_gpu(None)
     assert held(own_tmp) == {f"{uuids[index]}.0"}
+
+
+def chained(first: Exception, second: Exception) -> Exception:
+    second.__context__ = first
+    return second
+
+
+ILLEGAL = RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture"), True),
+        (ILLEGAL, True),
+        (chained(ILLEGAL, ValueError("while it was released")), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), False),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), False),
+        (FloatingPointError("the loss is nan"), False),
+    ],
+)
+def test_after_an_error_of_cudas_a_process_starts_no_run(monkeypatch, error, is_lost):
+    monkeypatch.setattr(devices, "_lost_by", None)
+    note_failure("gla lr 1 seed 2", error)
+    if not is_lost:
+        check_not_lost()
+        return
+    with pytest.raises(GpuLostError, match="not started: in the same process gla lr 1 seed 2 ended"):
+        check_not_lost()

@@ -15,6 +15,10 @@ from typing import IO
 from palimpsa.errors import ConfigError
 
 
+class GpuLostError(RuntimeError):
+    """A run cannot be trusted to this process, since an earlier one ended with an error of CUDA's."""
+
+
 @dataclass
 class _Lease:
     process: int
@@ -23,6 +27,7 @@ class _Lease:
 
 
 _lease: _Lease | None = None
+_lost_by: str | None = None
 
 
 def visible_gpus() -> list[str]:
@@ -106,6 +111,29 @@ def _is_free(path: Path) -> bool:
         except BlockingIOError:
             return False
     return True
+
+
+def note_failure(run: str, error: BaseException) -> None:
+    """Remembers a run that ended with an error of CUDA's: in its process every other one would fail of it, or leak.
+
+    Memory that does not suffice is not such an error.
+    """
+    import torch
+
+    global _lost_by
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, torch.AcceleratorError) or "Triton Error [CUDA]" in str(seen):
+            if "out of memory" not in str(seen):
+                _lost_by = run
+            return
+        seen = seen.__cause__ or seen.__context__
+
+
+def check_not_lost() -> None:
+    """Raises GpuLostError in a process whose GPU `note_failure` has found lost."""
+    if _lost_by is not None:
+        raise GpuLostError(f"not started: in the same process {_lost_by} ended with an error of CUDA's")
 
 
 @contextlib.contextmanager
