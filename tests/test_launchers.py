@@ -1,5 +1,6 @@
 """The launchers of configs/: what they are set to, and what is refused before the first run."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -12,11 +13,12 @@ from hydra.core.config_store import ConfigStore
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from palimpsa import launchers
 from palimpsa.checks import check_device
 from palimpsa.cli import preflight
 from palimpsa.composition import CONFIG_DIR
 from palimpsa.errors import ConfigError
-from palimpsa.launchers import PACKAGES, check_launcher, runs_elsewhere
+from palimpsa.launchers import PACKAGES, check_launcher, leaving_with_the_sweep, runs_elsewhere
 
 ROOT = CONFIG_DIR.parent
 LAUNCHERS = sorted(path.stem for path in (CONFIG_DIR / "hydra/launcher").glob("*.yaml"))
@@ -239,3 +241,20 @@ def test_hydras_word_on_our_launchers_stays_unsaid(tmp_path):
     done = subprocess.run([sys.executable, "-c", program, *overrides], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("name", "ends"), [("LokyProcess-1", True), ("MainProcess", False)])
+def test_a_worker_that_is_interrupted_ends(monkeypatch, name, ends):
+    class Ended(Exception):
+        pass
+
+    def leave(code):
+        raise Ended(code)
+
+    monkeypatch.setenv(launchers.LAUNCHER_VARIABLE, str(os.getppid()))
+    monkeypatch.setattr(multiprocessing.current_process(), "name", name)
+    monkeypatch.setattr(launchers, "_watch", lambda launcher: None)
+    monkeypatch.setattr(launchers.os, "_exit", leave)
+    with pytest.raises(Ended if ends else KeyboardInterrupt), leaving_with_the_sweep():
+        raise KeyboardInterrupt
+    assert launchers._num_at_work == 0

@@ -59,7 +59,8 @@ SLURM_MINIMA = {
 def leaving_with_the_sweep() -> Iterator[None]:
     """Around a run in a worker of joblib's: should the sweep be killed, the worker ends this run, and then itself.
 
-    Otherwise it would wait for more for ever, and keep its memory and its GPU.
+    Otherwise it would wait for more for ever, and keep its memory and its GPU. At Ctrl-C it ends at once: to joblib
+    that is one more result, for which it would get the next run.
     """
     global _num_at_work
     launcher = os.environ.get(LAUNCHER_VARIABLE)
@@ -70,6 +71,8 @@ def leaving_with_the_sweep() -> Iterator[None]:
     _num_at_work += 1
     try:
         yield
+    except KeyboardInterrupt:
+        os._exit(130)
     finally:
         _num_at_work -= 1
 
