@@ -38,14 +38,17 @@ def simple_gla(device: torch.device) -> Any:
     return chunk_simple_gla
 
 
-# Called when code is compiled, and not by what is compiled.
-@torch.compiler.assume_constant_result
 def avoid_miscompiled_backward(device: torch.device) -> None:
     """Call it before any chunked operator of the library whose way back runs its kernel of dq, dk and dg on `device`.
 
     Those are simple GLA, the delta rule and the gated delta rule. Off Hopper it does nothing.
     """
     _avoid_miscompiled_backward(device)
+
+
+# Called when code is compiled, and not by what is compiled: torch.compiler.assume_constant_result, without its import,
+# which takes seconds and brings Triton.
+avoid_miscompiled_backward.__dict__["_dynamo_marked_constant"] = True
 
 
 # Once a device: what it does lasts, and it stands before every call.
