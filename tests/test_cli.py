@@ -342,6 +342,12 @@ def test_a_mistake_exits_with_2_and_one_line(tmp_path):
     ]
 
 
+def test_a_sweep_has_no_one_config_to_show():
+    done = train("-m", "seed=1,2", "--cfg", "job")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["error: --cfg: got -m with it, expected one run, whose config it shows"]
+
+
 def test_a_diverged_run_is_an_end_and_is_not_tried_again(tiny_overrides, tmp_path):
     wild = ["optimizer.lr=1e-3,1e30", "optimizer.gradient_clip=1e30", "optimizer.warmup_steps=8"]
     sweep = ["-m", *tiny_overrides, f"results_dir={tmp_path}", "model=gla", "seed=1", *wild]

@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import torch
 
-from palimpsa import devices
 from palimpsa.data.mqar import MQARSpec, mqar_batch, mqar_examples
 from palimpsa.errors import ConfigError, RunDirectoryError
 from palimpsa.mixers import MemoryTrace
@@ -319,23 +318,6 @@ def test_a_run_on_a_gpu_that_is_not_there_is_refused(tiny_config, monkeypatch):
     with pytest.raises(ConfigError, match=r"^trainer=gpu: needs an NVIDIA GPU"):
         run(cfg)
     assert not Path(cfg.run_dir).exists()
-
-
-def test_runs_after_an_error_of_cudas_are_left_for_another_process(tiny_config, monkeypatch):
-    def train(*args):
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-
-    monkeypatch.setattr(devices, "_lost_by", None)
-    first, second = tiny_config(), tiny_config("seed=2")
-    with monkeypatch.context() as context:
-        context.setattr("palimpsa.training.train", train)
-        with pytest.raises(torch.AcceleratorError):
-            run(first)
-    assert json.loads(RunDirectory(first.run_dir).result_file.read_text())["status"] == "failed"
-    with pytest.raises(devices.GpuLostError, match=r"not started: in the same process .* seed 1 ended"):
-        run(second)
-    # Not a failure of its own.
-    assert not Path(second.run_dir).exists()
 
 
 def test_a_checkpoint_that_does_not_say_whose_it_is_is_told_by_its_weights(tiny_config):

@@ -23,9 +23,11 @@ from rich.console import Console
 from palimpsa.checks import check_config, check_device
 from palimpsa.composition import CONFIG_DIR, Composer, check_writable, explain, parse_overrides
 from palimpsa.config import TrainConfig, register_schema, storable
+from palimpsa.devices import is_lost
 from palimpsa.errors import ConfigError, RunDirectoryError
 from palimpsa.launchers import LAUNCHER_VARIABLE, check_launcher, leaving_with_the_sweep
 from palimpsa.ledger import Job, Ledger
+from palimpsa.own_process import run_in_own_process
 from palimpsa.progress import SweepProgress
 from palimpsa.run_directory import LockHeldError
 from palimpsa.sweeper import SWEEPER_NAME, Sweep, register_sweeper, under_way
@@ -37,10 +39,14 @@ register_schema()
 
 def train_task(cfg: DictConfig) -> None:
     """What Hydra calls for each run, in a process of the launcher's."""
-    from palimpsa.training import run
-
     with leaving_with_the_sweep():
-        run(cfg)
+        if is_lost():
+            run_in_own_process(cfg)
+        else:
+            # Here and not above: torch.
+            from palimpsa.training import run
+
+            run(cfg)
 
 
 def train_main() -> None:
@@ -58,6 +64,8 @@ def train_main() -> None:
         if arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion:
             start()
             return
+        if arguments.cfg and arguments.multirun:
+            raise ConfigError("--cfg: got -m with it, expected one run, whose config it shows")
         _, sweep = preflight(arguments.overrides, arguments.multirun, arguments.config_dir)
         if sweep is None or arguments.cfg:
             start()

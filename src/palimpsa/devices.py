@@ -12,11 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from palimpsa.errors import ConfigError
-
-
-class GpuLostError(RuntimeError):
-    """A run cannot be trusted to this process, since an earlier one ended with an error of CUDA's."""
+from palimpsa.errors import ConfigError, RunDirectoryError
 
 
 @dataclass
@@ -27,7 +23,7 @@ class _Lease:
 
 
 _lease: _Lease | None = None
-_lost_by: str | None = None
+_lost = False
 
 
 def visible_gpus() -> list[str]:
@@ -113,27 +109,24 @@ def _is_free(path: Path) -> bool:
     return True
 
 
-def note_failure(run: str, error: BaseException) -> None:
-    """Remembers a run that ended with an error of CUDA's: in its process every other one would fail of it, or leak.
+def note_failure(error: Exception) -> None:
+    """After a run that failed on the GPU: unless the numbers, the config or the disk are to blame, the GPU is lost.
 
-    Memory that does not suffice is not such an error.
+    An illegal access fails every later run of the process that made it, and a capture that failed never gives its
+    memory back. The lease ends: it is another process that will train.
     """
-    import torch
-
-    global _lost_by
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, torch.AcceleratorError) or "Triton Error [CUDA]" in str(seen):
-            if "out of memory" not in str(seen):
-                _lost_by = run
-            return
-        seen = seen.__cause__ or seen.__context__
+    global _lease, _lost
+    if isinstance(error, (FloatingPointError, ConfigError, RunDirectoryError, OSError)):
+        return
+    _lost = True
+    if _lease is not None:
+        _lease.file.close()
+        _lease = None
 
 
-def check_not_lost() -> None:
-    """Raises GpuLostError in a process whose GPU `note_failure` has found lost."""
-    if _lost_by is not None:
-        raise GpuLostError(f"not started: in the same process {_lost_by} ended with an error of CUDA's")
+def is_lost() -> bool:
+    """Whether a run failed in this process so that later ones need another: see `note_failure`."""
+    return _lost
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -38,6 +39,8 @@ BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
 RAY = "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
 JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+# Sums and products of numbers and of the runs at a time.
+PRE_DISPATCH = r"(n_jobs|\d+(\.\d*)?)( *[-+*/] *(n_jobs|\d+(\.\d*)?))*"
 # The process whose workers others are.
 LAUNCHER_VARIABLE = "PALIMPSA_LAUNCHER_PROCESS"
 # Seconds between looks at whether the sweep is still there.
@@ -112,8 +115,8 @@ def check_launcher(cfg: DictConfig) -> None:
         raise ConfigError(
             f"hydra/launcher: got {name} for a single run, which starts here and now; add -m to launch it"
         )
-    if target == JOBLIB and launcher.n_jobs == 0:
-        raise ConfigError("hydra.launcher.n_jobs: got 0, expected runs at a time, or -1 for one a core")
+    if target == JOBLIB:
+        _check_joblib(launcher)
     if target in (SLURM, RAY) and cfg.trainer.gpus is not None:
         raise ConfigError(
             f"trainer.gpus: got {list(cfg.trainer.gpus)}, expected null with hydra/launcher={name}, which gives every "
@@ -123,6 +126,19 @@ def check_launcher(cfg: DictConfig) -> None:
         _check_slurm(name, launcher, cfg.trainer)
     if target == RAY:
         _check_ray(cfg)
+
+
+def _check_joblib(launcher: DictConfig) -> None:
+    """What joblib itself would find when the first run starts."""
+    dispatch = str(launcher.pre_dispatch)
+    for key, is_right, expected in (
+        ("n_jobs", launcher.n_jobs != 0, "runs at a time, or -1 for one a core"),
+        ("batch_size", re.fullmatch(r"auto|0*[1-9]\d*", str(launcher.batch_size)), "1 or more runs, or auto"),
+        ("pre_dispatch", dispatch == "all" or re.fullmatch(PRE_DISPATCH, dispatch), "all, a number, or say 2*n_jobs"),
+        ("timeout", launcher.timeout is None or launcher.timeout > 0, "seconds above 0, or null for any"),
+    ):
+        if not is_right:
+            raise ConfigError(f"hydra.launcher.{key}: got {launcher[key]}, expected {expected}")
 
 
 def runs_elsewhere(cfg: DictConfig) -> bool:

@@ -77,7 +77,7 @@ class GradientStep:
                 return self._compute(batch)[0]
         if stage != self._stage or self._batches is None or self._replay is None:
             # The old graph's memory is free before the new one takes its own.
-            self._replay = self._batch = None
+            self.release()
             self._stage, self._batches = stage, _Batches(stage, self.seed, device)
             self._replay = Replay(lambda: self._compute(self._batch))
         batch = self._batches.take(step)
@@ -103,6 +103,8 @@ class GradientStep:
 
     def release(self) -> None:
         """Lets go of what was captured: gigabytes that a sweep's next run in this process may want."""
+        if self._batches is not None:
+            self._batches.join()
         self._stage = self._batches = self._batch = self._replay = None
         self._forget_gradients()
 
@@ -158,6 +160,10 @@ class _Batches:
             else:
                 self._batch = _make_batch(self.stage, self.seed, examples)
         self._step = step
+
+    def join(self) -> None:
+        """The current stream waits for what was started, which then writes to memory that others may take no more."""
+        torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
     def take(self, step: int) -> MQARBatch:
         """The batch of a step, for the current stream, until the next `start`."""

@@ -22,7 +22,7 @@ from palimpsa.callbacks import Curriculum, History
 from palimpsa.checks import check_config, check_device
 from palimpsa.config import plain, storable
 from palimpsa.data.stages import stages_from_config
-from palimpsa.devices import check_not_lost, lease_gpu, note_failure, only_process
+from palimpsa.devices import lease_gpu, note_failure, only_process
 from palimpsa.errors import ConfigError, RunDirectoryError
 from palimpsa.kernels.validation import OperandError
 from palimpsa.lightning_setup import AtomicCheckpointIO, quiet_lightning
@@ -140,7 +140,6 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: for a config that cannot be run.
         RunDirectoryError: where the run's directory holds another config or a damaged file.
-        GpuLostError: in a process where an earlier run ended with an error of CUDA's.
     """
     check_config(cfg)
     check_device(cfg)
@@ -149,7 +148,6 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     directory = RunDirectory(cfg.run_dir)
     progress = JobProgress.from_environment(name, sum(stage.max_steps for stage in stages_from_config(cfg.task)))
     try:
-        check_not_lost()
         with directory.locked():
             finished = directory.claim(config)
             if finished is not None:
@@ -157,7 +155,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
                 return finished
             result = _run(cfg, config, directory, name, progress)
     except Exception as error:
-        note_failure(name, error)
+        if cfg.trainer.accelerator == "gpu":
+            note_failure(error)
         progress.finish("failed", f"{type(error).__name__}: {error}")
         raise
     tested = [stage for stage in result["stages"] if stage["test_accuracy"] is not None]
