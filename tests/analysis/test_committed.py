@@ -36,3 +36,13 @@ def test_committed_runs_are_of_the_models_and_budgets_that_the_configs_have(comp
         caps = rows["stage"].map(lambda stage, cfg=cfg: cfg.scale.curriculum[stage].max_steps)
         assert (rows["steps"] <= caps).all()
         assert set(rows["vocab_size"]) == {cfg.scale.vocab_size}
+
+
+def test_the_logs_table_of_the_pilot_is_its_csv():
+    runs = pd.read_csv(COMMITTED.parent / "pilot/runs.csv")
+    log = (COMMITTED.parents[1] / "docs/LOG.md").read_text()
+    tested = runs[runs["seq_len"].isin([256, 512, 1024])]
+    for label, rows in tested.groupby("label"):
+        accuracies = rows.pivot(index="lr", columns="seq_len", values="test_accuracy")
+        cells = [" / ".join("failed" if a != a else f"{100 * a:.1f}" for a in row) for row in accuracies.to_numpy()]
+        assert f"| {label} | {' | '.join(cells)} |" in log

@@ -498,6 +498,11 @@ def test_the_readmes_step_times_are_the_committed_csv():
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert f"a step of 65,536 tokens of Palimpsa-D takes {min(times):.1f} to {max(times):.1f} ms at lengths" in readme
     assert f"the GPU is busy {100 * busy:.0f}% of the time or more" in readme
+    with (ROOT / "results/training/steps_nvidia-h100-80gb-hbm3.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    times = [float(row["ms_per_step"]) for row in rows]
+    assert {row["model"] for row in rows} == {path.stem for path in (ROOT / "configs/model").glob("*.yaml")}
+    assert f"every model was timed on an H100, {min(times):.1f} to {max(times):.1f} ms" in readme
 
 
 @pytest.mark.parametrize("device", ["nvidia-h200", "nvidia-h100-80gb-hbm3"])
