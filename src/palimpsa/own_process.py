@@ -56,6 +56,7 @@ def serve() -> None:
 
         run(cfg)
     except Exception as raised:
+        # For the parent to raise.
         error = raised
     except KeyboardInterrupt:
         os._exit(130)
@@ -69,6 +70,7 @@ def _pickled(error: Exception | None) -> bytes:
         told = pickle.dumps(error)
         pickle.loads(told)
     except Exception:
+        # Classes decide themselves what pickling them raises; the words are sent at least.
         return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
     return told
 

@@ -519,6 +519,19 @@ def test_the_logs_step_times_are_the_committed_csv(device):
         assert f"| {' | '.join(cells)} | {min(busy)}-{max(busy)}% |" in log, label
 
 
+def test_the_logs_comparison_of_the_cards_follows_from_their_csv():
+    times = {}
+    for device in ("nvidia-h200", "nvidia-h100-80gb-hbm3"):
+        with (ROOT / f"results/training/steps_{device}.csv").open(newline="") as file:
+            times[device] = {(row["model"], row["seq_len"]): float(row["ms_per_step"]) for row in csv.DictReader(file)}
+    h200, h100 = times.values()
+    log = " ".join((ROOT / "docs/LOG.md").read_text().split())
+    ratios = [h100[key] / h200[key] for key in h200]
+    assert f"{min(ratios):.2f} to {max(ratios):.2f} times as long as the H200's {len(ratios)} rows" in log
+    others = [ms for (model, _), ms in h100.items() if model in ("simple_gla", "deltanet", "transformer")]
+    assert f"these three take an H100 {min(others):.2f} to {max(others):.2f} ms" in log
+
+
 @pytest.mark.gpu
 def test_a_gpu_tells_its_busy_share_and_memory(tmp_path):
     # As it is shipped, compiled and replayed, and at laptop scale.
