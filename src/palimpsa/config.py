@@ -14,8 +14,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 IRRELEVANT_KEYS = (
     *("results_dir", "run_dir", "logger", "model.label", "trainer.progress_bar", "trainer.checkpoint_every"),
     "trainer.gpus",
-    *(f"scale.{key}" for key in ("seeds", "selection_seeds", "learning_rates", "requires_gpu", "checkpoint_every")),
-    "scale.wide_head_k_dim",
+    *(f"scale.{key}" for key in ("models", "learning_rates", "seeds", "selection_seeds", "wide_head_k_dim")),
+    *(f"scale.{key}" for key in ("requires_gpu", "checkpoint_every")),
 )
 
 
@@ -62,6 +62,7 @@ class ScaleConfig:
     checkpoint_every: int = MISSING  # optimiser steps
     curriculum: list[StageConfig] = MISSING
     scratch: ScratchConfig = MISSING
+    models: str = MISSING  # of the Figure 2 sweep, comma-separated
     learning_rates: str = MISSING  # of the Figure 2 sweep, comma-separated
     seeds: str = MISSING  # of the Figure 2 sweep, comma-separated
     selection_seeds: str = MISSING  # those of `seeds` that the learning rate is chosen on, comma-separated

@@ -10,7 +10,7 @@ import pandas as pd
 from palimpsa.analysis.schema import IDENTITY, ResultError
 
 # Keys, and what lies below them, in which the runs of one figure may differ: the axes of its sweep, and where
-# and how a run reports. scale.seeds, scale.selection_seeds and scale.learning_rates say what to sweep, not how to
+# and how a run reports. scale.models, learning_rates, seeds and selection_seeds say what to sweep, not how to
 # train; scale.wide_head_k_dim is a size of one model.
 FREE_KEYS = (
     "model",
@@ -19,6 +19,7 @@ FREE_KEYS = (
     "variant",
     "task.seq_len",
     "task.directory",
+    "scale.models",
     "scale.seeds",
     "scale.selection_seeds",
     "scale.learning_rates",
