@@ -230,6 +230,7 @@ def test_a_results_directory_that_cannot_be_written_is_named(tmp_path):
         (["+sweep=mqar_figure2_grid"], 6 * 2 * 3, 6 * 2 * 3),
         (["+sweep=mqar_figure2_grid", "seed=1", "model=gla"], 2, 2),
         (["+sweep=learning_rate", "model=mamba2"], 2, 2),
+        (["+sweep=mqar_ablation"], 2 * 8, 2 * 8),
         (["+sweep=smoke"], len(list((CONFIG_DIR / "model").glob("*.yaml"))), None),
     ],
 )
@@ -284,6 +285,13 @@ def group(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("scale", group("scale"))
+def test_every_scales_figure_has_models_that_there_are_and_none_twice(scale, compose_config):
+    models = compose_config(f"scale={scale}").scale.models.split(",")
+    assert len(set(models)) == len(models)
+    assert set(models) <= set(group("model"))
+
+
+@pytest.mark.parametrize("scale", group("scale"))
 def test_every_scale_selects_on_some_of_its_seeds_which_changes_no_run(scale, compose_config):
     cfg, other = (compose_config(f"scale={scale}", f"scale.selection_seeds={seed}") for seed in ("1", "2"))
     selection, seeds = compose_config(f"scale={scale}").scale.selection_seeds, cfg.scale.seeds
@@ -294,10 +302,10 @@ def test_every_scale_selects_on_some_of_its_seeds_which_changes_no_run(scale, co
 
 @pytest.mark.parametrize("scale", group("scale"))
 @pytest.mark.parametrize("task", group("task"))
-@pytest.mark.parametrize("model", group("model"))
+@pytest.mark.parametrize("model", [*group("model"), *(f"ablation/{name}" for name in group("model/ablation"))])
 def test_every_shipped_config_is_checked_and_built(scale, task, model, compose_config):
     cfg = compose_config(f"scale={scale}", f"task={task}", f"model={model}")
-    assert (cfg.scale.name, cfg.task.name, cfg.model.name) == (scale, task, model)
+    assert (cfg.scale.name, cfg.task.name, cfg.model.name) == (scale, task, model.removeprefix("ablation/"))
     check_config(cfg)
     assert all(stage.max_steps > 0 for stage in stages_from_config(cfg.task))
     assert build_model(cfg.model, 0).num_parameters > 0

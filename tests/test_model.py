@@ -5,11 +5,14 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from palimpsa.cli import CONFIG_DIR
+from palimpsa.config import plain
 from palimpsa.mixers import PalimpsaD
 from palimpsa.mixers.parameters import weight_decay_groups
 from palimpsa.model import LanguageModel, build_model
+from palimpsa.run_directory import flatten
 
-MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
+ABLATION = sorted(f"ablation/{path.stem}" for path in (CONFIG_DIR / "model/ablation").glob("*.yaml"))
+MODELS = [*sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml")), *ABLATION]
 each_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -92,6 +95,24 @@ def test_parameters_and_state_of_the_published_mqar_model(name, block, num_state
     assert model.state_size == num_states * H * K * V
 
 
+@pytest.mark.parametrize("name", ABLATION)
+def test_an_ablation_changes_one_choice_of_its_model(name, compose_config):
+    own = compose_config(f"model={name}").model
+    base = compose_config(f"model={'palimpsa_d_nometa' if 'nometa' in name else 'palimpsa_d'}").model
+    assert own.name == name.removeprefix("ablation/")
+    before, after = (flatten(plain(model)) for model in (base, own))
+    changed = {key for key in before | after if before.get(key) != after.get(key)} - {"name", "label"}
+    assert len(changed) == 1
+    assert changed < {"mixer.plasticity", "mixer.importance_prior", "mixer.forgetting"}
+
+
+def test_a_constant_beta_starts_as_the_input_dependent_one_does_on_average():
+    x = torch.randn(64, 50, 128, generator=torch.Generator().manual_seed(0))
+    mixers = [build(name, "scale=h200").blocks[0].mixer for name in ("palimpsa_d", "ablation/palimpsa_d_constant_beta")]
+    means = [mixer.plasticity(x, torch.sigmoid(mixer.input_gate_proj(x))).mean().item() for mixer in mixers]
+    assert means[1] == pytest.approx(means[0], rel=0.02)
+
+
 @each_model
 def test_initial_weights_are_a_function_of_the_seed_alone(name):
     torch.manual_seed(3)
@@ -124,7 +145,7 @@ def test_only_matrices_decay(name):
     assert free["weight_decay"] == 0.0
     assert sum(p.numel() for g in (decayed, free) for p in g["params"]) == model.num_parameters
     assert all(names[id(p)].endswith("weight") for p in decayed["params"])
-    exempt = ("bias", "log_rate", "skip", "plasticity.scale", "norm.weight")
+    exempt = ("bias", "log_rate", "skip", "plasticity.scale", "plasticity.logit", "norm.weight")
     assert all(names[id(p)].endswith(exempt) for p in free["params"]), [names[id(p)] for p in free["params"]]
 
 

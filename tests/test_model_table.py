@@ -37,6 +37,7 @@ def test_the_committed_table_is_what_the_configs_build():
 
 def test_the_table_has_every_model_config():
     names = [f"`{path.stem}`" for path in (CONFIG_DIR / "model").glob("*.yaml")]
+    names += [f"`ablation/{path.stem}`" for path in (CONFIG_DIR / "model/ablation").glob("*.yaml")]
     text = models_document()
     # At the paper's sizes and at laptop scale.
     assert all(text.count(f"| {name} |") == 2 for name in names)

@@ -16,7 +16,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from palimpsa.kernels import palimpsa
 from palimpsa.mixers import Mixer
-from palimpsa.mixers.layers import Decay, GatedRMSNorm, Plasticity, ShortConvolution, widen
+from palimpsa.mixers.layers import Decay, GatedRMSNorm, ShortConvolution, widen
+from palimpsa.mixers.plasticity import ConstantPlasticity, Plasticity
 
 # Functions that are boxes of their own; everything else only reshapes, casts or picks a part.
 _FUNCTIONS: dict[Any, str] = {
@@ -124,6 +125,8 @@ def _module_label(module: nn.Module) -> str:
         return "d, g = −A d"
     if isinstance(module, Plasticity):
         return f"plasticity, rank {module.down.out_features}"
+    if isinstance(module, ConstantPlasticity):
+        return "constant plasticity"
     if isinstance(module, GatedRMSNorm):
         return "gate, RMSNorm" if module.gate_first else "RMSNorm, gate"
     return type(module).__name__

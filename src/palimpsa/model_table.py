@@ -35,6 +35,7 @@ def models_document() -> str:
     """The whole of docs/models.md."""
     register_schema()
     mqar = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
+    mqar += sorted(f"ablation/{path.stem}" for path in (CONFIG_DIR / "model/ablation").glob("*.yaml"))
     language = sorted(path.stem for path in (CONFIG_DIR / "model/lm").glob("*.yaml"))
     parts = [HEAD]
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):

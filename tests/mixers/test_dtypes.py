@@ -5,8 +5,9 @@ import torch
 
 from palimpsa.mixers import GLA, Attention, GatedDeltaNet, PalimpsaD, SimpleGLA, recurrences
 from palimpsa.mixers.delta import l2_normalise
-from palimpsa.mixers.layers import Decay, GatedRMSNorm, Plasticity, widen
+from palimpsa.mixers.layers import Decay, GatedRMSNorm, widen
 from palimpsa.mixers.parameters import initial_decay, initialise
+from palimpsa.mixers.plasticity import ConstantPlasticity, Plasticity
 
 
 def normal(*shape: int, seed: int = 0):
@@ -66,8 +67,10 @@ def test_norms_round_once():
 
 
 def test_plasticity_is_fp32():
-    plasticity = Plasticity(16, 2, 3).bfloat16()
-    assert plasticity(normal(1, 2, 16).bfloat16(), torch.ones(1, 2, 2)).dtype == torch.float32
+    for plasticity in (Plasticity(16, 2, 3), Plasticity(16, 2, 3, per_row=False), ConstantPlasticity(2, 3)):
+        beta = plasticity.bfloat16()(normal(1, 2, 16).bfloat16(), torch.ones(1, 2, 2))
+        assert beta.dtype == torch.float32
+        assert beta.shape == (1, 2, 2, 3)
 
 
 def test_angles_far_out_are_not_those_of_bf16():

@@ -17,6 +17,8 @@ MIXERS = {
     "palimpsa_d": (PalimpsaD, {}),
     "palimpsa_d_nometa": (PalimpsaD, {"metaplastic": False}),
     "palimpsa_d_prior3": (PalimpsaD, {"importance_prior": 3.0}),
+    "palimpsa_d_scalar": (PalimpsaD, {"plasticity": "scalar"}),
+    "palimpsa_d_constant": (PalimpsaD, {"plasticity": "constant"}),
     "palimpsa_m": (PalimpsaM, {}),
     "palimpsa_m_one_group": (PalimpsaM, {"num_groups": 1}),
     "palimpsa_m_two_norm_groups": (PalimpsaM, {"num_norm_groups": 2}),
@@ -34,7 +36,7 @@ CLOSE = {"cpu": {"atol": 2e-6, "rtol": 1e-4}, "cuda": {"atol": 5e-3, "rtol": 5e-
 # Without a decay there is no `forgetting` to set, and no window to measure.
 NO_DECAY = ("deltanet", "attention", "attention_without_convolution")
 each_mixer_with_a_decay = pytest.mark.parametrize("name", [name for name in MIXERS if name not in NO_DECAY])
-IMPORTANCE = ("palimpsa_d", "palimpsa_d_prior3", "palimpsa_m", "palimpsa_m_one_group", "palimpsa_m_two_norm_groups")
+IMPORTANCE = tuple(name for name, (_, more) in MIXERS.items() if "palimpsa" in name and more.get("metaplastic", True))
 
 
 def make(name: str, **changes):
@@ -203,9 +205,10 @@ def test_what_never_forgets_has_an_infinite_window(zero):
     assert mean_window(torch.full((1, 3, 1), zero)).item() == float("inf")
 
 
-@pytest.mark.parametrize("metaplastic", [True, False])
-def test_palimpsa_d_is_its_equations(metaplastic):
-    mixer, x = make("palimpsa_d", metaplastic=metaplastic).double(), inputs(2, 9, D_MODEL).double()
+@pytest.mark.parametrize("plasticity", ["vector", "scalar", "constant", None])
+def test_palimpsa_d_is_its_equations(plasticity):
+    changes = {"plasticity": plasticity} if plasticity else {"metaplastic": False}
+    mixer, x = make("palimpsa_d", **changes).double(), inputs(2, 9, D_MODEL).double()
 
     def heads(y):
         return y.unflatten(-1, (HEADS, -1))
@@ -216,9 +219,14 @@ def test_palimpsa_d_is_its_equations(metaplastic):
     b = torch.sigmoid(x @ mixer.input_gate_proj.weight.T)
     d = F.softplus(x @ mixer.decay_proj.weight.T + mixer.decay.bias)
     beta = None
-    if metaplastic:
+    if plasticity == "constant":
+        with torch.no_grad():
+            mixer.plasticity.logit.copy_(inputs(HEADS * V))
+        beta = F.softplus(mixer.plasticity.scale)[:, None] / 2 * torch.sigmoid(mixer.plasticity.logit).view(HEADS, V)
+        beta = beta.expand(2, 9, HEADS, V)
+    elif plasticity:
         u = torch.sigmoid(heads(x @ mixer.plasticity.down.weight.T @ mixer.plasticity.up.weight.T))
-        beta = b[..., None] * F.softplus(mixer.plasticity.scale)[:, None] * u
+        beta = (b[..., None] * F.softplus(mixer.plasticity.scale)[:, None] * u).expand(2, 9, HEADS, V)
     g = -mixer.decay.log_rate.exp() * d
     o = palimpsa_reference(q, k, b[..., None] * value, beta, g, torch.ones(HEADS).double(), scale=K**-0.5).o
     y = o + mixer.skip[:, None] * value
@@ -314,6 +322,9 @@ def test_token_positions_restart_at_every_boundary():
         (PalimpsaM, {"norm_eps": 0.0}, "norm_eps"),
         (DeltaNet, {"norm_eps": -1.0}, "norm_eps"),
         (PalimpsaD, {"initial_plasticity": (0.0, 1.0)}, "initial_plasticity"),
+        (PalimpsaD, {"plasticity": "row"}, "plasticity"),
+        (PalimpsaD, {"plasticity": "row", "metaplastic": False}, "plasticity"),
+        (PalimpsaD, {"plasticity": "constant", "initial_plasticity": (0.1, 1.0)}, "initial_plasticity"),
         (PalimpsaM, {"step_size_limit": (2.0, 1.0)}, "step_size_limit"),
         (Attention, {"rope_base": 1.0}, "rope_base"),
     ],

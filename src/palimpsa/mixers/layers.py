@@ -1,10 +1,9 @@
-"""The parts that every mixer shares: short convolution, decay, plasticity, norms, their caches."""
+"""The parts that every mixer shares: short convolution, decay, norms, their caches."""
 
 # B batch, T time, D model width, C channels, H heads, V value dim, W convolution width
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, overload
@@ -82,40 +81,6 @@ class Decay(nn.Module):
         if self.step_size_limit is not None:
             step_size = step_size.clamp(*self.step_size_limit)
         return step_size, -widen(self.log_rate).exp() * step_size
-
-
-class Plasticity(nn.Module):
-    """a_t softplus(s) sigmoid(W_up W_down x_t): the observation precision beta_t [B, T, H, V], fp32, >= 0.
-
-    Takes x [B, T, D], the input gate a [B, T, H], and W_down x where it has been computed already.
-
-    initial_range: (low, high) of the log-uniform draw of softplus(s); None: s starts at 1.
-    """
-
-    def __init__(
-        self, d_model: int, num_heads: int, head_v_dim: int, initial_range: tuple[float, float] | None = None
-    ) -> None:
-        super().__init__()
-        rank = max(1, d_model // 16)
-        self.num_heads = num_heads
-        self.initial_range = initial_range
-        self.down = nn.Linear(d_model, rank, bias=False)
-        self.up = nn.Linear(rank, num_heads * head_v_dim, bias=False)
-        self.scale = nn.Parameter(torch.ones(num_heads))
-        self.draw()
-
-    @torch.no_grad()
-    def draw(self, generator: torch.Generator | None = None) -> None:
-        """Draws s anew where there is an `initial_range`; without a generator from torch's own."""
-        if self.initial_range is not None:
-            low, high = map(math.log, self.initial_range)
-            self.scale.uniform_(low, high, generator=generator)
-            self.scale.copy_(softplus_inverse(self.scale.exp()))
-
-    def forward(self, x: Tensor, input_gate: Tensor, low: Tensor | None = None) -> Tensor:
-        gate = torch.sigmoid(widen(self.up(self.down(x) if low is None else low))).unflatten(-1, (self.num_heads, -1))
-        # The small product first: the gradient of s is then a sum over it, and not over all of beta.
-        return (input_gate * F.softplus(widen(self.scale)))[..., None] * gate
 
 
 class ShortConvolution(nn.Module):

@@ -17,7 +17,6 @@ from palimpsa.mixers.layers import (
     GatedRMSNorm,
     MemoryTrace,
     MixerCache,
-    Plasticity,
     ShortConvolution,
     mean_window,
     project,
@@ -25,6 +24,7 @@ from palimpsa.mixers.layers import (
     widen,
 )
 from palimpsa.mixers.parameters import initial_decay
+from palimpsa.mixers.plasticity import KINDS, make_plasticity
 
 
 class _Operands(NamedTuple):
@@ -73,14 +73,19 @@ class PalimpsaMixer(Mixer):
         forgetting: str,
         initial_plasticity: tuple[float, float] | None,
         step_size_limit: tuple[float, float] | None = None,
+        plasticity: str = "vector",
     ) -> None:
         super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
         if not 0 < importance_prior < float("inf"):
             raise ValueError(f"importance_prior: got {importance_prior}, expected > 0 and finite")
+        if plasticity not in KINDS:
+            raise ValueError(f"plasticity: got {plasticity!r}, expected one of {', '.join(KINDS)}")
         initial_plasticity = checked_range("initial_plasticity", initial_plasticity, above_zero=True)
         step_size_limit = checked_range("step_size_limit", step_size_limit, above_zero=False)
         self.decay = Decay(*initial_decay(num_heads, forgetting), step_size_limit)
-        self.plasticity = Plasticity(d_model, num_heads, head_v_dim, initial_plasticity) if metaplastic else None
+        self.plasticity = (
+            make_plasticity(plasticity, d_model, num_heads, head_v_dim, initial_plasticity) if metaplastic else None
+        )
         # With importance: I 4, M 3, the mean 1, the read 2; without: M 3, the read 2.
         self.flops_per_entry = 10 if metaplastic else 5
         self.skip = nn.Parameter(torch.ones(num_heads))
@@ -105,7 +110,7 @@ class PalimpsaMixer(Mixer):
 
     def _beside(self) -> tuple[nn.Linear, ...]:
         """What compiled code projects together with the rest: the first half of the plasticity."""
-        return (self.plasticity.down,) if self.plasticity is not None and torch.compiler.is_compiling() else ()
+        return self.plasticity.beside if self.plasticity is not None and torch.compiler.is_compiling() else ()
 
     def _beta(self, x: Tensor, input_gate: Tensor, dtype: torch.dtype, *low: Tensor) -> Tensor | None:
         """beta_t [B, T, H, V], for input_gate [B, T, H]; low: of `_beside`."""
@@ -156,6 +161,10 @@ class PalimpsaD(PalimpsaMixer):
 
     b_t = sigmoid(W_b x); v_t = b_t value_t; beta_t = b_t softplus(s) u_t; q and k L2-normalised; scale K^-1/2;
     y = W_o (RMSNorm(o + D value) silu(gate)). Shapes and errors: see `PalimpsaMixer`.
+
+    Args:
+        plasticity: "vector", u_t of V rows as published; "scalar", one u_t for all rows of a head; "constant", a
+            beta of V rows that is the same for every token: see `ConstantPlasticity`.
     """
 
     def __init__(
@@ -170,9 +179,10 @@ class PalimpsaD(PalimpsaMixer):
         forgetting: str = "small",
         initial_plasticity: tuple[float, float] | None = None,
         norm_eps: float = 1e-6,
+        plasticity: str = "vector",
     ) -> None:
         sizes = (d_model, num_heads, head_k_dim, head_v_dim, conv_width)
-        super().__init__(*sizes, metaplastic, importance_prior, forgetting, initial_plasticity)
+        super().__init__(*sizes, metaplastic, importance_prior, forgetting, initial_plasticity, plasticity=plasticity)
         k_width, v_width = num_heads * head_k_dim, num_heads * head_v_dim
         self.q_proj = nn.Linear(d_model, k_width, bias=False)
         self.k_proj = nn.Linear(d_model, k_width, bias=False)

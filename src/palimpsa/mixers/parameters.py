@@ -14,7 +14,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from palimpsa.mixers.layers import Plasticity, ShortConvolution
+from palimpsa.mixers.layers import ShortConvolution
+from palimpsa.mixers.plasticity import Plasticity
 
 MASTER_DTYPE = torch.float32
 
