@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
 
 from palimpsa.analysis.build import build_all
 from palimpsa.analysis.collect import collect, write_collected
 from palimpsa.analysis.curves import MAX_POINTS, mean_curve
+from palimpsa.analysis.drawing import log_axis
 from palimpsa.analysis.figures import figure2, figure3
 from palimpsa.analysis.heads import figure3_heads
 from palimpsa.analysis.select_lr import choose_learning_rates, one_experiment
@@ -155,7 +157,28 @@ def test_mean_curve_is_over_the_seeds_still_training():
     assert curve["step"].tolist() == [0, 10, 20]
     assert curve["num_seeds"].tolist() == [4, 3, 2]
     assert curve["mean"].tolist() == [4.0, 4.0, 4.0]
-    assert curve["std"].tolist() == pytest.approx([np.std([1, 3, 5, 7], ddof=1), 2, np.sqrt(2)])
+    std = [np.std([1, 3, 5, 7], ddof=1), 2, np.sqrt(2)]
+    assert (curve["high"] - curve["mean"]).tolist() == pytest.approx(std)
+    assert (curve["mean"] - curve["low"]).tolist() == pytest.approx(std)
+
+
+def test_a_geometric_mean_curve_is_not_the_largest_seeds():
+    curve = mean_curve(frame(s1=[(0, 1e3), (10, 1e4)], s2=[(0, 1e3), (10, 1e12)]), "loss", geometric=True)
+    assert curve["mean"].tolist() == pytest.approx([1e3, 1e8])
+    assert np.log10(curve["high"]).tolist() == pytest.approx([3, 8 + np.std([4, 12], ddof=1)])
+    assert np.log10(curve["low"]).tolist() == pytest.approx([3, 8 - np.std([4, 12], ddof=1)])
+
+
+@pytest.mark.parametrize("high", [3e3, 9e4, 2e8, 5e20])
+def test_a_logarithmic_axis_has_labels_whatever_it_spans(high):
+    figure = Figure()
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [2e3, high])
+    log_axis(axes)
+    figure.draw_without_rendering()
+    low, top = axes.get_ylim()
+    ticks = zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
+    assert 2 <= len([label for at, label in ticks if low <= at <= top and label.get_text()]) <= 15
 
 
 def test_mean_curve_ends_where_fewer_than_half_of_the_seeds_remain():
@@ -167,7 +190,7 @@ def test_mean_curve_ends_where_fewer_than_half_of_the_seeds_remain():
 def test_mean_curve_of_one_seed_and_of_none():
     curve = mean_curve(frame(s1=[(0, 1.0), (10, 2.0)]), "loss")
     assert curve["mean"].tolist() == [1.0, 2.0]
-    assert curve["std"].isna().all()
+    assert curve[["low", "high"]].isna().all(axis=None)
     assert mean_curve(frame(s1=[(0, np.nan)]), "loss").empty
 
 

@@ -23,8 +23,8 @@ def finished_curves(rows: pd.DataFrame, curves: pd.DataFrame, chosen: pd.DataFra
     return shown.loc[shown["run_seq_len"] == shown["run_seq_len"].max()]
 
 
-def mean_curve(own: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Mean and standard deviation over the seeds of one model, by training step.
+def mean_curve(own: pd.DataFrame, column: str, *, geometric: bool = False) -> pd.DataFrame:
+    """Mean over the seeds of one model and +-1 standard deviation around it, by training step.
 
     At every step at which any seed logged `column`, the mean is over the seeds *still training*: a
     seed's curve is interpolated linearly between its own records and ends with the last. Rows with
@@ -34,11 +34,15 @@ def mean_curve(own: pd.DataFrame, column: str) -> pd.DataFrame:
     Args:
         own: rows of curves.csv of one model at one learning rate.
         column: for example "loss". Cells that are not finite were not recorded.
+        geometric: of the logarithms, for positive numbers that differ by orders of magnitude: an
+            arithmetic mean of those is the largest, divided by their number.
 
-    Returns step, mean, std (ddof 1; NaN for one seed) and num_seeds, at most MAX_POINTS rows; empty
-    when no seed recorded the column.
+    Returns step, mean, low and high (mean -+ std of ddof 1; NaN for one seed) and num_seeds, at most
+    MAX_POINTS rows; empty when no seed recorded the column.
     """
     values = own.loc[:, ["seed", "step", column]].replace([np.inf, -np.inf], np.nan).dropna()
+    if geometric:
+        values[column] = np.log(values[column])
     grid = np.unique(values["step"].to_numpy(dtype=float))
     # Every k-th step: figures of long runs should stay small.
     grid = grid[:: max(1, -(-len(grid) // MAX_POINTS))]
@@ -48,13 +52,10 @@ def mean_curve(own: pd.DataFrame, column: str) -> pd.DataFrame:
     ]
     frame = pd.DataFrame(np.array(by_seed).reshape(len(by_seed), len(grid)).T, index=grid)
     count = frame.notna().sum(axis=1)
-    curve = pd.DataFrame(
-        {
-            "step": grid,
-            "mean": frame.mean(axis=1).to_numpy(),
-            "std": frame.std(axis=1, ddof=1).to_numpy(),
-            "num_seeds": count.to_numpy(),
-        }
-    )
+    mean, std = frame.mean(axis=1).to_numpy(), frame.std(axis=1, ddof=1).to_numpy()
+    columns = {"mean": mean, "low": mean - std, "high": mean + std}
+    if geometric:
+        columns = {name: np.exp(values) for name, values in columns.items()}
+    curve = pd.DataFrame({"step": grid, **columns, "num_seeds": count.to_numpy()})
     enough = max(-(-len(by_seed) // 2), min(2, len(by_seed)))
     return curve.loc[curve["num_seeds"] >= max(1, enough)].reset_index(drop=True)

@@ -59,9 +59,13 @@ def heading(figure: Figure, title: str, subtitle: str) -> None:
 
 
 def log_axis(axes: Axes) -> None:
-    """A logarithmic y axis labelled in plain numbers, also where it spans less than a decade."""
+    """A logarithmic y axis, labelled in plain numbers where it spans up to five decades, also less than one."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
+    if high > 1e5 * low:
+        # Matplotlib's own ticks and labels, powers of ten.
+        axes.yaxis.set_minor_locator(NullLocator())
+        return
     steps = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)
     axes.yaxis.set_major_locator(LogLocator(subs=steps))
     axes.yaxis.set_minor_locator(NullLocator())

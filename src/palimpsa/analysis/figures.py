@@ -25,9 +25,9 @@ _WIDEST = 0.2
 _LOWEST_VISIBLE_CHANCE = 0.005
 
 _CAPTION = (
-    "Line: mean over the seeds still training at that step; band: ±1 std. A stage may end early, so "
-    "seeds differ in length:\na curve stops where fewer than half of them, or only one, remain. "
-    "Models without importance have no metaplasticity ratio."
+    "Line: mean over the seeds still training at that step (of windows the geometric mean); band: ±1 std. A stage may "
+    "end early,\nso seeds differ in length: a curve stops where fewer than half of them, or only one, remain. The "
+    "ratio is 0 without metaplasticity;\nthe other baselines have no importance."
 )
 
 
@@ -189,7 +189,8 @@ def figure3(rows: pd.DataFrame, curves: pd.DataFrame, chosen: pd.DataFrame, *, t
     """Learning dynamics: memory window, metaplasticity ratio and training loss by training step.
 
     Mean and +-1 std over the finished seeds at each model's chosen learning rate, as far as
-    `curves.mean_curve` draws them. Models without the quantity have no line in its panel.
+    `curves.mean_curve` draws them; of the window the geometric mean, since a head that never forgets
+    has one of any size. Models without the quantity have no line in its panel.
 
     Args:
         rows, curves: rows of runs.csv and curves.csv of one task and scale.
@@ -236,7 +237,8 @@ def figure3(rows: pd.DataFrame, curves: pd.DataFrame, chosen: pd.DataFrame, *, t
 
 
 def _draw_curve(axes: Axes, own: pd.DataFrame, column: str, style: ModelStyle, model: str) -> None:
-    curve = mean_curve(own, column)
+    is_window = column == "window_mean"
+    curve = mean_curve(own, column, geometric=is_window)
     if curve.empty:
         return
     axes.plot(
@@ -247,14 +249,7 @@ def _draw_curve(axes: Axes, own: pd.DataFrame, column: str, style: ModelStyle, m
         linewidth=1.8,
         label=model,
     )
-    band = curve.loc[curve["std"].notna()]
-    # On a logarithmic axis a band may not reach 0, and none of the three can be below it.
-    floor = curve["mean"].to_numpy().min() * 1e-2
-    axes.fill_between(
-        band["step"],
-        np.maximum(band["mean"] - band["std"], floor),
-        band["mean"] + band["std"],
-        color=style.color,
-        alpha=0.15,
-        linewidth=0,
-    )
+    band = curve.loc[curve["low"].notna()]
+    # None of the three can be below 0.
+    low = band["low"] if is_window else np.maximum(band["low"], 0)
+    axes.fill_between(band["step"], low, band["high"], color=style.color, alpha=0.15, linewidth=0)

@@ -42,7 +42,7 @@ def figure3_heads(rows: pd.DataFrame, curves: pd.DataFrame, chosen: pd.DataFrame
                 own = shown.loc[shown["model"] == model]
                 for name in (name for name in columns if name.startswith(prefix)):
                     layer, head = places[name]
-                    curve = mean_curve(own, name)
+                    curve = mean_curve(own, name, geometric=prefix == "window/")
                     if curve.empty:
                         continue
                     axes.plot(
@@ -76,7 +76,7 @@ def figure3_heads(rows: pd.DataFrame, curves: pd.DataFrame, chosen: pd.DataFrame
             [*(f"head {i}" for i in range(num_heads)), *(f"layer {i}" for i in range(num_layers))],
             loc="outside lower center",
             ncols=min(len(handles), max(4, 2 * len(models))),
-            title="mean over the seeds still training at that step",
+            title="mean (of windows the geometric mean) over the seeds still training at that step",
             title_fontsize=8.5,
         )
     return figure
