@@ -37,8 +37,11 @@ def title(task: str) -> str:
 
     >>> title("mqar_curriculum")
     'MQAR (associative recall), curriculum protocol'
+    >>> title("mqar_ablation")
+    'MQAR (associative recall), ablations of Palimpsa-D'
     """
-    return f"MQAR (associative recall), {task.removeprefix('mqar_')} protocol"
+    what = "ablations of Palimpsa-D" if task == "mqar_ablation" else f"{task.removeprefix('mqar_')} protocol"
+    return f"MQAR (associative recall), {what}"
 
 
 def subtitle(scale: str) -> str:
