@@ -97,7 +97,16 @@ def values_and_gradients(run, module, x):
     return {"y": y.detach(), "x": x.grad} | {name: p.grad for name, p in module.named_parameters()}
 
 
-@pytest.mark.parametrize("make", [PalimpsaD, PalimpsaM, GLA, partial(PalimpsaM, metaplastic=False, num_groups=1)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        PalimpsaD,
+        *(partial(PalimpsaD, plasticity=kind) for kind in ("scalar", "constant")),
+        PalimpsaM,
+        GLA,
+        partial(PalimpsaM, metaplastic=False, num_groups=1),
+    ],
+)
 def test_a_compiled_mixer_computes_what_it_does_uncompiled(make):
     """Its projections are put together otherwise: widths differ, so that none can stand for another."""
     torch.manual_seed(0)
@@ -187,7 +196,13 @@ def test_graphs_change_no_bit(tiny_config, model, stages, compiled):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("model", ["palimpsa_d", "palimpsa_m", "gated_deltanet", "transformer"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        *("palimpsa_d", "palimpsa_m", "gated_deltanet", "transformer"),
+        *("ablation/palimpsa_d_constant_beta", "ablation/palimpsa_d_scalar_beta"),
+    ],
+)
 def test_compiled_blocks_train_as_eager_ones(tiny_config, model):
     cfg = tiny_config(f"model={model}", "task.vocab_size=64", "scale.head_k_dim=16", "scale.head_v_dim=16")
     losses = [train(cfg, [FRESH], torch.device("cuda"), use_graphs=True, compiled=c)[0] for c in (False, True)]
