@@ -139,6 +139,16 @@ def test_figure3_heads_has_a_line_a_head(results):
     assert [text.get_text() for text in figure.axes[3].texts] == ["no importance\nto measure"]
 
 
+def test_figure3_heads_has_no_line_of_another_scales_heads(results):
+    """curves.csv has the columns of all scales, empty where a model has no such head."""
+    rows, curves, chosen = experiment(results)
+    more = curves.assign(**{"window/layer7/head9": np.nan, "metaplasticity/layer7/head9": np.nan})
+    figure = figure3_heads(rows, more, chosen, task="mqar_curriculum", scale="laptop")
+    assert [len(axes.lines) for axes in figure.axes] == [4, 4, 4, 0]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["head 0", "head 1", "layer 0", "layer 1"]
+
+
 def frame(**seeds):
     rows = [(int(seed[1:]), *row) for seed, points in seeds.items() for row in points]
     return pd.DataFrame(rows, columns=["seed", "step", "loss"])
