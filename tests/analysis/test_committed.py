@@ -46,3 +46,33 @@ def test_the_logs_table_of_the_pilot_is_its_csv():
         accuracies = rows.pivot(index="lr", columns="seq_len", values="test_accuracy")
         cells = [" / ".join("failed" if a != a else f"{100 * a:.1f}" for a in row) for row in accuracies.to_numpy()]
         assert f"| {label} | {' | '.join(cells)} |" in log
+
+
+def test_the_logs_numbers_of_the_first_runs_at_the_papers_sizes_are_the_csvs():
+    runs = pd.read_csv(COMMITTED / "runs.csv")
+    first = runs[(runs["git_revision"].str[:7] == "37dc89f") & (runs["seq_len"] == 1024)]
+    found = {key: 100 * rows.sort_values("seed")["test_accuracy"] for key, rows in first.groupby(["model", "lr"])}
+    log = " ".join((COMMITTED.parents[1] / "docs/LOG.md").read_text().split())
+    for text, (model, lr) in {
+        "twice the keys {}": ("palimpsa_d_nometa_wide", 2.15e-3),
+        "Palimpsa-D {} and {}": ("palimpsa_d", 4.64e-3),
+        "Gated DeltaNet {} at 4.64e-3": ("gated_deltanet", 4.64e-3),
+        "{}, {} at 2.15e-3": ("gated_deltanet", 2.15e-3),
+        "Palimpsa-M {} and {}": ("palimpsa_m", 2.15e-3),
+        "Mamba-2 {} and {}": ("mamba2", 4.64e-3),
+        "GLA {} and {}": ("gla", 2.15e-3),
+        "D w/o Meta {} and {} at 1e-3": ("palimpsa_d_nometa", 1e-3),
+        "{} and {} at 4.64e-3": ("palimpsa_d_nometa", 4.64e-3),
+    }.items():
+        assert text.format(*(f"{accuracy:.1f}" for accuracy in found[model, lr])) in log
+    spreads = [accuracies.max() - accuracies.min() for accuracies in found.values()]
+    assert f"differ by up to {max(spreads):.0f} points at L 1,024" in log
+
+
+def test_every_run_on_a_gpu_is_of_a_session_that_is_written_down():
+    runs = pd.read_csv(COMMITTED / "runs.csv").query("scale == 'h200' and status == 'finished'")
+    runs = runs.drop_duplicates(["task", "model", "lr", "seed", "run_seq_len"])
+    sessions = pd.read_csv(COMMITTED / "gpu_sessions.csv")
+    assert set(runs["git_revision"]) <= set(sessions["git_revision"])
+    assert set(runs["device"]) == set(sessions["device"])
+    assert len(runs) == sessions["num_finished"].sum()
