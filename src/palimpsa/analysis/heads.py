@@ -26,7 +26,7 @@ def figure3_heads(rows: pd.DataFrame, curves: pd.DataFrame, chosen: pd.DataFrame
     shown = finished_curves(rows, curves, chosen)
     by_model = chosen.set_index("model")
     # curves.csv has the columns of every scale's heads.
-    columns = [name for name in head_columns(shown) if shown[name].notna().any()]
+    columns = head_columns(shown.dropna(axis="columns", how="all"))
     places = {name: _layer_and_head(name) for name in columns}
     num_layers = max(layer for layer, _ in places.values()) + 1
     num_heads = max(head for _, head in places.values()) + 1
