@@ -65,6 +65,12 @@ def test_the_logs_numbers_of_the_first_runs_at_the_papers_sizes_are_the_csvs():
         "{} and {} at 4.64e-3": ("palimpsa_d_nometa", 4.64e-3),
     }.items():
         assert text.format(*(f"{accuracy:.1f}" for accuracy in found[model, lr])) in log
+    together = first[(first["model"] == "palimpsa_d") & (first["seed"] == 2)]
+    assert len(together) == 3
+    steps = runs.merge(together[["model", "lr", "seed", "task", "scale"]]).groupby("lr")["steps"].sum()
+    times = 1000 * together.set_index("lr")["wall_time_s"] / steps
+    assert f"took {times.min():.1f} to {times.max():.1f} ms a step there" in log
+    assert f"{times.min() / 3:.1f} to {times.max() / 3:.1f} ms of a GPU for each of three" in log
     spreads = [accuracies.max() - accuracies.min() for accuracies in found.values()]
     assert f"differ by up to {max(spreads):.0f} points at L 1,024" in log
 

@@ -13,11 +13,12 @@ import pandas as pd
 import pytest
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from palimpsa.analysis.build import build_all
 from palimpsa.analysis.collect import collect, write_collected
 from palimpsa.analysis.curves import MAX_POINTS, mean_curve
-from palimpsa.analysis.drawing import log_axis
+from palimpsa.analysis.drawing import log_axis, new_figure, save_figure
 from palimpsa.analysis.figures import figure2, figure3
 from palimpsa.analysis.heads import figure3_heads
 from palimpsa.analysis.select_lr import choose_learning_rates, one_experiment
@@ -147,6 +148,20 @@ def test_figure3_heads_has_no_line_of_another_scales_heads(results):
     assert [len(axes.lines) for axes in figure.axes] == [4, 4, 4, 0]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["head 0", "head 1", "layer 0", "layer 1"]
+
+
+def test_a_figure_is_as_wide_as_its_legend(tmp_path):
+    figure = new_figure(4.0, 3.0)
+    figure.add_subplot()
+    labels = [f"a model with a long name, number {i}" for i in range(6)]
+    figure.legend([Line2D([], []) for _ in labels], labels, loc="outside lower center", ncols=3)
+    save_figure(figure, tmp_path / "figure")
+    box, (width, _) = figure.legends[0].get_window_extent(), figure.canvas.get_width_height()
+    assert -1 <= box.x0 < box.x1 <= width + 1
+    narrow = new_figure(4.0, 3.0)
+    narrow.legend([Line2D([], [])], ["short"], loc="outside lower center")
+    save_figure(narrow, tmp_path / "narrow")
+    assert narrow.get_figwidth() == 4.0
 
 
 def frame(**seeds):

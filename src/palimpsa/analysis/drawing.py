@@ -96,12 +96,20 @@ def failed_mark() -> Line2D:
     return Line2D([], [], linestyle="", marker="X", color=FAILED_COLOR, markersize=7, mec="white")
 
 
+def _widen_to_legends(figure: Figure) -> None:
+    """One that is wider than the figure would lose its ends."""
+    for legend in figure.legends:
+        width = legend.get_window_extent().width / figure.dpi
+        figure.set_figwidth(max(figure.get_figwidth(), width))
+
+
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write `stem`.png and `stem`.svg; returns their paths.
 
     The bytes depend on the figure and on matplotlib's version only: no date, no version of the
     software. Raises OSError when the folder cannot be written.
     """
+    _widen_to_legends(figure)
     paths = []
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         buffer = io.BytesIO()
