@@ -158,6 +158,29 @@ def test_provenance_says_when_the_tree_was_edited(add_run, tmp_path):
     assert found["mqar_curriculum/laptop"]["git_revisions"] == ["f00dfeed", "f00dfeed+changes"]
 
 
+def test_provenance_sums_the_hours_that_gpus_were_held(add_run, tmp_path):
+    add_run(scale="h200")
+    sessions = tmp_path / "mqar" / "gpu_sessions.csv"
+    sessions.parent.mkdir()
+    header = "started,device,num_gpus,held_s,git_revision,num_finished,what\n"
+    rows = [
+        "2026-01-01,an H100,2,1800,cafe,1,first",
+        "2026-01-02,an H100,8,900,f00d,0,again",
+        "2026-01-03,an H200,1,36,f00d,0,x",
+    ]
+    sessions.write_text(header + "\n".join(rows) + "\n")
+    gather(tmp_path)
+    found = json.loads((tmp_path / "mqar" / "provenance.json").read_text())
+    assert found["gpu_sessions"] == {
+        "num_sessions": 3,
+        "gpu_hours": {"an H100": 3.0, "an H200": 0.01},
+        "git_revisions": ["cafe", "f00d"],
+    }
+    sessions.write_text(header.replace("held_s,", "") + "\n".join(rows) + "\n")
+    with pytest.raises(ResultError, match=r"gpu_sessions.csv: column held_s is missing"):
+        gather(tmp_path)
+
+
 def test_no_run_is_an_error(tmp_path):
     (tmp_path / "runs" / "unfinished" / ".hydra").mkdir(parents=True)
     with pytest.raises(ResultError, match=r"no run found below .*runs \(1 without result.json\)"):

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from palimpsa.analysis.files import write_all_atomic
-from palimpsa.analysis.load import head_columns, read_curves_csv, read_runs_csv, runs_frame
+from palimpsa.analysis.load import head_columns, read_curves_csv, read_gpu_sessions_csv, read_runs_csv, runs_frame
 from palimpsa.analysis.merge import Identity, OnDisk, computed, concat, first_difference, read_curves, read_runs
 from palimpsa.analysis.protocol import describe_run, one_protocol
 from palimpsa.analysis.schema import CURVE_COLUMNS, IDENTITY, ResultError
@@ -136,14 +136,18 @@ def write_collected(collected: Collected, out: Path) -> list[Path]:
     """Write runs.csv, curves.csv and provenance.json to `out`; returns their paths.
 
     The files are replaced whole, and none of them where the disk has no room for all. Floats are written exactly in
-    runs.csv and to 6 significant digits in curves.csv. Raises OSError when `out` cannot be written.
+    runs.csv and to 6 significant digits in curves.csv. Raises OSError when `out` cannot be written, ResultError for a
+    gpu_sessions.csv there that is invalid.
     """
+    origins = provenance(collected.runs)
+    if (out / "gpu_sessions.csv").exists():
+        origins["gpu_sessions"] = _gpu_sessions(read_gpu_sessions_csv(out / "gpu_sessions.csv"))
     curves = collected.curves.assign(lr=[repr(lr) for lr in collected.curves["lr"].tolist()])
     # All text first: a value that cannot be written must not leave new files beside old ones.
     contents = {
         "runs.csv": collected.runs.to_csv(index=False, lineterminator="\n"),
         "curves.csv": curves.to_csv(index=False, lineterminator="\n", float_format="%.6g"),
-        "provenance.json": json.dumps(provenance(collected.runs), indent=2, sort_keys=True) + "\n",
+        "provenance.json": json.dumps(origins, indent=2, sort_keys=True) + "\n",
     }
     return write_all_atomic({out / name: content for name, content in contents.items()})
 
@@ -178,6 +182,16 @@ def provenance(runs: pd.DataFrame) -> dict[str, Any]:
             "commands": _unique(each["command"]),
         }
     return summary
+
+
+def _gpu_sessions(sessions: pd.DataFrame) -> dict[str, Any]:
+    """How long GPUs were held: starts count here, and wall_hours count a GPU once for each run that shares it."""
+    hours = (sessions["num_gpus"] * sessions["held_s"]).groupby(sessions["device"]).sum() / 3600
+    return {
+        "num_sessions": len(sessions),
+        "gpu_hours": {device: round(float(held), 2) for device, held in hours.items()},
+        "git_revisions": _unique(sessions["git_revision"]),
+    }
 
 
 def _unique(column: pd.Series) -> list[str]:

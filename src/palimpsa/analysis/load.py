@@ -20,6 +20,7 @@ from palimpsa.analysis.schema import (
     IDENTITY,
     RESULT_FORMAT,
     RUN_COLUMNS,
+    SESSION_COLUMNS,
     Block,
     ResultError,
     shorten,
@@ -224,6 +225,14 @@ def read_curves_csv(path: Path) -> pd.DataFrame:
     frame = _read_csv(path, CURVE_COLUMNS)
     heads = head_columns(frame)
     return _as_floats(frame.loc[:, [*CURVE_COLUMNS, *heads]], heads, path)
+
+
+def read_gpu_sessions_csv(path: Path) -> pd.DataFrame:
+    """gpu_sessions.csv, kept by hand beside runs.csv: a row for each time that a machine with GPUs was held.
+
+    Raises ResultError: see `read_runs_csv`.
+    """
+    return _read_csv(path, SESSION_COLUMNS)
 
 
 def _read_csv(path: Path, columns: dict[str, str]) -> pd.DataFrame:

@@ -58,6 +58,15 @@ CURVE_COLUMNS = {name: RUN_COLUMNS[name] for name in IDENTITY} | {
     "window_mean": "float64",
     "metaplasticity_mean": "float64",
 }
+SESSION_COLUMNS = {
+    "started": "str",  # ISO 8601
+    "device": "str",
+    "num_gpus": "int64",
+    "held_s": "float64",  # from the asking for the machine until it is given back
+    "git_revision": "str",
+    "num_finished": "int64",  # runs
+    "what": "str",
+}
 HEAD_PREFIXES = ("window/", "metaplasticity/")
 
 _KINDS = {
