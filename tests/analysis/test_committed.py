@@ -7,9 +7,11 @@ import pandas as pd
 import torch
 
 from palimpsa.analysis.build import build_all
+from palimpsa.data.stages import stages_from_config
 from palimpsa.model import build_model
 
-COMMITTED = Path(__file__).resolve().parents[2] / "results/mqar"
+REPOSITORY = Path(__file__).resolve().parents[2]
+COMMITTED = REPOSITORY / "results/mqar"
 
 
 def test_committed_figures_and_tables_follow_from_the_committed_csv(tmp_path):
@@ -24,23 +26,25 @@ def test_committed_figures_and_tables_follow_from_the_committed_csv(tmp_path):
 def test_committed_runs_are_of_the_models_and_budgets_that_the_configs_have(compose_config):
     runs = pd.read_csv(COMMITTED / "runs.csv")
     assert len(runs) > 0
-    for (scale, model), rows in runs.groupby(["scale", "model"]):
-        cfg = compose_config(f"scale={scale}", f"model={model}")
+    for (task, scale, model), rows in runs.groupby(["task", "scale", "model"]):
+        folder = "ablation/" if (REPOSITORY / f"configs/model/ablation/{model}.yaml").exists() else ""
+        cfg = compose_config(f"task={task}", f"scale={scale}", f"model={folder}{model}")
         with torch.device("meta"):
             built = build_model(cfg.model, None)
         assert set(rows["label"]) == {cfg.model.label}
         assert set(rows["num_parameters"]) == {built.num_parameters}, model
         assert set(rows["state_size"]) == {built.state_size}, model
-        stages = [(stage.seq_len, stage.num_pairs) for stage in cfg.scale.curriculum]
-        assert set(zip(rows["seq_len"], rows["num_pairs"], strict=True)) == set(stages)
-        caps = rows["stage"].map(lambda stage, cfg=cfg: cfg.scale.curriculum[stage].max_steps)
+        stages = stages_from_config(cfg.task)
+        found = rows[["stage", "seq_len", "num_pairs"]].drop_duplicates().sort_values("stage").to_numpy().tolist()
+        assert found == [[stage.index, stage.spec.seq_len, stage.spec.num_pairs] for stage in stages]
+        caps = rows["stage"].map(lambda number, stages=stages: stages[number].max_steps)
         assert (rows["steps"] <= caps).all()
         assert set(rows["vocab_size"]) == {cfg.scale.vocab_size}
 
 
 def test_the_logs_table_of_the_pilot_is_its_csv():
     runs = pd.read_csv(COMMITTED.parent / "pilot/runs.csv")
-    log = (COMMITTED.parents[1] / "docs/LOG.md").read_text()
+    log = (REPOSITORY / "docs/LOG.md").read_text()
     tested = runs[runs["seq_len"].isin([256, 512, 1024])]
     for label, rows in tested.groupby("label"):
         accuracies = rows.pivot(index="lr", columns="seq_len", values="test_accuracy")
@@ -52,7 +56,7 @@ def test_the_logs_numbers_of_the_first_runs_at_the_papers_sizes_are_the_csvs():
     runs = pd.read_csv(COMMITTED / "runs.csv")
     first = runs[(runs["git_revision"].str[:7] == "37dc89f") & (runs["seq_len"] == 1024)]
     found = {key: 100 * rows.sort_values("seed")["test_accuracy"] for key, rows in first.groupby(["model", "lr"])}
-    log = " ".join((COMMITTED.parents[1] / "docs/LOG.md").read_text().split())
+    log = " ".join((REPOSITORY / "docs/LOG.md").read_text().split())
     for text, (model, lr) in {
         "twice the keys {}": ("palimpsa_d_nometa_wide", 2.15e-3),
         "Palimpsa-D {} and {}": ("palimpsa_d", 4.64e-3),

@@ -51,7 +51,8 @@ def file_stem(kind: str, task: str, scale: str) -> str:
 def build_all(results: Path, *, required_scale: str | None = None) -> Iterator[Report]:
     """Draw and write the figures and the table of every task and scale in `results`/runs.csv.
 
-    Files land in `results`: figure2_*, sensitivity_*, figure3_* and figure3_heads_* (.png and .svg), table_*.md.
+    Files land in `results`: figure2_*, figure3_* and figure3_heads_* (.png and .svg), table_*.md, and sensitivity_*
+    where a model has several learning rates.
     Raises ResultError: a file that is missing or invalid, no runs, none of `required_scale`, or
     finished runs of different protocols in one task and scale; OSError: `results` cannot be written.
     """
@@ -86,10 +87,9 @@ def build(rows: pd.DataFrame, curves: pd.DataFrame, out: Path, *, task: str, sca
     if summary.empty:
         notes.append("no run has a test accuracy: no figure and no table")
         return Report(task, scale, summary, [], notes)
-    figures = {
-        "figure2": figure2(rows, summary, chosen, task=task, scale=scale),
-        "sensitivity": sensitivity(rows, chosen, task=task, scale=scale),
-    }
+    figures = {"figure2": figure2(rows, summary, chosen, task=task, scale=scale)}
+    if rows.groupby("model")["lr"].nunique().max() > 1:
+        figures["sensitivity"] = sensitivity(rows, chosen, task=task, scale=scale)
     shown = finished_curves(rows, curves, chosen)
     if shown.empty:
         notes.append("curves.csv holds no curve of a run to show: no Figure 3")

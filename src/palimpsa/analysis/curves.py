@@ -34,13 +34,15 @@ def mean_curve(own: pd.DataFrame, column: str, *, geometric: bool = False) -> pd
     Args:
         own: rows of curves.csv of one model at one learning rate.
         column: for example "loss". Cells that are not finite were not recorded.
-        geometric: of the logarithms, for positive numbers that differ by orders of magnitude: an
-            arithmetic mean of those is the largest, divided by their number.
+        geometric: of the logarithms, for numbers that differ by orders of magnitude: an arithmetic
+            mean of those is the largest, divided by their number. A column with a 0 in it, such as the
+            ratio of a model without metaplasticity, has the arithmetic mean all the same.
 
     Returns step, mean, low and high (mean -+ std of ddof 1; NaN for one seed) and num_seeds, at most
     MAX_POINTS rows; empty when no seed recorded the column.
     """
     values = own.loc[:, ["seed", "step", column]].replace([np.inf, -np.inf], np.nan).dropna()
+    geometric = geometric and bool((values[column] > 0).all())
     if geometric:
         values[column] = np.log(values[column])
     grid = np.unique(values["step"].to_numpy(dtype=float))

@@ -72,6 +72,12 @@ def log_axis(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
 
 
+def ratio_axis(axes: Axes) -> None:
+    """A y axis from 0 for what may be 0 and spans decades: linear up to 1, logarithmic above."""
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(bottom=0)
+
+
 def draw_failures(axes: Axes, place: tuple[float, float], count: int, *, beside: bool = False) -> None:
     """A cross at `place` (data coordinates) with `count` failed seeds above or beside it; nothing for 0."""
     if not count:

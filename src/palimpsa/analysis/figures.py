@@ -9,7 +9,15 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from palimpsa.analysis.curves import finished_curves, mean_curve
-from palimpsa.analysis.drawing import draw_failures, failed_mark, figure_style, heading, log_axis, new_figure
+from palimpsa.analysis.drawing import (
+    draw_failures,
+    failed_mark,
+    figure_style,
+    heading,
+    log_axis,
+    new_figure,
+    ratio_axis,
+)
 from palimpsa.analysis.select_lr import (
     STAGE,
     at_chosen_rates,
@@ -25,9 +33,10 @@ _WIDEST = 0.2
 _LOWEST_VISIBLE_CHANCE = 0.005
 
 _CAPTION = (
-    "Line: mean over the seeds still training at that step (of windows the geometric mean); band: ±1 std. A stage may "
-    "end early,\nso seeds differ in length: a curve stops where fewer than half of them, or only one, remain. The "
-    "ratio is 0 without metaplasticity;\nthe other baselines have no importance."
+    "Line: mean over the seeds still training at that step (of windows and ratios the geometric mean); band: ±1 std. A "
+    "stage may end early,\nso seeds differ in length: a curve stops where fewer than half of them, or only one, "
+    "remain. The ratio is 0 without metaplasticity,\nand its axis linear below 1; the other baselines have no "
+    "importance."
 )
 
 
@@ -190,7 +199,8 @@ def figure3(rows: pd.DataFrame, curves: pd.DataFrame, chosen: pd.DataFrame, *, t
 
     Mean and +-1 std over the finished seeds at each model's chosen learning rate, as far as
     `curves.mean_curve` draws them; of the window the geometric mean, since a head that never forgets
-    has one of any size. Models without the quantity have no line in its panel.
+    has one of any size, and of the ratio, which differs by decades as well. Models without the quantity
+    have no line in its panel.
 
     Args:
         rows, curves: rows of runs.csv and curves.csv of one task and scale.
@@ -215,6 +225,8 @@ def figure3(rows: pd.DataFrame, curves: pd.DataFrame, chosen: pd.DataFrame, *, t
                 _draw_curve(axes, shown.loc[shown["model"] == model], column, styles[model], model)
             if column == "window_mean" and axes.lines:
                 log_axis(axes)
+            elif column == "metaplasticity_mean":
+                ratio_axis(axes)
             else:
                 axes.set_ylim(bottom=0)
             if not axes.lines:
@@ -237,8 +249,7 @@ def figure3(rows: pd.DataFrame, curves: pd.DataFrame, chosen: pd.DataFrame, *, t
 
 
 def _draw_curve(axes: Axes, own: pd.DataFrame, column: str, style: ModelStyle, model: str) -> None:
-    is_window = column == "window_mean"
-    curve = mean_curve(own, column, geometric=is_window)
+    curve = mean_curve(own, column, geometric=column != "loss")
     if curve.empty:
         return
     axes.plot(
@@ -251,5 +262,6 @@ def _draw_curve(axes: Axes, own: pd.DataFrame, column: str, style: ModelStyle, m
     )
     band = curve.loc[curve["low"].notna()]
     # None of the three can be below 0.
-    low = band["low"] if is_window else np.maximum(band["low"], 0)
-    axes.fill_between(band["step"], low, band["high"], color=style.color, alpha=0.15, linewidth=0)
+    axes.fill_between(
+        band["step"], np.maximum(band["low"], 0), band["high"], color=style.color, alpha=0.15, linewidth=0
+    )

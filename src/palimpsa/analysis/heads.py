@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from palimpsa.analysis.curves import finished_curves, mean_curve
-from palimpsa.analysis.drawing import figure_style, heading, log_axis, new_figure
+from palimpsa.analysis.drawing import figure_style, heading, log_axis, new_figure, ratio_axis
 from palimpsa.analysis.load import head_columns
 from palimpsa.analysis.style import model_order
 from palimpsa.analysis.tables import subtitle, title
@@ -43,7 +43,7 @@ def figure3_heads(rows: pd.DataFrame, curves: pd.DataFrame, chosen: pd.DataFrame
                 own = shown.loc[shown["model"] == model]
                 for name in (name for name in columns if name.startswith(prefix)):
                     layer, head = places[name]
-                    curve = mean_curve(own, name, geometric=prefix == "window/")
+                    curve = mean_curve(own, name, geometric=True)
                     if curve.empty:
                         continue
                     axes.plot(
@@ -60,7 +60,7 @@ def figure3_heads(rows: pd.DataFrame, curves: pd.DataFrame, chosen: pd.DataFrame
             if prefix == "window/":
                 log_axis(panel_row[0])
             else:
-                panel_row[0].set_ylim(bottom=0)
+                ratio_axis(panel_row[0])
         for axes, model in zip(grid[0], models, strict=True):
             axes.set_title(f"{by_model.loc[model, 'label']}\nlr {by_model.loc[model, 'lr']:g}", fontsize=9.5)
         for axes in grid[-1]:
@@ -77,7 +77,7 @@ def figure3_heads(rows: pd.DataFrame, curves: pd.DataFrame, chosen: pd.DataFrame
             [*(f"head {i}" for i in range(num_heads)), *(f"layer {i}" for i in range(num_layers))],
             loc="outside lower center",
             ncols=min(len(handles), max(4, 2 * len(models))),
-            title="mean (of windows the geometric mean) over the seeds still training at that step",
+            title="geometric mean over the seeds still training at that step",
             title_fontsize=8.5,
         )
     return figure

@@ -208,7 +208,7 @@ def print_table(summary: pd.DataFrame, *, task: str, scale: str, console: Consol
     """Print the summary to the terminal (stdout by default), in 80 columns; see `to_markdown`."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for name in ("model", "lr", "L", "seeds", "mean±std", "median", ">99%", "exit", "mean*±std"):
-        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=name != "model")
     previous = None
     for cells in _both_rules(summary):
         row = dict(zip([*_HEADER, *_OPTIMISTIC], cells, strict=True))
