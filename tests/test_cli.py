@@ -231,6 +231,7 @@ def test_a_results_directory_that_cannot_be_written_is_named(tmp_path):
         (["+sweep=mqar_figure2_grid", "seed=1", "model=gla"], 2, 2),
         (["+sweep=learning_rate", "model=mamba2"], 2, 2),
         (["+sweep=mqar_ablation"], 2 * 8, 2 * 8),
+        (["+sweep=mqar_long", "scale.vocab_size=8192", "scale.tokens_per_step=65536"], 2 * 7, 2 * 7),
         (["+sweep=smoke"], len(list((CONFIG_DIR / "model").glob("*.yaml"))), None),
     ],
 )
