@@ -7,6 +7,9 @@ import pandas as pd
 import torch
 
 from palimpsa.analysis.build import build_all
+from palimpsa.analysis.load import read_runs_csv
+from palimpsa.analysis.select_lr import choose_learning_rates, one_experiment
+from palimpsa.analysis.summarize import VALIDATION, summarize
 from palimpsa.data.stages import stages_from_config
 from palimpsa.model import build_model
 
@@ -28,7 +31,8 @@ def test_committed_runs_are_of_the_models_and_budgets_that_the_configs_have(comp
     assert len(runs) > 0
     for (task, scale, model), rows in runs.groupby(["task", "scale", "model"]):
         folder = "ablation/" if (REPOSITORY / f"configs/model/ablation/{model}.yaml").exists() else ""
-        cfg = compose_config(f"task={task}", f"scale={scale}", f"model={folder}{model}")
+        group = "task" if (REPOSITORY / f"configs/task/{task}.yaml").exists() else "+sweep"
+        cfg = compose_config(f"{group}={task}", f"scale={scale}", f"model={folder}{model}")
         with torch.device("meta"):
             built = build_model(cfg.model, None)
         assert set(rows["label"]) == {cfg.model.label}
@@ -40,6 +44,40 @@ def test_committed_runs_are_of_the_models_and_budgets_that_the_configs_have(comp
         caps = rows["stage"].map(lambda number, stages=stages: stages[number].max_steps)
         assert (rows["steps"] <= caps).all()
         assert set(rows["vocab_size"]) == {cfg.scale.vocab_size}
+
+
+def test_the_readmes_table_and_numbers_are_those_of_figure_2():
+    runs = read_runs_csv(COMMITTED / "runs.csv")
+    rows = one_experiment(runs, "mqar_curriculum", "h200")
+    summary = summarize(rows, choose_learning_rates(rows)).sort_values("seq_len")
+    summary = summary[summary["rule"] == VALIDATION]
+    readme = " ".join((REPOSITORY / "README.md").read_text().split())
+    for label, own in summary.groupby("label"):
+        first = own.iloc[0]
+        state = f"{int(first['state_size']):,}" if first["state_size"] else "grows"
+        cells = [f"{100 * mean:.1f} ± {100 * std:.1f}" for mean, std in zip(own["mean"], own["std"], strict=True)]
+        line = [label, state, f"{first['lr']:g}", f"{first['num_seeds']}", *cells]
+        assert f"| {' | '.join(line)} |" in readme
+    assert f"{len(rows.drop_duplicates(['model', 'lr', 'seed']))} of its 256 runs" in readme
+
+    longest = summary[summary["seq_len"] == 1024].set_index("model")
+    mean = 100 * longest["mean"]
+    assert mean["palimpsa_d"] > mean["palimpsa_d_nometa"]
+    assert mean["palimpsa_m"] > mean["mamba2"]
+    control = mean.pop("palimpsa_d_nometa_wide")
+    assert f"by {control - mean.drop('transformer').max():.0f} points at L 1,024" in readme
+    noise = 100 * longest["std"].drop(["transformer", "palimpsa_d_nometa_wide"])
+    assert f"at L 1,024 is {noise.min():.0f} to {noise.max():.0f} points" in readme
+    slow = (
+        100
+        * rows[(rows["model"] == "palimpsa_d_nometa") & (rows["lr"] == 1e-3) & (rows["seq_len"] == 1024)][
+            "test_accuracy"
+        ]
+    )
+    assert f"eight seeds reach {slow.mean():.1f} ± {slow.std():.1f}" in readme
+    assert f"would have been {mean['palimpsa_d'] - slow.mean():.0f} points" in readme
+    scratch = runs[(runs["task"] == "mqar_scratch") & (runs["model"] == "palimpsa_d")]
+    assert scratch["ended_by"].tolist() == ["accuracy"] * 2
 
 
 def test_the_logs_table_of_the_pilot_is_its_csv():
@@ -77,6 +115,73 @@ def test_the_logs_numbers_of_the_first_runs_at_the_papers_sizes_are_the_csvs():
     assert f"{times.min() / 3:.1f} to {times.max() / 3:.1f} ms of a GPU for each of three" in log
     spreads = [accuracies.max() - accuracies.min() for accuracies in found.values()]
     assert f"differ by up to {max(spreads):.0f} points at L 1,024" in log
+
+
+def test_the_logs_numbers_of_the_first_205_runs_are_the_csvs():
+    runs = pd.read_csv(COMMITTED / "runs.csv")
+    runs = runs[runs["git_revision"].str[:7].isin(["37dc89f", "aa0660c"])]
+    log = " ".join((REPOSITORY / "docs/LOG.md").read_text().split())
+    tasks = dict(list(runs.groupby("task")))
+    curriculum, scratch, ablation = (tasks[f"mqar_{name}"] for name in ("curriculum", "scratch", "ablation"))
+    num_runs = {name: len(rows[["model", "lr", "seed"]].drop_duplicates()) for name, rows in tasks.items()}
+    assert list(num_runs.values()) == [16, 174, 15]
+
+    longest = curriculum[curriculum["seq_len"] == 1024].sort_values("seed")
+    accuracy = 100 * longest.set_index(["model", "lr"])["test_accuracy"]
+    for text, (model, lr) in {
+        "eight seeds reach {:.1f} ± {:.1f}, at the last": ("palimpsa_d_nometa", 1e-3),
+        "four reach {:.1f} ± {:.1f};": ("palimpsa_d_nometa", 4.64e-3),
+        "Palimpsa-D has {:.1f} ± {:.1f}.": ("palimpsa_d", 4.64e-3),
+        "with 32 reaches {:.1f} ± {:.1f} with": ("palimpsa_d_nometa_wide", 2.15e-3),
+        "Gated DeltaNet, {:.1f} ± {:.1f} with half": ("gated_deltanet", 4.64e-3),
+    }.items():
+        assert text.format(accuracy[model, lr].mean(), accuracy[model, lr].std()) in log
+    ours, twins = accuracy["palimpsa_d", 4.64e-3].mean(), accuracy["palimpsa_d_nometa"].groupby("lr").mean()
+    assert f"is {ours - twins[1e-3]:.1f} points or {ours - twins[4.64e-3]:.1f}, by" in log
+    for text, model in {
+        "Palimpsa-D {}; its": "palimpsa_d",
+        "its twin {};": "palimpsa_d_nometa",
+        "Gated DeltaNet {}.": "gated_deltanet",
+    }.items():
+        rows = longest[(longest["model"] == model) & (longest["lr"] == 4.64e-3)]
+        ages = 100 * rows["test_accuracy_by_age"].str.split(";", expand=True).astype(float).mean()
+        assert text.format(", ".join(f"{age:.1f}" for age in ages)) in log
+    done = curriculum[curriculum["stage"] > 0]
+    early = (done["ended_by"] == "accuracy").groupby(done["seq_len"]).sum().tolist()
+    text = "L 128 ended by accuracy in {} of 174 runs, L 256 in {}, L 512 in {}, and L 1,024 in {}, all of softmax"
+    assert text.format(*early) in log
+    assert set(longest.loc[longest["ended_by"] == "accuracy", "model"]) == {"transformer"}
+
+    scratch = scratch.sort_values("seed")
+    for text, model in {
+        "Palimpsa-D reaches 99% after {:,} and {:,} steps": "palimpsa_d",
+        "Gated DeltaNet after {:,} and {:,}": "gated_deltanet",
+        "twice the keys after {:,} and {:,}": "palimpsa_d_nometa_wide",
+    }.items():
+        rows = scratch[scratch["model"] == model]
+        assert text.format(*rows["steps"]) in log
+        assert set(rows["ended_by"]) == {"accuracy"}
+    for text, model in {
+        "D w/o Meta ends at {:.1f} and {:.1f}": "palimpsa_d_nometa",
+        "Palimpsa-M at {:.1f} and {:.1f}": "palimpsa_m",
+        "Mamba-2 at {:.1f} and, after 41,300 steps, {:.1f}": "mamba2",
+        "GLA at {:.1f} (one run)": "gla",
+    }.items():
+        assert text.format(*(100 * scratch.loc[scratch["model"] == model, "test_accuracy"])) in log
+
+    means = 100 * ablation.groupby(["label", "seq_len"])["test_accuracy"].mean()
+    for label, rows in ablation.sort_values("seed").groupby("label"):
+        cells = [
+            ", ".join(f"{100 * a:.1f}" for a in rows.loc[rows["seq_len"] == n, "test_accuracy"]) for n in (512, 1024)
+        ]
+        assert f"| {label} | {' | '.join(cells)} |" in log
+    losses = [means["Palimpsa-D", n] - means["Palimpsa-D, normal forgetting", n] for n in (512, 1024)]
+    assert "Palimpsa-D {:.1f} points at L 512 and {:.1f} at L 1,024".format(*losses) in log
+    keys = ["model", "lr", "seed", "seq_len", "stage"]
+    both = ablation.merge(curriculum, on=keys, suffixes=("", "_figure"))
+    assert (both["device"] != both["device_figure"]).all()
+    differences = 100 * (both["test_accuracy"] - both["test_accuracy_figure"]).abs().groupby(both["seq_len"]).max()
+    assert f"up to {differences[512]:.1f} points at L 512 and {differences[1024]:.1f} at L 1,024" in log
 
 
 def test_every_run_on_a_gpu_is_of_a_session_that_is_written_down():
