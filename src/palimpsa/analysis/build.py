@@ -88,7 +88,7 @@ def build(rows: pd.DataFrame, curves: pd.DataFrame, out: Path, *, task: str, sca
         notes.append("no run has a test accuracy: no figure and no table")
         return Report(task, scale, summary, [], notes)
     figures = {"figure2": figure2(rows, summary, chosen, task=task, scale=scale)}
-    if rows.groupby("model")["lr"].nunique().max() > 1:
+    if any(own["lr"].nunique() > 1 for _, own in rows.groupby("model")):
         figures["sensitivity"] = sensitivity(rows, chosen, task=task, scale=scale)
     shown = finished_curves(rows, curves, chosen)
     if shown.empty:

@@ -186,11 +186,13 @@ def provenance(runs: pd.DataFrame) -> dict[str, Any]:
 
 def _gpu_sessions(sessions: pd.DataFrame) -> dict[str, Any]:
     """How long GPUs were held: starts count here, and wall_hours count a GPU once for each run that shares it."""
-    hours = (sessions["num_gpus"] * sessions["held_s"]).groupby(sessions["device"]).sum() / 3600
+    hours: dict[str, float] = {}
+    for row in sessions.to_dict("records"):
+        hours[row["device"]] = hours.get(row["device"], 0.0) + row["num_gpus"] * row["held_s"] / 3600
     return {
         "num_sessions": len(sessions),
-        "gpu_hours": {device: round(float(held), 2) for device, held in hours.items()},
-        "git_revisions": _unique(sessions["git_revision"]),
+        "gpu_hours": {device: round(held, 2) for device, held in hours.items()},
+        "git_revisions": _unique(sessions.loc[:, "git_revision"]),
     }
 
 
