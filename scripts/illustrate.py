@@ -1,4 +1,4 @@
-"""Reads the blocks off their modules and a trace off the operator, and draws Figures 1 and 4. No GPU, no network."""
+"""Reads the blocks off their modules, and recall off the operator and its kin, and draws them. No GPU, no network."""
 
 import argparse
 import csv
@@ -12,9 +12,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from palimpsa.analysis.files import write_atomic
-from palimpsa.analysis.illustrations import RECALL_COLUMNS, draw_illustrations
+from palimpsa.analysis.illustrations import CAPACITY_COLUMNS, RECALL_COLUMNS, draw_illustrations
 from palimpsa.analysis.schema import ResultError
 from palimpsa.architecture import data_flow
+from palimpsa.capacity import capacity
 from palimpsa.composition import CONFIG_DIR
 from palimpsa.config import register_schema
 from palimpsa.recall_by_age import MEMORIES, recall_by_age
@@ -31,7 +32,9 @@ def main() -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "architecture.json", json.dumps(blocks(), indent=1, ensure_ascii=False) + "\n")
-        write_atomic(folder / "recall_by_age.csv", recall())
+        recall = [row for memory in MEMORIES for row in recall_by_age(memory)]
+        write_atomic(folder / "recall_by_age.csv", as_csv(recall, RECALL_COLUMNS))
+        write_atomic(folder / "capacity.csv", as_csv(capacity(), CAPACITY_COLUMNS))
         paths = draw_illustrations(folder)
     except (ResultError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -53,13 +56,12 @@ def blocks() -> list[dict[str, Any]]:
     return found
 
 
-def recall() -> str:
-    """The CSV of Figure 4."""
+def as_csv(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
+    """A CSV file with these columns."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, RECALL_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    for memory in MEMORIES:
-        writer.writerows(recall_by_age(memory))
+    writer.writerows(rows)
     return text.getvalue()
 
 

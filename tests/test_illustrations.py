@@ -1,4 +1,4 @@
-"""Figures 1 and 4: what is read off the modules and the operator, and the committed files."""
+"""Figures 1 and 4, and a layer's capacity: what is read off the modules and the operators, and the committed files."""
 
 import importlib.util
 import json
@@ -14,11 +14,13 @@ import torch
 from palimpsa.analysis.illustrations import draw_illustrations
 from palimpsa.analysis.schema import ResultError
 from palimpsa.architecture import data_flow
+from palimpsa.capacity import RULES, capacity
 from palimpsa.mixers import PalimpsaD, PalimpsaM
 from palimpsa.recall_by_age import MEMORIES, Memory, recall_by_age
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = ROOT / "results/illustrations"
+FILES = ("architecture.json", "recall_by_age.csv", "capacity.csv")
 SIZES = {"d_model": 32, "num_heads": 2, "head_k_dim": 4, "head_v_dim": 8}
 
 
@@ -116,6 +118,29 @@ def test_recall_is_of_the_seed_alone():
     assert recall_by_age(memory, **sizes) != recall_by_age(memory, **sizes, seed=1)
 
 
+def accuracies(**sizes):
+    """By rule, K and number of pairs."""
+    rows = capacity(num_memories=2, num_heads=2, V=8, num_candidates=64, **sizes)
+    return {(row["rule"], row["K"], row["num_pairs"]): row["accuracy"] for row in rows}
+
+
+def test_what_a_layer_holds():
+    found = accuracies(key_dims=(8, 16), nums_pairs=(2, 16, 32))
+    assert set(found) == {(rule, K, num_pairs) for rule in RULES for K in (8, 16) for num_pairs in (2, 16, 32)}
+    for rule in RULES:
+        assert found[rule, 16, 2] == 1
+        assert 1 / 64 < found[rule, 8, 32] < found[rule, 8, 16] < 1
+        assert found[rule, 16, 32] > found[rule, 8, 32]
+    # With everything that keys have in common, and with what their coordinates have.
+    assert found["full covariance", 8, 16] > found["Palimpsa", 8, 16] >= found["linear attention", 8, 16]
+
+
+def test_capacity_is_of_the_seed_alone():
+    sizes = {"key_dims": (4,), "nums_pairs": (8,)}
+    assert accuracies(**sizes) == accuracies(**sizes)
+    assert accuracies(**sizes) != accuracies(**sizes, seed=1)
+
+
 def test_committed_files_follow_from_the_modules_and_the_operator(tmp_path):
     command = [sys.executable, "scripts/illustrate.py", "--results", str(tmp_path / "out")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
@@ -124,7 +149,7 @@ def test_committed_files_follow_from_the_modules_and_the_operator(tmp_path):
 
 
 def test_an_altered_trace_gives_another_figure(tmp_path):
-    for name in ("architecture.json", "recall_by_age.csv"):
+    for name in FILES:
         shutil.copy(COMMITTED / name, tmp_path)
     recall = tmp_path / "recall_by_age.csv"
     recall.write_text(recall.read_text().replace("naive,1,0.", "naive,1,9.", 1))
@@ -142,10 +167,12 @@ def test_an_altered_trace_gives_another_figure(tmp_path):
         ("recall_by_age.csv", None),
         ("recall_by_age.csv", "memory,age\nnaive,1\n"),
         ("recall_by_age.csv", ""),
+        ("capacity.csv", None),
+        ("capacity.csv", "rule,K\nPalimpsa,16\n"),
     ],
 )
 def test_a_file_that_is_not_what_it_should_be_is_named(tmp_path, name, text):
-    for other in ("architecture.json", "recall_by_age.csv"):
+    for other in FILES:
         shutil.copy(COMMITTED / other, tmp_path)
     (tmp_path / name).unlink() if text is None else (tmp_path / name).write_text(text)
     with pytest.raises(ResultError, match=name):

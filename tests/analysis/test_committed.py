@@ -10,8 +10,10 @@ from palimpsa.analysis.build import build_all
 from palimpsa.analysis.load import read_runs_csv
 from palimpsa.analysis.select_lr import choose_learning_rates, one_experiment
 from palimpsa.analysis.summarize import VALIDATION, summarize
+from palimpsa.config import plain
 from palimpsa.data.stages import stages_from_config
 from palimpsa.model import build_model
+from palimpsa.run_directory import config_hash
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMITTED = REPOSITORY / "results/mqar"
@@ -26,13 +28,14 @@ def test_committed_figures_and_tables_follow_from_the_committed_csv(tmp_path):
         assert path.read_bytes() == (COMMITTED / path.name).read_bytes(), path.name
 
 
-def test_committed_runs_are_of_the_models_and_budgets_that_the_configs_have(compose_config):
+def test_committed_runs_are_of_the_configs_that_there_are(compose_config):
     runs = pd.read_csv(COMMITTED / "runs.csv")
     assert len(runs) > 0
     for (task, scale, model), rows in runs.groupby(["task", "scale", "model"]):
         folder = "ablation/" if (REPOSITORY / f"configs/model/ablation/{model}.yaml").exists() else ""
         group = "task" if (REPOSITORY / f"configs/task/{task}.yaml").exists() else "+sweep"
-        cfg = compose_config(f"{group}={task}", f"scale={scale}", f"model={folder}{model}")
+        trainer = "gpu" if compose_config(f"scale={scale}").scale.requires_gpu else "cpu"
+        cfg = compose_config(f"{group}={task}", f"scale={scale}", f"model={folder}{model}", f"trainer={trainer}")
         with torch.device("meta"):
             built = build_model(cfg.model, None)
         assert set(rows["label"]) == {cfg.model.label}
@@ -44,6 +47,10 @@ def test_committed_runs_are_of_the_models_and_budgets_that_the_configs_have(comp
         caps = rows["stage"].map(lambda number, stages=stages: stages[number].max_steps)
         assert (rows["steps"] <= caps).all()
         assert set(rows["vocab_size"]) == {cfg.scale.vocab_size}
+        # The whole config of each run, not only what has a column.
+        for row in rows.drop_duplicates(["lr", "seed"]).itertuples():
+            cfg.optimizer.lr, cfg.seed = row.lr, row.seed
+            assert config_hash(plain(cfg)) == row.config_hash, row
 
 
 def test_the_readmes_table_and_numbers_are_those_of_figure_2():
@@ -132,8 +139,8 @@ def test_the_logs_numbers_of_the_first_205_runs_are_the_csvs():
         "eight seeds reach {:.1f} ± {:.1f}, at the last": ("palimpsa_d_nometa", 1e-3),
         "four reach {:.1f} ± {:.1f};": ("palimpsa_d_nometa", 4.64e-3),
         "Palimpsa-D has {:.1f} ± {:.1f}.": ("palimpsa_d", 4.64e-3),
-        "with 32 reaches {:.1f} ± {:.1f} with": ("palimpsa_d_nometa_wide", 2.15e-3),
-        "Gated DeltaNet, {:.1f} ± {:.1f} with half": ("gated_deltanet", 4.64e-3),
+        "twice the keys at {:.1f} ± {:.1f}.": ("palimpsa_d_nometa_wide", 2.15e-3),
+        "Gated DeltaNet gains, {:.1f} ± {:.1f} with half": ("gated_deltanet", 4.64e-3),
     }.items():
         assert text.format(accuracy[model, lr].mean(), accuracy[model, lr].std()) in log
     ours, twins = accuracy["palimpsa_d", 4.64e-3].mean(), accuracy["palimpsa_d_nometa"].groupby("lr").mean()
@@ -182,6 +189,24 @@ def test_the_logs_numbers_of_the_first_205_runs_are_the_csvs():
     assert (both["device"] != both["device_figure"]).all()
     differences = 100 * (both["test_accuracy"] - both["test_accuracy_figure"]).abs().groupby(both["seq_len"]).max()
     assert f"up to {differences[512]:.1f} points at L 512 and {differences[1024]:.1f} at L 1,024" in log
+
+
+def test_the_readmes_and_the_logs_capacities_are_the_csvs():
+    rows = pd.read_csv(REPOSITORY / "results/illustrations/capacity.csv")
+    recalled = 100 * rows.set_index(["rule", "K", "num_pairs"])["accuracy"]
+    linear, ours, full = (recalled[rule] for rule in ("linear attention", "Palimpsa", "full covariance"))
+    log, readme = (" ".join((REPOSITORY / name).read_text().split()) for name in ("docs/LOG.md", "README.md"))
+    at = [(16, 128), (16, 256), (32, 256)]
+    text = "recalls {:.1f}% of 128 pairs and {:.1f}% of 256, with 32 keys {:.1f}% of 256"
+    assert text.format(*(linear[place] for place in at)) in log
+    gains = [ours[place] - linear[place] for place in at]
+    assert "add {:.1f} points at 128 pairs and {:.1f} at 256, and {:.1f} with 32 keys".format(*gains) in log
+    gains = [full[place] - linear[place] for place in at]
+    assert "adds {:.1f} and {:.1f}, and {:.1f}.".format(*gains) in log
+    assert f"on random keys ({recalled['delta rule', 16, 256]:.1f}% of 256)" in log
+    found = [linear[16, 256], ours[16, 256], full[16, 256], linear[32, 256]]
+    text = "{:.0f}% as linear attention, {:.0f}% with importances, {:.0f}% with the full covariance, and {:.0f}% with"
+    assert text.format(*found) in readme
 
 
 def test_every_run_on_a_gpu_is_of_a_session_that_is_written_down():

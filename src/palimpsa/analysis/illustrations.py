@@ -1,4 +1,4 @@
-"""Figures 1 and 4: the blocks of Palimpsa-M and -D, and what a memory recalls against age, from their files alone."""
+"""Figures 1 and 4, and a layer's capacity: blocks, recall against age and number of pairs, from their files alone."""
 
 import json
 from collections import defaultdict
@@ -10,26 +10,36 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import PercentFormatter
 
 from palimpsa.analysis.drawing import figure_style, heading, log_axis, new_figure, save_figure
 from palimpsa.analysis.schema import ResultError
 from palimpsa.analysis.style import MODEL_STYLES
 
 RECALL_COLUMNS: tuple[str, ...] = ("memory", "age", "similarity", "similarity_std", "error", "error_std")
+CAPACITY_COLUMNS: tuple[str, ...] = ("rule", "K", "num_pairs", "beta", "accuracy")
 _BOX_COLORS = {"input": "#FFFFFF", "output": "#FFFFFF", "module": "#DCE9F5", "function": "#F3F3F3"}
 _MEMORY_COLOR = MODEL_STYLES["palimpsa_d"].color
 _MEMORY_STYLES = (("#222222", ":"), (MODEL_STYLES["palimpsa_m"].color, "--"), (_MEMORY_COLOR, "-"))
+_RULE_COLORS = {
+    "linear attention": MODEL_STYLES["palimpsa_d_nometa"].color,
+    "Palimpsa": _MEMORY_COLOR,
+    "delta rule": MODEL_STYLES["gated_deltanet"].color,
+    "full covariance": "#222222",
+}
 _BOX_WIDTH, _BOX_HEIGHT = 0.9, 0.5
 
 
 def draw_illustrations(folder: Path) -> list[Path]:
-    """Writes figure1 and figure4 (.png and .svg) from `folder`/architecture.json and recall_by_age.csv.
+    """Writes figure1, figure4 and capacity (.png and .svg) from `folder`/architecture.json and the two .csv.
 
     Raises ResultError: a file is missing or is not what scripts/illustrate.py writes; OSError: cannot be written.
     """
     blocks = _read_blocks(folder / "architecture.json")
-    recall = _read_recall(folder / "recall_by_age.csv")
-    return [*save_figure(figure1(blocks), folder / "figure1"), *save_figure(figure4(recall), folder / "figure4")]
+    recall = _read_rows(folder / "recall_by_age.csv", RECALL_COLUMNS)
+    capacity = _read_rows(folder / "capacity.csv", CAPACITY_COLUMNS)
+    figures = {"figure1": figure1(blocks), "figure4": figure4(recall), "capacity": capacity_figure(capacity)}
+    return [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
 
 
 def _read_blocks(path: Path) -> list[dict[str, Any]]:
@@ -47,16 +57,16 @@ def _read_blocks(path: Path) -> list[dict[str, Any]]:
     return blocks
 
 
-def _read_recall(path: Path) -> pd.DataFrame:
+def _read_rows(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     try:
         rows = pd.read_csv(path)
     except FileNotFoundError as error:
         raise ResultError(f"{path}: not there, expected what scripts/illustrate.py writes") from error
     except ValueError as error:
-        raise ResultError(f"{path}: {error}, expected columns {', '.join(RECALL_COLUMNS)}") from error
-    missing = [name for name in RECALL_COLUMNS if name not in rows]
+        raise ResultError(f"{path}: {error}, expected columns {', '.join(columns)}") from error
+    missing = [name for name in columns if name not in rows]
     if missing or rows.empty:
-        raise ResultError(f"{path}: no {', '.join(missing) or 'rows'}, expected columns {', '.join(RECALL_COLUMNS)}")
+        raise ResultError(f"{path}: no {', '.join(missing) or 'rows'}, expected columns {', '.join(columns)}")
     return rows
 
 
@@ -197,5 +207,28 @@ def figure4(rows: pd.DataFrame) -> Figure:
             figure,
             "Figure 4: what a memory recalls of 512 pairs, against their age",
             "by the operator, one head of 32 keys; mean and std over 64 memories",
+        )
+    return figure
+
+
+def capacity_figure(rows: pd.DataFrame) -> Figure:
+    """Share of random pairs that a layer recalls against their number, a line for each rule and key width."""
+    with figure_style():
+        figure = new_figure(6.5, 4.4)
+        axes = figure.subplots()
+        for K, dashes in zip(sorted(rows["K"].unique()), ("-", "--"), strict=False):
+            for rule, color in _RULE_COLORS.items():
+                own = rows.loc[(rows["rule"] == rule) & (rows["K"] == K)].sort_values("num_pairs")
+                label = f"{rule}, {K} keys a head"
+                axes.plot(own["num_pairs"], own["accuracy"], dashes, color=color, marker=".", label=label)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted(rows["num_pairs"].unique()), [f"{n:,}" for n in sorted(rows["num_pairs"].unique())])
+        axes.set_ylim(0, 1.04)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.set_xlabel("pairs stored")
+        axes.set_ylabel("pairs recalled")
+        figure.legend(loc="outside lower center", ncols=2)
+        heading(
+            figure, "What one layer holds of random pairs", "8 heads, 32 values each; nothing learnt, nothing forgotten"
         )
     return figure
