@@ -1,5 +1,6 @@
 """The committed results: drawn from the committed CSV, of models and budgets that the configs still have."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pandas as pd
 import torch
 
 from palimpsa.analysis.build import build_all
-from palimpsa.analysis.load import read_runs_csv
+from palimpsa.analysis.collect import provenance
+from palimpsa.analysis.load import read_gpu_sessions_csv, read_runs_csv
 from palimpsa.analysis.select_lr import choose_learning_rates, one_experiment
 from palimpsa.analysis.summarize import VALIDATION, summarize
 from palimpsa.config import plain
@@ -26,6 +28,12 @@ def test_committed_figures_and_tables_follow_from_the_committed_csv(tmp_path):
     assert {path.name for path in drawn} == {p.name for p in COMMITTED.iterdir() if p.suffix in (".png", ".svg", ".md")}
     for path in drawn:
         assert path.read_bytes() == (COMMITTED / path.name).read_bytes(), path.name
+
+
+def test_committed_provenance_follows_from_the_committed_csv():
+    sessions = read_gpu_sessions_csv(COMMITTED / "gpu_sessions.csv")
+    found = json.loads((COMMITTED / "provenance.json").read_text())
+    assert found == provenance(read_runs_csv(COMMITTED / "runs.csv"), sessions)
 
 
 def test_committed_runs_are_of_the_configs_that_there_are(compose_config):

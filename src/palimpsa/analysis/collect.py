@@ -139,9 +139,8 @@ def write_collected(collected: Collected, out: Path) -> list[Path]:
     runs.csv and to 6 significant digits in curves.csv. Raises OSError when `out` cannot be written, ResultError for a
     gpu_sessions.csv there that is invalid.
     """
-    origins = provenance(collected.runs)
-    if (out / "gpu_sessions.csv").exists():
-        origins["gpu_sessions"] = _gpu_sessions(read_gpu_sessions_csv(out / "gpu_sessions.csv"))
+    sessions = out / "gpu_sessions.csv"
+    origins = provenance(collected.runs, read_gpu_sessions_csv(sessions) if sessions.exists() else None)
     curves = collected.curves.assign(lr=[repr(lr) for lr in collected.curves["lr"].tolist()])
     # All text first: a value that cannot be written must not leave new files beside old ones.
     contents = {
@@ -152,8 +151,8 @@ def write_collected(collected: Collected, out: Path) -> list[Path]:
     return write_all_atomic({out / name: content for name, content in contents.items()})
 
 
-def provenance(runs: pd.DataFrame) -> dict[str, Any]:
-    """Where the rows of runs.csv came from, by "task/scale".
+def provenance(runs: pd.DataFrame, sessions: pd.DataFrame | None = None) -> dict[str, Any]:
+    """Where the rows of runs.csv came from, by "task/scale", and how long GPUs were held ("gpu_sessions").
 
     Each entry: num_runs, num_finished, num_failed, git_revisions ("+changes" after a revision whose
     tree had been edited), devices, versions (package -> versions), wall_hours (the sum over runs),
@@ -181,6 +180,8 @@ def provenance(runs: pd.DataFrame) -> dict[str, Any]:
             "started": [started.min(), started.max()] if len(started) else [],
             "commands": _unique(each["command"]),
         }
+    if sessions is not None:
+        summary["gpu_sessions"] = _gpu_sessions(sessions)
     return summary
 
 
