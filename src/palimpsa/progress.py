@@ -63,9 +63,8 @@ class JobProgress:
         temporary = self.file.with_suffix(".tmp")
         # A full disk may end a run, but not for want of a bar.
         with contextlib.suppress(OSError):
-            temporary.write_text(
-                json.dumps({"name": self.name, "status": status, "step": step, "total": self.total, "note": note})
-            )
+            now = {"name": self.name, "status": status, "step": step, "total": self.total, "note": note}
+            temporary.write_text(json.dumps({**now, "written": time.time_ns()}))
             temporary.replace(self.file)
 
 
@@ -160,9 +159,10 @@ class SweepProgress:
                     return
 
     def _read(self) -> dict[str, dict[str, Any]]:
+        """The jobs by file, in the order in which they last wrote: that of their ends, for those that ended."""
         jobs: dict[str, dict[str, Any]] = {}
-        for file in sorted(self._directory.glob("*.json")):
+        for file in self._directory.glob("*.json"):
             # On a network's file system a file that is replaced may not be there for a moment.
             with contextlib.suppress(OSError):
                 jobs[file.name] = json.loads(file.read_text())
-        return jobs
+        return dict(sorted(jobs.items(), key=lambda item: item[1]["written"]))
