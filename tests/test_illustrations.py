@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
-from palimpsa.analysis.illustrations import draw_illustrations
+from palimpsa.analysis.illustrations import capacity_figure, draw_illustrations
 from palimpsa.analysis.schema import ResultError
 from palimpsa.architecture import data_flow
 from palimpsa.capacity import RULES, capacity
@@ -133,6 +134,15 @@ def test_what_a_layer_holds():
         assert found[rule, 16, 32] > found[rule, 8, 32]
     # With everything that keys have in common, and with what their coordinates have.
     assert found["full covariance", 8, 16] > found["Palimpsa", 8, 16] >= found["linear attention", 8, 16]
+
+
+def test_the_capacitys_figure_has_a_line_for_every_rule_and_width():
+    rows = pd.read_csv(COMMITTED / "capacity.csv")
+    (axes,) = capacity_figure(rows).axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert set(lines) == {f"{rule}, {K} keys a head" for rule in RULES for K in (16, 32)}
+    for (rule, K), own in rows.groupby(["rule", "K"]):
+        assert lines[f"{rule}, {K} keys a head"] == own["accuracy"].tolist()
 
 
 def test_capacity_is_of_the_seed_alone():

@@ -1,6 +1,7 @@
 """The committed results: drawn from the committed CSV, of models and budgets that the configs still have."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from palimpsa.analysis.collect import provenance
 from palimpsa.analysis.load import read_gpu_sessions_csv, read_runs_csv
 from palimpsa.analysis.select_lr import choose_learning_rates, one_experiment
 from palimpsa.analysis.summarize import VALIDATION, summarize
+from palimpsa.capacity import RULES
 from palimpsa.config import plain
 from palimpsa.data.stages import stages_from_config
 from palimpsa.model import build_model
@@ -61,7 +63,7 @@ def test_committed_runs_are_of_the_configs_that_there_are(compose_config):
             assert config_hash(plain(cfg)) == row.config_hash, row
 
 
-def test_the_readmes_table_and_numbers_are_those_of_figure_2():
+def test_the_readmes_table_and_numbers_are_those_of_figure_2(compose_config):
     runs = read_runs_csv(COMMITTED / "runs.csv")
     rows = one_experiment(runs, "mqar_curriculum", "h200")
     summary = summarize(rows, choose_learning_rates(rows)).sort_values("seq_len")
@@ -73,12 +75,22 @@ def test_the_readmes_table_and_numbers_are_those_of_figure_2():
         cells = [f"{100 * mean:.1f} ± {100 * std:.1f}" for mean, std in zip(own["mean"], own["std"], strict=True)]
         line = [label, state, f"{first['lr']:g}", f"{first['num_seeds']}", *cells]
         assert f"| {' | '.join(line)} |" in readme
-    assert f"{len(rows.drop_duplicates(['model', 'lr', 'seed']))} of its 256 runs" in readme
+    scale = compose_config("scale=h200").scale
+    size = math.prod(len(values.split(",")) for values in (scale.models, scale.learning_rates, scale.seeds))
+    assert f"{len(rows.drop_duplicates(['model', 'lr', 'seed']))} of its {size} runs" in readme
 
     longest = summary[summary["seq_len"] == 1024].set_index("model")
     mean = 100 * longest["mean"]
-    assert mean["palimpsa_d"] > mean["palimpsa_d_nometa"]
-    assert mean["palimpsa_m"] > mean["mamba2"]
+    means = summary.pivot(index="seq_len", columns="model", values="mean")
+    for ours, twin in (("palimpsa_d", "palimpsa_d_nometa"), ("palimpsa_m", "mamba2")):
+        gaps = means[ours] - means[twin]
+        assert gaps.idxmax() == 1024
+        assert 0 < gaps[1024] < longest["std"][[ours, twin]].min()
+    assert mean["gated_deltanet"] > mean["palimpsa_d"]
+    assert 2 * longest["state_size"]["gated_deltanet"] == longest["state_size"]["palimpsa_d"]
+    assert means.loc[:256].min(axis=None) > 0.98
+    for length in (512, 1024):
+        assert (rows.loc[rows["seq_len"] == length, "ended_by"] == "cap").mean() > 0.5
     control = mean.pop("palimpsa_d_nometa_wide")
     assert f"by {control - mean.drop('transformer').max():.0f} points at L 1,024" in readme
     noise = 100 * longest["std"].drop(["transformer", "palimpsa_d_nometa_wide"])
@@ -91,8 +103,22 @@ def test_the_readmes_table_and_numbers_are_those_of_figure_2():
     )
     assert f"eight seeds reach {slow.mean():.1f} ± {slow.std():.1f}" in readme
     assert f"would have been {mean['palimpsa_d'] - slow.mean():.0f} points" in readme
-    scratch = runs[(runs["task"] == "mqar_scratch") & (runs["model"] == "palimpsa_d")]
-    assert scratch["ended_by"].tolist() == ["accuracy"] * 2
+    for model in ("palimpsa_d", "gated_deltanet"):
+        scratch = runs[(runs["task"] == "mqar_scratch") & (runs["model"] == model)]
+        assert scratch["ended_by"].tolist() == ["accuracy"] * 2
+
+
+def test_of_the_ablation_normal_forgetting_alone_leaves_the_seeds_spread():
+    """As the README says: both of its seeds are below every other run, and no other variant's are on one side."""
+    runs = read_runs_csv(COMMITTED / "runs.csv").query("task == 'mqar_ablation' and seq_len >= 512")
+    for _, rows in runs.groupby("seq_len"):
+        accuracy = rows.set_index("model")["test_accuracy"]
+        others = accuracy.drop("palimpsa_d_normal_forgetting")
+        assert accuracy["palimpsa_d_normal_forgetting"].max() < others.min()
+        for model in others.index.unique():
+            rest = others.drop(model)
+            assert others[model].max() > rest.min()
+            assert others[model].min() < rest.max()
 
 
 def test_the_logs_table_of_the_pilot_is_its_csv():
@@ -202,7 +228,9 @@ def test_the_logs_numbers_of_the_first_205_runs_are_the_csvs():
 def test_the_readmes_and_the_logs_capacities_are_the_csvs():
     rows = pd.read_csv(REPOSITORY / "results/illustrations/capacity.csv")
     recalled = 100 * rows.set_index(["rule", "K", "num_pairs"])["accuracy"]
-    linear, ours, full = (recalled[rule] for rule in ("linear attention", "Palimpsa", "full covariance"))
+    linear, ours, delta, full = (
+        recalled[rule] for rule in ("linear attention", "Palimpsa", "delta rule", "full covariance")
+    )
     log, readme = (" ".join((REPOSITORY / name).read_text().split()) for name in ("docs/LOG.md", "README.md"))
     at = [(16, 128), (16, 256), (32, 256)]
     text = "recalls {:.1f}% of 128 pairs and {:.1f}% of 256, with 32 keys {:.1f}% of 256"
@@ -210,8 +238,12 @@ def test_the_readmes_and_the_logs_capacities_are_the_csvs():
     gains = [ours[place] - linear[place] for place in at]
     assert "add {:.1f} points at 128 pairs and {:.1f} at 256, and {:.1f} with 32 keys".format(*gains) in log
     gains = [full[place] - linear[place] for place in at]
-    assert "adds {:.1f} and {:.1f}, and {:.1f}.".format(*gains) in log
-    assert f"on random keys ({recalled['delta rule', 16, 256]:.1f}% of 256)" in log
+    assert "adds {:.1f} and {:.1f}, and {:.1f};".format(*gains) in log
+    gains = [delta[place] - linear[place] for place in at]
+    assert "constant steps {:.1f}, {:.1f} and {:.1f}.".format(*gains) in log
+    # No best step is one at the end of those that were tried.
+    steps = rows[(rows["rule"] == "delta rule") & (rows["accuracy"] < 1)]["beta"]
+    assert steps.between(*sorted(RULES["delta rule"][1])[:: len(RULES["delta rule"][1]) - 1], inclusive="neither").all()
     found = [linear[16, 256], ours[16, 256], full[16, 256], linear[32, 256]]
     text = "{:.0f}% as linear attention, {:.0f}% with importances, {:.0f}% with the full covariance, and {:.0f}% with"
     assert text.format(*found) in readme
@@ -223,4 +255,9 @@ def test_every_run_on_a_gpu_is_of_a_session_that_is_written_down():
     sessions = pd.read_csv(COMMITTED / "gpu_sessions.csv")
     assert set(runs["git_revision"]) <= set(sessions["git_revision"])
     assert set(runs["device"]) == set(sessions["device"])
-    assert len(runs) == sessions["num_finished"].sum()
+    told = sessions.groupby(["git_revision", "device"])["num_finished"].sum()
+    assert runs.groupby(["git_revision", "device"]).size().to_dict() == told[told > 0].to_dict()
+    (eight,) = sessions[sessions["git_revision"].str.startswith("aa0660c")].to_dict("records")
+    hours = eight["num_gpus"] * eight["held_s"] / 3600
+    log = " ".join((REPOSITORY / "docs/LOG.md").read_text().split())
+    assert f"{eight['num_finished']} runs for {hours:.1f} GPU hours" in log

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from itertools import pairwise
+from itertools import cycle, pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,9 @@ from palimpsa.analysis.schema import ResultError
 from palimpsa.analysis.style import MODEL_STYLES
 
 RECALL_COLUMNS: tuple[str, ...] = ("memory", "age", "similarity", "similarity_std", "error", "error_std")
-CAPACITY_COLUMNS: tuple[str, ...] = ("rule", "K", "num_pairs", "beta", "accuracy")
+CAPACITY_COLUMNS: tuple[str, ...] = (
+    *("rule", "num_heads", "K", "V", "num_candidates", "num_pairs", "beta", "accuracy"),
+)
 _BOX_COLORS = {"input": "#FFFFFF", "output": "#FFFFFF", "module": "#DCE9F5", "function": "#F3F3F3"}
 _MEMORY_COLOR = MODEL_STYLES["palimpsa_d"].color
 _MEMORY_STYLES = (("#222222", ":"), (MODEL_STYLES["palimpsa_m"].color, "--"), (_MEMORY_COLOR, "-"))
@@ -216,11 +218,10 @@ def capacity_figure(rows: pd.DataFrame) -> Figure:
     with figure_style():
         figure = new_figure(6.5, 4.4)
         axes = figure.subplots()
-        for K, dashes in zip(sorted(rows["K"].unique()), ("-", "--"), strict=False):
-            for rule, color in _RULE_COLORS.items():
-                own = rows.loc[(rows["rule"] == rule) & (rows["K"] == K)].sort_values("num_pairs")
-                label = f"{rule}, {K} keys a head"
-                axes.plot(own["num_pairs"], own["accuracy"], dashes, color=color, marker=".", label=label)
+        for (K, dashes), rule in product(zip(sorted(rows["K"].unique()), cycle(("-", "--"))), rows["rule"].unique()):
+            own = rows.loc[(rows["rule"] == rule) & (rows["K"] == K)].sort_values("num_pairs")
+            label = f"{rule}, {K} keys a head"
+            axes.plot(own["num_pairs"], own["accuracy"], dashes, color=_RULE_COLORS[rule], marker=".", label=label)
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted(rows["num_pairs"].unique()), [f"{n:,}" for n in sorted(rows["num_pairs"].unique())])
         axes.set_ylim(0, 1.04)
@@ -228,7 +229,7 @@ def capacity_figure(rows: pd.DataFrame) -> Figure:
         axes.set_xlabel("pairs stored")
         axes.set_ylabel("pairs recalled")
         figure.legend(loc="outside lower center", ncols=2)
-        heading(
-            figure, "What one layer holds of random pairs", "8 heads, 32 values each; nothing learnt, nothing forgotten"
-        )
+        heads, values, candidates = rows.iloc[0][["num_heads", "V", "num_candidates"]]
+        sizes = f"{heads} heads of {values} values, {candidates:,} candidates; nothing learnt"
+        heading(figure, "What one layer holds of random pairs", sizes)
     return figure
