@@ -153,7 +153,7 @@ def test_the_logs_numbers_of_the_whole_grid_are_the_csvs():
     third = curriculum[(curriculum["seq_len"] == 256) & (curriculum["lr"] == 4.64e-3)]
     steps = third.groupby("model")["steps"].median().map("{:,.0f}".format)
     text = "in {palimpsa_d_nometa} steps with the median seed, Palimpsa-D in {palimpsa_d}, Mamba-2 in {mamba2} and {}"
-    assert text.format(f"Palimpsa-M in {steps['palimpsa_m']};", **steps) in log
+    assert text.format(f"Palimpsa-M in {steps['palimpsa_m']}.", **steps) in log
     keys = ["model", "lr", "seed", "seq_len"]
     both = longer[longer["seq_len"] == 1024].merge(curriculum, on=keys, suffixes=("", "_short")).set_index("model")
     assert len(both) == 4
