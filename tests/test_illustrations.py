@@ -145,6 +145,22 @@ def test_the_capacitys_figure_has_a_line_for_every_rule_and_width():
         assert lines[f"{rule}, {K} keys a head"] == own["accuracy"].tolist()
 
 
+def test_gains_are_over_linear_attention_with_the_same_pairs():
+    rows = capacity(key_dims=(8,), nums_pairs=(16,), num_memories=3, num_heads=2, V=8, num_candidates=64)
+    plain = rows[0]
+    assert (plain["rule"], plain["gain"], plain["gain_error"]) == ("linear attention", 0, 0)
+    for row in rows[1:]:
+        assert row["gain"] == pytest.approx(row["accuracy"] - plain["accuracy"], abs=2e-4)
+    assert rows[-1]["gain_error"] > 0
+    # Every accuracy is a number of pairs out of 3 * 16.
+    assert all(abs(row["accuracy"] * 48 - round(row["accuracy"] * 48)) < 0.01 for row in rows)
+
+
+def test_capacity_needs_memories_to_compare():
+    with pytest.raises(ValueError, match="num_memories must be at least 2"):
+        capacity(num_memories=1)
+
+
 def test_capacity_is_of_the_seed_alone():
     sizes = {"key_dims": (4,), "nums_pairs": (8,)}
     assert accuracies(**sizes) == accuracies(**sizes)

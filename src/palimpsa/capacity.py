@@ -59,7 +59,7 @@ def capacity(
     *,
     key_dims: tuple[int, ...] = KEY_DIMS,
     nums_pairs: tuple[int, ...] = NUMS_PAIRS,
-    num_memories: int = 4,
+    num_memories: int = 16,
     num_heads: int = 8,
     V: int = 32,
     num_candidates: int = 4096,
@@ -74,15 +74,21 @@ def capacity(
 
     Args:
         key_dims, nums_pairs: K and T, all of their combinations.
-        num_memories: B independent layers, over which accuracies are averaged.
+        num_memories: B >= 2 independent layers, over which accuracies are averaged.
         num_candidates: C, the values that there are.
         seed: of keys and values; every rule gets the same.
 
     Returns:
         a row for each rule, K and T: rule, num_heads, K, V, num_candidates, num_pairs, beta (of those in `RULES` the
-        one that recalls most, the smallest of equals; the same for every token) and accuracy (the share of the pairs
-        that are recalled).
+        one that recalls most, the smallest of equals; the same for every token), accuracy (the share of the pairs
+        that are recalled), gain (how much more than linear attention with the same keys and values) and gain_error (its
+        standard error over the memories).
+
+    Raises:
+        ValueError: num_memories < 2.
     """
+    if num_memories < 2:
+        raise ValueError(f"num_memories must be at least 2, for a standard error, got {num_memories}")
     rows = []
     for K, num_pairs in itertools.product(key_dims, nums_pairs):
         generator = torch.Generator().manual_seed(seed)
@@ -97,9 +103,14 @@ def capacity(
             for beta in betas:
                 recalled = torch.einsum("bthk,bhkv->bthv", k, store(k, v, beta)).flatten(2)
                 answer = (recalled @ directions.T).argmax(-1)
-                found.append(((answer == chosen).double().mean().item(), beta))
+                found.append(((answer == chosen).double().mean(-1), beta))
             # max() takes the first of equals.
-            accuracy, beta = max(found, key=lambda entry: entry[0])
+            accuracy, beta = max(found, key=lambda entry: entry[0].mean().item())
+            if rule == "linear attention":
+                plain = accuracy
+            gain = accuracy - plain
+            error = gain.std() / num_memories**0.5
             sizes = {"num_heads": num_heads, "K": K, "V": V, "num_candidates": num_candidates, "num_pairs": num_pairs}
-            rows.append({"rule": rule, **sizes, "beta": beta, "accuracy": round(accuracy, 4)})
+            results = {"accuracy": accuracy.mean(), "gain": gain.mean(), "gain_error": error}
+            rows.append({"rule": rule, **sizes, "beta": beta, **{k: round(x.item(), 4) for k, x in results.items()}})
     return rows

@@ -156,6 +156,13 @@ def test_provenance_says_when_the_tree_was_edited(add_run, tmp_path):
     gather(tmp_path)
     found = json.loads((tmp_path / "mqar" / "provenance.json").read_text())
     assert found["mqar_curriculum/laptop"]["git_revisions"] == ["f00dfeed", "f00dfeed+changes"]
+    # A copy of the tree that was told its revision: nobody looked.
+    path = add_run(seed=3) / "result.json"
+    path.write_text(path.read_text().replace('"git_dirty": false', '"git_dirty": null'))
+    gather(tmp_path)
+    found = json.loads((tmp_path / "mqar" / "provenance.json").read_text())
+    revisions = ["f00dfeed", "f00dfeed+changes", "f00dfeed+unchecked"]
+    assert found["mqar_curriculum/laptop"]["git_revisions"] == revisions
 
 
 def test_provenance_sums_the_hours_that_gpus_were_held(add_run, tmp_path):

@@ -140,6 +140,16 @@ def test_figure3_heads_has_a_line_a_head(results):
     assert [text.get_text() for text in figure.axes[3].texts] == ["no importance\nto measure"]
 
 
+def test_figure3_heads_names_a_ratio_that_is_zero(results):
+    """A line along the axis would look like none."""
+    rows, curves, chosen = experiment(results)
+    ratios = [name for name in curves if name.startswith("metaplasticity/")]
+    none = curves.assign(**{name: curves[name].where(curves[name].isna(), 0.0) for name in ratios})
+    figure = figure3_heads(rows, none, chosen, task="mqar_curriculum", scale="laptop")
+    notes = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert notes == [[], [], ["0, without\nmetaplasticity"], ["no importance\nto measure"]]
+
+
 def test_figure3_heads_has_no_line_of_another_scales_heads(results):
     """curves.csv has the columns of all scales, empty where a model has no such head."""
     rows, curves, chosen = experiment(results)

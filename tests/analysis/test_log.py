@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMITTED = REPOSITORY / "results/mqar"
@@ -60,7 +61,6 @@ def test_the_logs_numbers_of_the_first_205_runs_are_the_csvs():
         "eight seeds reach {:.1f} ± {:.1f}, at the last": ("palimpsa_d_nometa", 1e-3),
         "four reach {:.1f} ± {:.1f};": ("palimpsa_d_nometa", 4.64e-3),
         "Palimpsa-D has {:.1f} ± {:.1f}.": ("palimpsa_d", 4.64e-3),
-        "twice the keys at {:.1f} ± {:.1f}.": ("palimpsa_d_nometa_wide", 2.15e-3),
         "Gated DeltaNet gains, {:.1f} ± {:.1f} with half": ("gated_deltanet", 4.64e-3),
     }.items():
         assert text.format(accuracy[model, lr].mean(), accuracy[model, lr].std()) in log
@@ -112,76 +112,153 @@ def test_the_logs_numbers_of_the_first_205_runs_are_the_csvs():
     assert f"up to {differences[512]:.1f} points at L 512 and {differences[1024]:.1f} at L 1,024" in log
 
 
-def test_the_logs_numbers_of_the_whole_grid_are_the_csvs():
+def difference(ours: pd.Series, twin: pd.Series) -> str:
+    """Of the means, and in brackets its standard error: "1.2 (3.1)"."""
+    error = (ours.var() / len(ours) + twin.var() / len(twin)) ** 0.5
+    return f"{ours.mean() - twin.mean():.1f} ({error:.1f})"
+
+
+PAIRS = {"palimpsa_d": "palimpsa_d_nometa", "palimpsa_m": "mamba2"}
+
+
+@pytest.fixture(scope="module")
+def grid():
+    """Of the entry "the whole grid": its text; runs.csv by task; test accuracy in % by length, model, rate and seed."""
     runs = pd.read_csv(COMMITTED / "runs.csv").query("scale == 'h200'")
     runs = runs[runs["git_revision"].str[:7].isin(["37dc89f", "aa0660c", "48937cf"])].sort_values("seed")
-    log = " ".join((REPOSITORY / "docs/LOG.md").read_text().split())
-    assert set(runs["status"]) == {"finished"}
-    tasks = dict(list(runs.groupby("task")))
-    curriculum, scratch, longer = (tasks[f"mqar_{name}"] for name in ("curriculum", "scratch", "long"))
-    sizes = [len(rows[["model", "lr", "seed"]].drop_duplicates()) for rows in (curriculum, scratch, longer)]
-    assert sizes == [256, 24, 4]
+    (entry,) = (part for part in (REPOSITORY / "docs/LOG.md").read_text().split("\n## ") if "the whole grid at" in part)
+    tasks = {task.removeprefix("mqar_"): rows for task, rows in runs.groupby("task")}
+    accuracy = 100 * tasks["curriculum"].set_index(["seq_len", "model", "lr", "seed"])["test_accuracy"].dropna()
+    return " ".join(entry.split()), tasks, accuracy.sort_index()
 
-    accuracy = 100 * curriculum.set_index(["seq_len", "model", "lr"])["test_accuracy"].dropna()
-    cells = accuracy.groupby(level=[0, 1, 2]).agg(["mean", "std", "var", "size"])
-    cells["square"] = cells["var"] / cells["size"]
 
-    def difference(ours, twin):
-        return f"{ours['mean'] - twin['mean']:.1f} ± {(ours['square'] + twin['square']) ** 0.5:.1f}"
+def test_the_grids_numbers_of_palimpsa_and_its_twins(grid):
+    log, tasks, accuracy = grid
+    assert {"finished"} == {status for rows in tasks.values() for status in rows["status"]}
+    sizes = {task: len(rows[["model", "lr", "seed"]].drop_duplicates()) for task, rows in tasks.items()}
+    assert sizes == {"ablation": 16, "curriculum": 256, "long": 4, "scratch": 24}
 
-    rates = sorted(curriculum["lr"].unique())
-    for label, ours, twin in (("D", "palimpsa_d", "palimpsa_d_nometa"), ("M", "palimpsa_m", "mamba2")):
+    gaps = {}
+    for label, (ours, twin) in zip("DM", PAIRS.items(), strict=True):
         for length, text in ((512, "512"), (1024, "1,024")):
-            found = [difference(cells.loc[length, ours, lr], cells.loc[length, twin, lr]) for lr in rates]
-            assert f"| Palimpsa-{label}, L {text} | {' | '.join(found)} |" in log
-    at = {model: cells.loc[1024, model, 4.64e-3] for model in curriculum["model"].unique()}
-    at |= {model: cells.loc[1024, model, 2.15e-3] for model in ("gated_deltanet", "palimpsa_d_nometa_wide")}
+            values = [(accuracy[length, ours, lr], accuracy[length, twin, lr]) for lr in (1e-3, 2.15e-3, 4.64e-3, 1e-2)]
+            cells = [difference(*pair) for pair in values]
+            assert f"| Palimpsa-{label}, L {text} | {' | '.join(cells)} |" in log
+            gaps[ours, length] = [tuple(float(number.strip("()")) for number in cell.split()) for cell in cells]
+    assert [abs(gap) > 2 * error for row in gaps.values() for gap, error in row].count(True) == 1
+    assert sum(gap > 0 for (_, length), row in gaps.items() for gap, _ in row if length == 1024) == 7
+    longest = accuracy[1024]
+    ours, twin = longest["palimpsa_d", 1e-2], longest["palimpsa_d_nometa", 1e-2]
+    assert f"({ours.mean():.1f} against {twin.mean():.1f}, mostly by two seeds of eight)" in log
+    assert ours.sort_values().iloc[:6].mean() - twin.mean() < (ours.mean() - twin.mean()) / 2
+    over_rates, best = (longest.groupby(["model", "seed"]).agg(how) for how in ("mean", "max"))
+    means = [difference(over_rates[ours], over_rates[twin]) for ours, twin in PAIRS.items()]
+    assert "over the four rates is {} for Palimpsa-D and {} for Palimpsa-M".format(*means) in log
+    told = [difference(best[ours], best[twin]) for ours, twin in PAIRS.items()]
+    assert "each seed at its best rate on the test, it is {} and {}.".format(*told) in log
+    repeats = 100 * tasks["ablation"].query("seq_len == 1024").set_index(["model", "seed"])["test_accuracy"]
+    on_one_card = [pd.concat([repeats[m], longest[m, 4.64e-3][2:]]) for m in ("palimpsa_d", "palimpsa_d_nometa")]
+    text = f"the means are {{:.1f}} and {{:.1f}}, and the gap is {difference(*on_one_card)}."
+    assert text.format(*(seeds.mean() for seeds in on_one_card)) in log
+
     for text, model in {
         "Palimpsa-D has {}": "palimpsa_d",
         "and its twin {}, Palimpsa": "palimpsa_d_nometa",
         "Palimpsa-M {} and": "palimpsa_m",
         "and Mamba-2 {}.": "mamba2",
-        "GLA is last, {},": "gla",
+        "GLA, the last at {},": "gla",
     }.items():
-        assert text.format(f"{at[model]['mean']:.1f} ± {at[model]['std']:.1f}") in log
-    assert f"by {difference(at['gated_deltanet'], at['palimpsa_d'])} over Palimpsa-D" in log
-    assert f"by {difference(at['palimpsa_d_nometa_wide'], at['gated_deltanet'])} over Gated DeltaNet" in log
-    ours, twin = (accuracy[1024, model, 1e-2] for model in ("palimpsa_d", "palimpsa_d_nometa"))
-    assert f"{ours.mean():.1f} against {twin.mean():.1f}, mostly by two seeds" in log
-    assert ours.sort_values().iloc[:6].mean() - twin.mean() < (ours.mean() - twin.mean()) / 2
+        seeds = longest[model, 4.64e-3]
+        assert text.format(f"{seeds.mean():.1f} ± {seeds.std():.1f}") in log
+    delta, palimpsa = ([accuracy[n, model, lr] for n in (1024, 512)] for model, lr in CHOSEN[:2])
+    told = [difference(*pair) for pair in zip(delta, palimpsa, strict=True)]
+    assert "is {} above Palimpsa-D, and at L 512 {};".format(*told) in log
+    control = longest["palimpsa_d_nometa_wide", 2.15e-3]
+    assert f"is {difference(control, delta[0])} above Gated DeltaNet" in log
+    assert f"GLA is {difference(longest['mamba2', 4.64e-3], longest['gla', 4.64e-3])} below Mamba-2" in log
+    normal = tasks["ablation"].query("model == 'palimpsa_d_normal_forgetting'").set_index("seq_len")["test_accuracy"]
+    costs = [difference(accuracy[n, "palimpsa_d", 4.64e-3], 100 * normal[n]) for n in (512, 1024)]
+    assert "costs it {} points ({} at L 512 and {} at L 1,024".format(*costs[0].split(" ("), costs[1]) in log
 
-    third = curriculum[(curriculum["seq_len"] == 256) & (curriculum["lr"] == 4.64e-3)]
-    steps = third.groupby("model")["steps"].median().map("{:,.0f}".format)
-    text = "in {palimpsa_d_nometa} steps with the median seed, Palimpsa-D in {palimpsa_d}, Mamba-2 in {mamba2} and {}"
-    assert text.format(f"Palimpsa-M in {steps['palimpsa_m']}.", **steps) in log
-    keys = ["model", "lr", "seed", "seq_len"]
-    both = longer[longer["seq_len"] == 1024].merge(curriculum, on=keys, suffixes=("", "_short")).set_index("model")
-    assert len(both) == 4
-    assert (both["device"] != both["device_short"]).all()
+
+CHOSEN = [("gated_deltanet", 2.15e-3), ("palimpsa_d", 4.64e-3), ("palimpsa_d_nometa", 4.64e-3), ("mamba2", 4.64e-3)]
+CHOSEN += [("gla", 4.64e-3), ("palimpsa_m", 4.64e-3), ("palimpsa_d_nometa_wide", 2.15e-3)]
+
+
+def test_the_grids_numbers_of_steps_and_heads(grid):
+    log, tasks, accuracy = grid
+    curves = pd.read_csv(COMMITTED / "curves.csv").query("scale == 'h200'").sort_values("step")
+    keys = ["model", "lr", "seed"]
+
+    # The long run of the twin is the ablation's, with more steps.
+    twin = {"model": "palimpsa_d_nometa", "lr": 4.64e-3, "seed": 1}
+    of = {task: rows[(rows[keys] == pd.Series(twin)).all(axis=1)] for task, rows in curves.groupby("task")}
+    losses = [of[f"mqar_{task}"].set_index("step")["loss"].dropna() for task in ("ablation", "long")]
+    assert len(losses[0]) > 180
+    assert losses[0].equals(losses[1][losses[0].index])
+    ends = [tasks[task].query("seq_len == 1024").set_index(keys)["test_accuracy"] for task in ("long", "ablation")]
+    text = "the twin's seed 1 comes to {:.1f} from {:.1f} ("
+    assert text.format(*(100 * end[tuple(twin.values())] for end in ends)) in log
+    last = curves[(curves["task"] == "mqar_long") & (curves["stage"] == 4)].dropna(subset="loss")
     for text, model in {
-        "the twin comes to {:.1f} (from {:.1f})": "palimpsa_d_nometa",
-        "of Mamba-2 to {:.1f} ({:.1f})": "mamba2",
-        "of Palimpsa-M to {:.1f} ({:.1f})": "palimpsa_m",
-        "of the control to {:.1f} ({:.1f})": "palimpsa_d_nometa_wide",
+        "was {:.2f} and {:.2f} for Mamba-2": "mamba2",
+        "{:.2f} and {:.2f} for Palimpsa-M": "palimpsa_m",
+        "and {:.2f} and {:.2f} for the control": "palimpsa_d_nometa_wide",
     }.items():
-        assert text.format(*100 * both.loc[model, ["test_accuracy", "test_accuracy_short"]].astype(float)) in log
+        loss = last[last["model"] == model].set_index("step")["loss"]
+        steps = loss.index - (loss.index[-1] - 16_000)
+        assert text.format(*(loss[(steps > end - 500) & (steps <= end)].mean() for end in (4_000, 16_000))) in log
+    assert f"ends at {100 * ends[0]['palimpsa_d_nometa_wide'].item():.1f}." in log
 
-    end = scratch.set_index(["model", "lr"])
+    curves = curves[(curves["task"] == "mqar_curriculum") & (curves["stage"] == 4)]
+    ends, correlations = {}, {}
+    for model, lr in CHOSEN:
+        runs = curves[(curves["model"] == model) & (curves["lr"] == lr)]
+        windows = runs.dropna(subset="window_mean").groupby("seed").last().filter(like="window/layer")
+        num_kept = (windows > 1e7).sum(axis=1)
+        correlations[model] = num_kept.corr(accuracy[1024, model, lr])
+        loss = runs.dropna(subset="loss").set_index(["seed", "step"])["loss"]
+        last_step = loss.reset_index().groupby("seed")["step"].max()
+        ends[model] = [
+            pd.Series({s: loss[s].loc[last_step[s] - before - 400 : last_step[s] - before].mean() for s in range(1, 9)})
+            for before in (600, 0)
+        ]
+    for text, model, seed in (
+        ("GLA's seed 7 from {:.2f} to {:.2f} (others come to {:.2f})", "gla", 7),
+        ("the twin's seed 1 from {:.2f} to {:.2f} (others to {:.2f})", "palimpsa_d_nometa", 1),
+    ):
+        before, after = ends[model]
+        assert text.format(before[seed], after[seed], after.min()) in log
+    text = (
+        "a correlation of {palimpsa_d_nometa:.2f} for the twin, {mamba2:.2f} for Mamba-2, {gla:.2f} for GLA, "
+        "{palimpsa_m:.2f} for Palimpsa-M, {gated_deltanet:.2f} for Gated DeltaNet and {palimpsa_d:.2f} for Palimpsa-D, "
+        "and not for the control ({palimpsa_d_nometa_wide:.2f})"
+    )
+    assert text.format(**correlations) in log
+    at = tasks["curriculum"].merge(pd.DataFrame(CHOSEN, columns=["model", "lr"])).query("seq_len == 256")
+    early = (at["ended_by"] == "accuracy").groupby(at["model"]).sum()
+    assert early["gla"] == 1
+    assert early.drop("gla").min() == 6
+
+
+def test_the_grids_numbers_from_scratch_and_of_few_seeds(grid):
+    log, tasks, _ = grid
+    end = tasks["scratch"].set_index(["model", "lr"]).sort_index()
     for text, place, column in (
         ("At 1e-3 it ended at {:.1f} and {:.1f}", ("palimpsa_d_nometa", 1e-3), "test_accuracy"),
-        ("reaches 99% after {:,} and {:,} steps, where", ("palimpsa_d_nometa", 4.64e-3), "steps"),
-        ("Palimpsa-D needs {:,} and {:,}.", ("palimpsa_d", 4.64e-3), "steps"),
+        ("at 2.15e-3 at {:.1f} and {:.1f}; at", ("palimpsa_d_nometa", 2.15e-3), "test_accuracy"),
+        ("99% of the validation after {:,} and {:,} steps", ("palimpsa_d_nometa", 4.64e-3), "steps"),
+        ("and Palimpsa-D after {:,} and {:,}.", ("palimpsa_d", 4.64e-3), "steps"),
         ("GLA: {:.1f} and {:.1f} at 2.15e-3", ("gla", 2.15e-3), "test_accuracy"),
         ("{:.1f} and {:.1f} at 4.64e-3; Palimpsa-M", ("gla", 4.64e-3), "test_accuracy"),
         ("Palimpsa-M: {:.1f} and {:.1f}, then", ("palimpsa_m", 2.15e-3), "test_accuracy"),
         ("then {:.1f} and {:.1f}.", ("palimpsa_m", 4.64e-3), "test_accuracy"),
     ):
-        values = end.loc[place, column] * (100 if column == "test_accuracy" else 1)
+        values = end.loc[place].sort_values("seed")[column] * (100 if column == "test_accuracy" else 1)
         assert text.format(*values) in log
 
-    scores = (
-        100 * curriculum.dropna(subset="test_accuracy").groupby(["model", "lr", "seed"])["validation_accuracy"].mean()
-    )
+    figure = tasks["curriculum"].dropna(subset="test_accuracy")
+    scores = 100 * figure.groupby(["model", "lr", "seed"])["validation_accuracy"].mean()
     chosen = {}
     for num_seeds in (2, 4, 8):
         means = scores[scores.index.get_level_values("seed") <= num_seeds].groupby(["model", "lr"]).mean()

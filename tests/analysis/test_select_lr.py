@@ -12,6 +12,7 @@ from palimpsa.analysis.collect import collect
 from palimpsa.analysis.schema import ResultError
 from palimpsa.analysis.select_lr import (
     best_per_seed,
+    choice_text,
     choose_learning_rates,
     not_compared,
     one_experiment,
@@ -191,3 +192,14 @@ def test_scratch_rate_without_a_complete_seed_is_listed(add_run, read):
         for length in lengths:
             add_run(task="mqar_scratch", lr=lr, lengths=[length], validation=[0.5], steps=None)
     assert not_compared(read("mqar_scratch")) == ["Palimpsa-D: lr 0.01 not compared (1 seed)"]
+
+
+def test_a_caption_calls_a_rate_chosen_only_where_there_was_a_choice(add_run, read):
+    add_run(model="gla", lr=1e-3, seed=1)
+    add_run(model="gla", lr=1e-3, seed=2)
+    assert choice_text(read()) == "the only one that was run"
+    add_run(model="mamba2", lr=1e-3, seed=1)
+    add_run(model="mamba2", lr=1e-2, seed=1)
+    assert choice_text(read()) == "chosen by mean validation accuracy where several were run"
+    add_run(model="gla", lr=1e-2, seed=1)
+    assert choice_text(read()) == "chosen by mean validation accuracy"

@@ -94,7 +94,9 @@ def test_axes_are_logarithmic_and_say_what_they_show(rows):
     assert ticks == ["0.001", "0.003", "0.01"]
     (legend,) = figure.legends
     caption = legend.get_title().get_text().replace("\n", " ")
-    assert caption.startswith("Test accuracy, as in Figure 2, whose rate was chosen by mean validation accuracy.")
+    assert caption.startswith(
+        "Test accuracy; the rate that the bars of these runs show was chosen by mean validation accuracy."
+    )
     assert "demonstrates the pipeline" in figure.get_suptitle()
 
 

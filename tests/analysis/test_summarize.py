@@ -156,6 +156,18 @@ def test_table_file(example):
     assert sorted(set(widths)) == [5, 14, 16]
 
 
+def test_with_one_rate_there_is_no_choice_to_show(add_run, summary_of):
+    for seed in (1, 2):
+        add_run(seed=seed)
+    rows, chosen, summary = summary_of()
+    text = to_markdown(summary, rows, chosen, **EXPERIMENT)
+    assert "The learning rate of a model is the only one that was run." in text
+    assert "ptimistic" not in text
+    assert "*" not in text.partition("## Learning rates")[0].replace("**", "")
+    widths = {line.count("|") for line in text.partition("## Learning")[0].splitlines() if line.startswith("|")}
+    assert widths == {14}
+
+
 def test_other_scales_are_not_called_a_demonstration(example):
     rows, chosen, summary = example
     text = to_markdown(summary, rows, chosen, task="mqar_scratch", scale="h200")

@@ -154,15 +154,16 @@ def write_collected(collected: Collected, out: Path) -> list[Path]:
 def provenance(runs: pd.DataFrame, sessions: pd.DataFrame | None = None) -> dict[str, Any]:
     """Where the rows of runs.csv came from, by "task/scale", and how long GPUs were held ("gpu_sessions").
 
-    Each entry: num_runs, num_finished, num_failed, git_revisions ("+changes" after a revision whose
-    tree had been edited), devices, versions (package -> versions), wall_hours (the sum over runs),
-    started (first and last, ISO 8601), commands.
+    Each entry: num_runs, num_finished, num_failed, git_revisions ("+changes" after a revision whose tree had been
+    edited, "+unchecked" after one that the run was told), devices, versions (package -> versions), wall_hours (the sum
+    over runs), started (first and last, ISO 8601), commands.
     """
     summary = {}
     for task, scale in sorted(set(zip(runs["task"], runs["scale"], strict=True))):
         rows = runs.loc[(runs["task"] == task) & (runs["scale"] == scale)]
         each = rows.drop_duplicates(IDENTITY)
-        changed = np.where(each["git_dirty"] == "True", "+changes", "")
+        dirty = each["git_dirty"]
+        changed = np.where(dirty == "True", "+changes", np.where(dirty.isna(), "+unchecked", ""))
         versions: dict[str, set[str]] = {}
         for entry in each["versions"].dropna().unique():
             for item in entry.split(";"):

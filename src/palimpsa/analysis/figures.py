@@ -21,6 +21,7 @@ from palimpsa.analysis.drawing import (
 from palimpsa.analysis.select_lr import (
     STAGE,
     at_chosen_rates,
+    choice_text,
     finished_stages,
 )
 from palimpsa.analysis.style import ModelStyle, model_order, model_styles
@@ -34,9 +35,9 @@ _LOWEST_VISIBLE_CHANCE = 0.005
 
 _CAPTION = (
     "Line: mean over the seeds still training at that step (of windows and ratios the geometric mean); band: ±1 std. A "
-    "stage may end early,\nso seeds differ in length: a curve stops where fewer than half of them, or only one, "
-    "remain. The ratio is 0 without metaplasticity,\nand its axis linear below 1; the other baselines have no "
-    "importance."
+    "stage may end early,\nand the loss jumps where a longer one begins. So seeds differ in length: a curve stops "
+    "where fewer than half of them, or only one, remain.\nThe ratio is 0 without metaplasticity, and its axis linear "
+    "below 1; the other baselines have no importance."
 )
 
 
@@ -85,7 +86,8 @@ def figure2(rows: pd.DataFrame, summary: pd.DataFrame, chosen: pd.DataFrame, *, 
         axes.set_ylabel("test accuracy over the queries")
         heading(figure, title(task), subtitle(scale))
         any_failed = bool(shown["num_failed"].gt(0).any())
-        _legend(figure, handles, labels, *_marks(any_failed, chance))
+        caption = f"state: recurrent floats a layer and sequence; lr: learning rate, {choice_text(rows)}"
+        _legend(figure, caption, handles, labels, *_marks(any_failed, chance))
     return figure
 
 
@@ -176,7 +178,9 @@ def _marks(any_failed: bool, chance: float | None) -> tuple[list, list[str]]:
     return handles, labels
 
 
-def _legend(figure: Figure, handles: list, labels: list[str], mark_handles: list, mark_labels: list[str]) -> None:
+def _legend(
+    figure: Figure, caption: str, handles: list, labels: list[str], mark_handles: list, mark_labels: list[str]
+) -> None:
     """Models in one or two columns, the marks in a column of their own, below the axes."""
     columns = 1 if len(handles) <= 5 else 2
     height = max(-(-len(handles) // columns), len(mark_handles))
@@ -189,7 +193,7 @@ def _legend(figure: Figure, handles: list, labels: list[str], mark_handles: list
         [*labels, *[""] * fill, *mark_labels, *[""] * rest],
         loc="outside lower center",
         ncols=columns + 1,
-        title="state: recurrent floats a layer and sequence; lr: learning rate chosen by mean validation accuracy",
+        title=caption,
         title_fontsize=8.5,
     )
 

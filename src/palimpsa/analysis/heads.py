@@ -1,5 +1,6 @@
 """Figure 3, head by head: one column of panels a model, one thin line a head."""
 
+import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -53,9 +54,14 @@ def figure3_heads(rows: pd.DataFrame, curves: pd.DataFrame, chosen: pd.DataFrame
                         linestyle=_LAYER_DASHES[layer % len(_LAYER_DASHES)],
                         linewidth=1.0,
                     )
+                note = ""
                 if not axes.lines:
-                    note = {"ha": "center", "va": "center", "color": "#777777", "fontsize": 9}
-                    axes.text(0.5, 0.5, "no importance\nto measure", transform=axes.transAxes, **note)
+                    note = "no importance\nto measure"
+                elif not any(np.any(line.get_ydata()) for line in axes.lines):
+                    note = "0, without\nmetaplasticity"
+                if note:
+                    place = {"transform": axes.transAxes, "ha": "center", "va": "center"}
+                    axes.text(0.5, 0.5, note, **place, color="#777777", fontsize=9)
             panel_row[0].set_ylabel(_PANELS[prefix])
             if prefix == "window/":
                 log_axis(panel_row[0])

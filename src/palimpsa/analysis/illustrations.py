@@ -18,7 +18,7 @@ from palimpsa.analysis.style import MODEL_STYLES
 
 RECALL_COLUMNS: tuple[str, ...] = ("memory", "age", "similarity", "similarity_std", "error", "error_std")
 CAPACITY_COLUMNS: tuple[str, ...] = (
-    *("rule", "num_heads", "K", "V", "num_candidates", "num_pairs", "beta", "accuracy"),
+    *("rule", "num_heads", "K", "V", "num_candidates", "num_pairs", "beta", "accuracy", "gain", "gain_error"),
 )
 _BOX_COLORS = {"input": "#FFFFFF", "output": "#FFFFFF", "module": "#DCE9F5", "function": "#F3F3F3"}
 _MEMORY_COLOR = MODEL_STYLES["palimpsa_d"].color

@@ -148,6 +148,14 @@ def choose_learning_rates(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(records).reindex(columns=columns)
 
 
+def choice_text(rows: pd.DataFrame) -> str:
+    """How the models of these rows of runs.csv came by the learning rates of `choose_learning_rates`, for a caption."""
+    several = rows.groupby("model")["lr"].nunique().to_numpy() > 1
+    if not several.any():
+        return "the only one that was run"
+    return "chosen by mean validation accuracy" + ("" if several.all() else " where several were run")
+
+
 def at_chosen_rates(rows: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
     """The rows of runs.csv or curves.csv of each model's chosen learning rate."""
     return rows.merge(chosen.loc[chosen["lr"].notna(), ["model", "lr"]], on=["model", "lr"])

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from palimpsa.analysis.drawing import FAILED_COLOR, draw_failures, failed_mark, figure_style, heading, new_figure
-from palimpsa.analysis.select_lr import STAGE, finished_stages
+from palimpsa.analysis.select_lr import STAGE, choice_text, finished_stages
 from palimpsa.analysis.style import ModelStyle, model_order, model_styles
 from palimpsa.analysis.tables import subtitle, title
 
@@ -28,8 +28,8 @@ _LABEL_GAP = 0.11
 _BAND_COLOR = "#E4E4E4"
 
 _CAPTION = (
-    "Test accuracy, as in Figure 2, whose rate was chosen by mean validation accuracy. Means are over the seeds that "
-    "finished at a rate, and rates may differ in their number of seeds. A line breaks where every seed failed."
+    "Test accuracy; the rate that the bars of these runs show was {choice}. Means are over the seeds that finished at "
+    "a rate, and rates may differ in their number of seeds. A line breaks where every seed failed."
 )
 
 
@@ -56,9 +56,9 @@ def sensitivity(rows: pd.DataFrame, chosen: pd.DataFrame, *, task: str, scale: s
     """Test accuracy by learning rate (logarithmic): a row of panels a sequence length, a column a model.
 
     A model's panel has a dot a finished seed, the mean over them with +-1 sample standard deviation (none for a single
-    seed; cut at 0%), and below 0% a cross that counts the failed seeds of a rate. The rate that Figure 2 shows, chosen
-    by validation accuracy, lies in a grey band: its dots are the dots of Figure 2. Where there are several models and
-    rates, the first column has the means of all models, with a star at the rate of Figure 2.
+    seed; cut at 0%), and below 0% a cross that counts the failed seeds of a rate. The rate that figure2 of the same
+    rows shows, chosen by validation accuracy, lies in a grey band: its dots are the dots there. Where there are several
+    models and rates, the first column has the means of all models, with a star at that rate.
 
     Args:
         rows: rows of runs.csv of one task and scale, at least one of them with a test accuracy.
@@ -93,7 +93,8 @@ def sensitivity(rows: pd.DataFrame, chosen: pd.DataFrame, *, task: str, scale: s
         if overview:
             grid[0, 0].set_title("all models, means", fontsize=9)
         heading(figure, f"Learning-rate sensitivity: {title(task)}", subtitle(scale))
-        _legend(figure, {m: labels[m] for m in models} if overview else {}, styles, any_failed=any_failed)
+        caption = _CAPTION.format(choice=choice_text(rows))
+        _legend(figure, caption, {m: labels[m] for m in models} if overview else {}, styles, any_failed=any_failed)
     return figure
 
 
@@ -217,7 +218,9 @@ def _star(color: str) -> dict[str, Any]:
     return {"marker": "*", "markersize": 11, "color": color, "mec": "black", "mew": 0.8, "linestyle": ""}
 
 
-def _legend(figure: Figure, names: dict[str, str], styles: dict[str, ModelStyle], *, any_failed: bool) -> None:
+def _legend(
+    figure: Figure, caption: str, names: dict[str, str], styles: dict[str, ModelStyle], *, any_failed: bool
+) -> None:
     """The models, where the overview needs them, and beside them the marks, below the panels."""
     lines: list[Any] = [
         Line2D([], [], color=styles[model].color, linestyle=styles[model].linestyle, lw=1.8, marker=".")
@@ -227,7 +230,7 @@ def _legend(figure: Figure, names: dict[str, str], styles: dict[str, ModelStyle]
     marks: dict[str, Any] = {
         "one seed": Line2D([], [], marker="o", ms=4.5, color="#BBBBBB", mec="black", mew=0.5, linestyle=""),
         "mean ±1 std (dash, whisker)": Line2D([], [], linestyle="", marker="|", color="#222222", ms=11, mew=1.4),
-        "rate of Figure 2": (band, Line2D([], [], **_star("white"))) if names else band,
+        "chosen rate": (band, Line2D([], [], **_star("white"))) if names else band,
     }
     if any_failed:
         marks["failed seeds (not in the mean)"] = failed_mark()
@@ -239,7 +242,7 @@ def _legend(figure: Figure, names: dict[str, str], styles: dict[str, ModelStyle]
         [*names.values(), *[""] * fill, *marks],
         loc="outside lower center",
         ncols=columns,
-        title=textwrap.fill(_CAPTION, int(12.5 * figure.get_figwidth())),
+        title=textwrap.fill(caption, int(12.5 * figure.get_figwidth())),
         title_fontsize=8.5,
         handler_map={tuple: HandlerTuple(ndivide=None)},
     )

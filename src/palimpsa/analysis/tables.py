@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from palimpsa.analysis.select_lr import STAGE, score_learning_rates, seeds_text
+from palimpsa.analysis.select_lr import STAGE, choice_text, score_learning_rates, seeds_text
 from palimpsa.analysis.style import model_order
 from palimpsa.analysis.summarize import BEST_PER_SEED, VALIDATION, plateau_exits
 
@@ -127,7 +127,11 @@ def to_markdown(summary: pd.DataFrame, rows: pd.DataFrame, chosen: pd.DataFrame,
     """
     warning = ". No ordering of models follows from it" if scale in DEMONSTRATION else ""
     lines = [f"# {title(task)}", "", f"**{subtitle(scale)}{warning}.**", ""]
-    lines += _markdown_table([*_HEADER, *_OPTIMISTIC], _both_rules(summary))
+    several = bool((rows.groupby("model")["lr"].nunique() > 1).any())
+    if several:
+        lines += _markdown_table([*_HEADER, *_OPTIMISTIC], _both_rules(summary))
+    else:
+        lines += _markdown_table(_HEADER, table_cells(summary, VALIDATION))
     lines += [
         "",
         "Test accuracy over the query positions, %; mean, sample standard deviation and median "
@@ -135,16 +139,10 @@ def to_markdown(summary: pd.DataFrame, rows: pd.DataFrame, chosen: pd.DataFrame,
         "bootstrap of the mean, 10,000 resamples. State: recurrent floats a layer and sequence. "
         "Plateau exit: median training steps within the stage until the loss left its plateau.",
         "",
-        "The learning rate of a model is the one with the best mean validation accuracy. "
-        "\\* The optimistic reading of the table below.",
+        f"The learning rate of a model is {choice_text(rows)}."
+        + (" \\* The optimistic reading of the table below." if several else ""),
         "",
-        "## Optimistic reading: the best learning rate of each seed",
-        "",
-        "The learning rate of each seed and length with the best test accuracy, the reported number itself; "
-        "lr: the rates used, and by how many seeds. Any rate of a finished run takes part.",
-        "",
-        *_markdown_table(_HEADER, table_cells(summary, BEST_PER_SEED)),
-        "",
+        *(_optimistic(summary) if several else []),
         "## Learning rates",
         "",
         "Mean validation accuracy over the lengths of the table, %, over the seeds that all "
@@ -167,6 +165,18 @@ def to_markdown(summary: pd.DataFrame, rows: pd.DataFrame, chosen: pd.DataFrame,
             error = "no error recorded" if pd.isna(row["error"]) else row["error"]
             lines.append(f"- {row['label']}, lr {row['lr']:g}, seed {row['seed']}: {error}")
     return "\n".join(lines) + "\n"
+
+
+def _optimistic(summary: pd.DataFrame) -> list[str]:
+    return [
+        "## Optimistic reading: the best learning rate of each seed",
+        "",
+        "The learning rate of each seed and length with the best test accuracy, the reported number itself; "
+        "lr: the rates used, and by how many seeds. Any rate of a finished run takes part.",
+        "",
+        *_markdown_table(_HEADER, table_cells(summary, BEST_PER_SEED)),
+        "",
+    ]
 
 
 def _learning_rates(rows: pd.DataFrame, chosen: pd.DataFrame) -> list[str]:
