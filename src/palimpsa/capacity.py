@@ -106,7 +106,7 @@ def capacity(
                 found.append(((answer == chosen).double().mean(-1), beta))
             # max() takes the first of equals.
             accuracy, beta = max(found, key=lambda entry: entry[0].mean().item())
-            if rule == "linear attention":
+            if rule == "linear attention":  # the first
                 plain = accuracy
             gain = accuracy - plain
             error = gain.std() / num_memories**0.5

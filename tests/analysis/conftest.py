@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 RunWriter = Callable[..., Path]
@@ -213,3 +214,14 @@ def run_script(
         return int(ended.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def difference():
+    """Of two samples' means, with its standard error in brackets: "1.2 (3.1)"."""
+
+    def text(ours: pd.Series, twin: pd.Series) -> str:
+        error = (ours.var() / len(ours) + twin.var() / len(twin)) ** 0.5
+        return f"{ours.mean() - twin.mean():.1f} ({error:.1f})"
+
+    return text

@@ -24,12 +24,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 COMMITTED = REPOSITORY / "results/mqar"
 
 
-def difference(ours: pd.Series, twin: pd.Series) -> str:
-    """Of the means, and in brackets its standard error: "1.2 (3.1)"."""
-    error = (ours.var() / len(ours) + twin.var() / len(twin)) ** 0.5
-    return f"{ours.mean() - twin.mean():.1f} ({error:.1f})"
-
-
 def test_committed_figures_and_tables_follow_from_the_committed_csv(tmp_path):
     for name in ("runs.csv", "curves.csv"):
         shutil.copy(COMMITTED / name, tmp_path)
@@ -72,7 +66,7 @@ def test_committed_runs_are_of_the_configs_that_there_are(compose_config):
             assert config_hash(plain(cfg)) == row.config_hash, row
 
 
-def test_the_readmes_table_and_numbers_are_those_of_figure_2(compose_config):
+def test_the_readmes_table_and_numbers_are_those_of_figure_2(compose_config, difference):
     runs = read_runs_csv(COMMITTED / "runs.csv")
     rows = one_experiment(runs, "mqar_curriculum", "h200")
     summary = summarize(rows, choose_learning_rates(rows)).sort_values("seq_len")
