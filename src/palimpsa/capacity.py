@@ -70,7 +70,8 @@ def capacity(
     Keys are random directions, another one in every head; a value is H * V standard normal numbers, of which every
     head stores V. The candidate nearest in direction to what all heads recall together is the answer. The defaults are
     MQAR's at the paper's sizes: 8 heads, V 32, half of the vocabulary as candidates. Everything in float64, so that
-    the rows are the same on every machine.
+    the rows are the same on every machine. The rules are the operator's recurrence without (beta = 0) and with
+    importances, and `recurrences.delta_rule` and `recurrences.mesanet`.
 
     Args:
         key_dims, nums_pairs: K and T, all of their combinations.

@@ -134,9 +134,17 @@ def test_the_readmes_table_and_numbers_are_those_of_figure_2(compose_config, dif
     slow = seeds["palimpsa_d_nometa", 1e-3]
     assert f"at which eight reach {slow.mean():.1f} ± {slow.std():.1f}" in readme
     assert f"would have been {mean['palimpsa_d'] - slow.mean():.0f} points" in readme
-    scratch = runs[(runs["task"] == "mqar_scratch") & (runs["lr"] == 4.64e-3)].groupby("model")
+    scratch = runs[(runs["task"] == "mqar_scratch") & (runs["scale"] == "h200")]
+    assert f"with up to {scratch['steps'].max():,} steps" in readme
+    assert set(scratch.loc[scratch["ended_by"] == "cap", "steps"]) == {scratch["steps"].max()}
+    steps = scratch.set_index(["model", "lr"]).sort_index()
+    missing = [key for key in longest["lr"].items() if key not in steps.index or len(steps.loc[[key]]) < 2]
+    assert missing == [("gated_deltanet", 2.15e-3)]
+    assert "but for Gated DeltaNet, whose two are at 4.64e-3" in readme
     for model in ("palimpsa_d", "palimpsa_d_nometa"):
-        assert scratch.get_group(model)["ended_by"].tolist() == ["accuracy"] * 2
+        assert steps.loc[[(model, 4.64e-3)], "ended_by"].tolist() == ["accuracy"] * 2
+    ablation = runs[runs["task"] == "mqar_ablation"].groupby("model")["seed"].nunique()
+    assert set(ablation) == {2}
 
 
 def test_of_the_ablation_normal_forgetting_alone_leaves_the_seeds_spread():

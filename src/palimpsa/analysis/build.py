@@ -13,7 +13,7 @@ from palimpsa.analysis.files import write_atomic
 from palimpsa.analysis.heads import figure3_heads
 from palimpsa.analysis.load import head_columns, read_curves_csv, read_runs_csv
 from palimpsa.analysis.schema import ResultError
-from palimpsa.analysis.select_lr import choose_learning_rates, not_compared, one_experiment
+from palimpsa.analysis.select_lr import choose_learning_rates, not_compared, one_experiment, several_rates
 from palimpsa.analysis.sensitivity import sensitivity
 from palimpsa.analysis.summarize import summarize
 from palimpsa.analysis.tables import to_markdown
@@ -88,7 +88,7 @@ def build(rows: pd.DataFrame, curves: pd.DataFrame, out: Path, *, task: str, sca
         notes.append("no run has a test accuracy: no figure and no table")
         return Report(task, scale, summary, [], notes)
     figures = {"figure2": figure2(rows, summary, chosen, task=task, scale=scale)}
-    if any(own["lr"].nunique() > 1 for _, own in rows.groupby("model")):
+    if several_rates(rows).any():
         figures["sensitivity"] = sensitivity(rows, chosen, task=task, scale=scale)
     shown = finished_curves(rows, curves, chosen)
     if shown.empty:

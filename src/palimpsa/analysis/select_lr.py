@@ -7,6 +7,7 @@ pair (seq_len, num_pairs) with a test accuracy in any run of the model; warm-up 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from palimpsa.analysis.protocol import one_protocol
@@ -148,9 +149,14 @@ def choose_learning_rates(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(records).reindex(columns=columns)
 
 
+def several_rates(rows: pd.DataFrame) -> np.ndarray:
+    """Whether the rows of runs.csv have more than one learning rate: a bool for each model."""
+    return rows.groupby("model")["lr"].nunique().to_numpy() > 1
+
+
 def choice_text(rows: pd.DataFrame) -> str:
     """How the models of these rows of runs.csv came by the learning rates of `choose_learning_rates`, for a caption."""
-    several = rows.groupby("model")["lr"].nunique().to_numpy() > 1
+    several = several_rates(rows)
     if not several.any():
         return "the only one that was run"
     return "chosen by mean validation accuracy" + ("" if several.all() else " where several were run")

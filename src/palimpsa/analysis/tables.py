@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from palimpsa.analysis.select_lr import STAGE, choice_text, score_learning_rates, seeds_text
+from palimpsa.analysis.select_lr import STAGE, choice_text, score_learning_rates, seeds_text, several_rates
 from palimpsa.analysis.style import model_order
 from palimpsa.analysis.summarize import BEST_PER_SEED, VALIDATION, plateau_exits
 
@@ -127,7 +127,7 @@ def to_markdown(summary: pd.DataFrame, rows: pd.DataFrame, chosen: pd.DataFrame,
     """
     warning = ". No ordering of models follows from it" if scale in DEMONSTRATION else ""
     lines = [f"# {title(task)}", "", f"**{subtitle(scale)}{warning}.**", ""]
-    several = bool((rows.groupby("model")["lr"].nunique() > 1).any())
+    several = bool(several_rates(rows).any())
     if several:
         lines += _markdown_table([*_HEADER, *_OPTIMISTIC], _both_rules(summary))
     else:
