@@ -18,15 +18,15 @@ from .library import NAMESPACE
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, widths: list[int]) -> list[Tensor]:
-    from . import convolve
+    from .gpu import convolution as kernel
 
-    return convolve.forward(x, weight, bias, widths)
+    return kernel.forward(x, weight, bias, widths)
 
 
 def _backward(x: Tensor, weight: Tensor, bias: Tensor | None, dys: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    from . import convolve
+    from .gpu import convolution as kernel
 
-    return convolve.backward(x, weight, bias, dys)
+    return kernel.backward(x, weight, bias, dys)
 
 
 forward = torch.library.custom_op(f"{NAMESPACE}::short_convolution", _forward, mutates_args=())

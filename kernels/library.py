@@ -58,7 +58,7 @@ def _forward(
     kept = v.new_empty(0, dtype=compute_dtype(v.dtype))
     with torch.autocast(q.device.type, enabled=False):
         if path == "triton":
-            from . import forward as triton_forward
+            from .gpu import forward as triton_forward
 
             tensors: Any = [_contiguous(x) for x in (q, k, v, beta, g, importance_prior)]
             states: Any = [_contiguous(x) for x in (mean0, importance0)]
@@ -137,7 +137,7 @@ def _backward(
     inputs = (q, k, v, beta, g, importance_prior, mean0, importance0)
     with torch.autocast(q.device.type, enabled=False):
         if path == "triton":
-            from . import backward as triton_backward
+            from .gpu import backward as triton_backward
 
             if d_mean is not None or d_importance is not None:
                 d_mean, d_importance = _zeros_if_missing(d_mean, mean), _zeros_if_missing(d_importance, importance)
@@ -372,7 +372,7 @@ def _step(
     """o and variance of `palimpsa_step`; writes into mean and importance."""
     with torch.autocast(q.device.type, enabled=False):
         if path == "triton":
-            from . import step as triton_step
+            from .gpu import step as triton_step
 
             with torch.cuda.device_of(q):
                 o, variance = triton_step.step(

@@ -50,7 +50,7 @@ def _why_not_triton(device_type: str, dtype: torch.dtype) -> str:
         return "needs the package triton, which is not installed"
     if device_type == "cuda":
         return ""
-    from .primitives import INTERPRETED
+    from .gpu.primitives import INTERPRETED
 
     if device_type == "cpu" and INTERPRETED:
         return ""

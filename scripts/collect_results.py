@@ -8,9 +8,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from palimpsa.analysis.collect import collect, write_collected
-from palimpsa.analysis.load import find_run_dirs
-from palimpsa.analysis.schema import ResultError
+from palimpsa.analysis.collect.collect import collect, write_collected
+from palimpsa.runs.read import find_run_dirs
+from palimpsa.runs.schema import ResultError
 
 DEFAULT_RUNS = Path("results/runs")
 

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from palimpsa.analysis.files import write_atomic
-from palimpsa.model_table import models_document
+from palimpsa.model.table import models_document
+from palimpsa.runs.files import write_atomic
 
 
 def main() -> int:

@@ -11,14 +11,14 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from palimpsa.analysis.files import write_atomic
-from palimpsa.analysis.illustrations import CAPACITY_COLUMNS, RECALL_COLUMNS, draw_illustrations
-from palimpsa.analysis.schema import ResultError
-from palimpsa.architecture import data_flow
-from palimpsa.capacity import capacity
-from palimpsa.composition import CONFIG_DIR
-from palimpsa.config import register_schema
-from palimpsa.recall_by_age import MEMORIES, recall_by_age
+from palimpsa.analysis.draw.illustrations import CAPACITY_COLUMNS, RECALL_COLUMNS, draw_illustrations
+from palimpsa.config.compose import CONFIG_DIR
+from palimpsa.config.schema import register_schema
+from palimpsa.model.data_flow import data_flow
+from palimpsa.runs.files import write_atomic
+from palimpsa.runs.schema import ResultError
+from palimpsa.theory.capacity import capacity
+from palimpsa.theory.recall_by_age import MEMORIES, recall_by_age
 
 MODELS = ("palimpsa_m", "palimpsa_d")
 SCALE = "paper"

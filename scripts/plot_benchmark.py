@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from palimpsa.analysis.kernel_figures import draw_all
-from palimpsa.analysis.schema import ResultError
-from palimpsa.analysis.training_figures import draw_training, training_files
+from palimpsa.analysis.draw.kernel_figures import draw_all
+from palimpsa.analysis.draw.training_figures import draw_training, training_files
+from palimpsa.runs.schema import ResultError
 
 
 def main() -> int:

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from palimpsa.analysis.build import build_all
-from palimpsa.analysis.schema import ResultError
 from palimpsa.analysis.tables import print_table
+from palimpsa.runs.schema import ResultError
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from palimpsa.cli import CONFIG_DIR
+from palimpsa.config.compose import CONFIG_DIR
 
 # No test may wait for a network or ask for an account.
 os.environ["WANDB_MODE"] = "offline"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from palimpsa.analysis.build import build_all
-from palimpsa.analysis.collect import collect, write_collected
+from palimpsa.analysis.collect.collect import collect, write_collected
 
 
 @pytest.mark.parametrize("others", [0, 1], ids=["alone", "beside-a-finished-model"])

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from palimpsa.analysis.collect import collect, write_collected
-from palimpsa.analysis.load import read_curves_csv, read_runs_csv
-from palimpsa.analysis.schema import ResultError
+from palimpsa.analysis.collect.collect import collect, write_collected
+from palimpsa.runs.read import read_curves_csv, read_runs_csv
+from palimpsa.runs.schema import ResultError
 
 FILES = ["curves.csv", "provenance.json", "runs.csv"]
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from palimpsa.analysis.build import build_all
-from palimpsa.analysis.collect import provenance
-from palimpsa.analysis.load import read_gpu_sessions_csv, read_runs_csv
-from palimpsa.analysis.select_lr import choose_learning_rates, one_experiment
-from palimpsa.analysis.summarize import VALIDATION, summarize
-from palimpsa.capacity import RULES
-from palimpsa.config import plain
-from palimpsa.data.stages import stages_from_config
-from palimpsa.model import build_model
-from palimpsa.run_directory import config_hash
+from palimpsa.analysis.collect.collect import provenance
+from palimpsa.analysis.statistics.select_lr import choose_learning_rates, one_experiment
+from palimpsa.analysis.statistics.summarize import VALIDATION, summarize
+from palimpsa.config.schema import plain
+from palimpsa.model.build import build_model
+from palimpsa.runs.directory import config_hash
+from palimpsa.runs.read import read_gpu_sessions_csv, read_runs_csv
+from palimpsa.tasks.stages import stages_from_config
+from palimpsa.theory.capacity import RULES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMITTED = REPOSITORY / "results/mqar"

@@ -16,14 +16,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from palimpsa.analysis.build import build_all
-from palimpsa.analysis.collect import collect, write_collected
-from palimpsa.analysis.curves import MAX_POINTS, mean_curve
-from palimpsa.analysis.drawing import log_axis, new_figure, save_figure
-from palimpsa.analysis.figures import figure2, figure3
-from palimpsa.analysis.heads import figure3_heads
-from palimpsa.analysis.select_lr import choose_learning_rates, one_experiment
+from palimpsa.analysis.collect.collect import collect, write_collected
+from palimpsa.analysis.draw.drawing import log_axis, new_figure, save_figure
+from palimpsa.analysis.draw.figures import figure2, figure3
+from palimpsa.analysis.draw.heads import figure3_heads
+from palimpsa.analysis.statistics.curves import MAX_POINTS, mean_curve
+from palimpsa.analysis.statistics.select_lr import choose_learning_rates, one_experiment
+from palimpsa.analysis.statistics.summarize import summarize
 from palimpsa.analysis.style import MODEL_STYLES, model_styles
-from palimpsa.analysis.summarize import summarize
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -51,7 +51,7 @@ def results(run_writer, tmp_path_factory) -> Path:
 
 
 def experiment(results, scale="laptop"):
-    from palimpsa.analysis.load import read_curves_csv, read_runs_csv
+    from palimpsa.runs.read import read_curves_csv, read_runs_csv
 
     rows = one_experiment(read_runs_csv(results / "runs.csv"), "mqar_curriculum", scale)
     return rows, read_curves_csv(results / "curves.csv"), choose_learning_rates(rows)

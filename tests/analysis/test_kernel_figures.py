@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from palimpsa.analysis.kernel_figures import against_length, draw_all, draw_device, figure5, per_element
-from palimpsa.analysis.kernel_load import read_benchmark_csv
-from palimpsa.analysis.kernel_schema import COLUMNS, OPERATORS, OPERATORS_OF_CASE
-from palimpsa.analysis.schema import ResultError
+from palimpsa.analysis.collect.benchmarks import read_benchmark_csv
+from palimpsa.analysis.collect.operator_columns import COLUMNS, OPERATORS, OPERATORS_OF_CASE
+from palimpsa.analysis.draw.kernel_figures import against_length, draw_all, draw_device, figure5, per_element
+from palimpsa.runs.schema import ResultError
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "results/kernels"

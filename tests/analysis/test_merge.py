@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from palimpsa.analysis import merge
-from palimpsa.analysis.collect import collect, write_collected
-from palimpsa.analysis.load import find_run_dirs, read_curves_csv, read_runs_csv
-from palimpsa.analysis.schema import ResultError
+from palimpsa.analysis.collect import merge
+from palimpsa.analysis.collect.collect import collect, write_collected
+from palimpsa.runs.read import find_run_dirs, read_curves_csv, read_runs_csv
+from palimpsa.runs.schema import ResultError
 
 NO_SPACE = "OSError: [Errno 28] No space left on device"
 
@@ -388,7 +388,8 @@ def test_killed_while_it_writes_collecting_leaves_files_that_the_next_one_comple
         code = (
             "import os, signal, sys\n"
             "from pathlib import Path\n"
-            "from palimpsa.analysis import collect, files\n"
+            "from palimpsa.analysis.collect import collect\n"
+            "from palimpsa.runs import files\n"
             "replace, calls = os.replace, []\n"
             "def kill(*arguments):\n"
             "    calls.append(arguments)\n"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from palimpsa.analysis.load import read_run_dir, runs_frame
 from palimpsa.analysis.rate_table import learning_rate_cells, print_learning_rates
+from palimpsa.runs.read import read_run_dir, runs_frame
 
 
 def printed(folders, capsys, width: int = 80) -> list[str]:

@@ -8,9 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from palimpsa.analysis.collect import collect
-from palimpsa.analysis.schema import ResultError
-from palimpsa.analysis.select_lr import (
+from palimpsa.analysis.collect.collect import collect
+from palimpsa.analysis.statistics.select_lr import (
     best_per_seed,
     choice_text,
     choose_learning_rates,
@@ -18,6 +17,7 @@ from palimpsa.analysis.select_lr import (
     one_experiment,
     score_learning_rates,
 )
+from palimpsa.runs.schema import ResultError
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 
 from palimpsa.analysis.build import build_all
-from palimpsa.analysis.collect import collect, write_collected
-from palimpsa.analysis.drawing import save_figure
-from palimpsa.analysis.figures import figure2
-from palimpsa.analysis.load import read_runs_csv
-from palimpsa.analysis.select_lr import choose_learning_rates, one_experiment
-from palimpsa.analysis.sensitivity import sensitivity, sensitivity_points
-from palimpsa.analysis.summarize import summarize
+from palimpsa.analysis.collect.collect import collect, write_collected
+from palimpsa.analysis.draw.drawing import save_figure
+from palimpsa.analysis.draw.figures import figure2
+from palimpsa.analysis.draw.sensitivity import sensitivity, sensitivity_points
+from palimpsa.analysis.statistics.select_lr import choose_learning_rates, one_experiment
+from palimpsa.analysis.statistics.summarize import summarize
+from palimpsa.runs.read import read_runs_csv
 
 PLACE = {"task": "mqar_curriculum", "scale": "laptop"}
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from palimpsa.analysis.collect import collect
-from palimpsa.analysis.schema import ResultError
-from palimpsa.analysis.select_lr import choose_learning_rates, one_experiment
-from palimpsa.analysis.summarize import bootstrap_interval, plateau_exits, summarize
+from palimpsa.analysis.collect.collect import collect
+from palimpsa.analysis.statistics.select_lr import choose_learning_rates, one_experiment
+from palimpsa.analysis.statistics.summarize import bootstrap_interval, plateau_exits, summarize
 from palimpsa.analysis.tables import print_table, table_cells, to_markdown
+from palimpsa.runs.schema import ResultError
 
 EXPERIMENT = {"task": "mqar_curriculum", "scale": "laptop"}
 

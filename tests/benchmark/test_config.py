@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from palimpsa.analysis.kernel_schema import OPERATORS, OPERATORS_OF_CASE
+from palimpsa.analysis.collect.operator_columns import OPERATORS, OPERATORS_OF_CASE
 from palimpsa.benchmark.config import load
-from palimpsa.composition import CONFIG_DIR
-from palimpsa.errors import ConfigError
+from palimpsa.config.compose import CONFIG_DIR
+from palimpsa.config.errors import ConfigError
 
 # Each command line, and what the message must say.
 MISTAKES = {

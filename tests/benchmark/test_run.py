@@ -7,10 +7,10 @@ from collections import Counter
 import pytest
 import torch
 
-from palimpsa.analysis.kernel_schema import COLUMNS
+from palimpsa.analysis.collect.operator_columns import COLUMNS
 from palimpsa.benchmark import cases, operators
 from palimpsa.kernels import PalimpsaOutput, palimpsa
-from palimpsa.provenance import provenance
+from palimpsa.runs.provenance import provenance
 
 
 def test_every_row_has_its_error_and_its_origin(bench, read_rows, capsys):
@@ -224,10 +224,10 @@ def test_a_revision_told_by_the_environment_comes_first(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmark.py"])
     monkeypatch.setenv("PALIMPSA_REVISION", "abc")
     for git in (lambda *_: None, lambda *_: "older"):
-        monkeypatch.setattr("palimpsa.provenance._git", git)
+        monkeypatch.setattr("palimpsa.runs.provenance._git", git)
         found = provenance("cpu")
         assert (found["git_revision"], found["git_dirty"]) == ("abc", None)
     monkeypatch.setenv("PALIMPSA_REVISION", "")
     assert provenance("cpu")["git_revision"] == "older"
-    monkeypatch.setattr("palimpsa.provenance._git", lambda *_: None)
+    monkeypatch.setattr("palimpsa.runs.provenance._git", lambda *_: None)
     assert provenance("cpu")["git_revision"] is None

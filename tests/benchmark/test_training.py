@@ -14,17 +14,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from palimpsa.analysis.kernel_figures import draw_all
-from palimpsa.analysis.schema import ResultError
-from palimpsa.analysis.training_figures import draw_training, step_times
-from palimpsa.analysis.training_schema import COLUMNS, IDENTITY
+from palimpsa.analysis.collect.step_columns import COLUMNS, IDENTITY
+from palimpsa.analysis.draw.kernel_figures import draw_all
+from palimpsa.analysis.draw.training_figures import draw_training, step_times
 from palimpsa.benchmark import training
 from palimpsa.benchmark.apart import RunFailedError, measure_apart
 from palimpsa.benchmark.busy import UnseenError, busy_ns, union
 from palimpsa.benchmark.config import load
 from palimpsa.benchmark.run import benchmark_main
 from palimpsa.benchmark.training_config import Windows, plan
-from palimpsa.composition import CONFIG_DIR
+from palimpsa.config.compose import CONFIG_DIR
+from palimpsa.runs.schema import ResultError
 
 ROOT = CONFIG_DIR.parent
 CURRICULUM = (
@@ -197,9 +197,9 @@ def test_the_timer_counts_its_steps_and_takes_the_pauses_out(tmp_path, monkeypat
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     from palimpsa.benchmark import steps
-    from palimpsa.callbacks import Curriculum
-    from palimpsa.probe import MemoryProbe
-    from palimpsa.progress import JobProgress
+    from palimpsa.runs.progress import JobProgress
+    from palimpsa.training.curriculum import Curriculum
+    from palimpsa.training.memory_probe import MemoryProbe
 
     (run,) = tiny_runs(tmp_path, "models=[transformer]", "lengths=[16]", "num_warmup_steps=4", "num_steps=12")
     done: dict[str, list[int]] = {"step": [], "probe": [], "validation": [], "checkpoint": []}
@@ -244,8 +244,8 @@ def test_the_timer_counts_its_steps_and_takes_the_pauses_out(tmp_path, monkeypat
 
 def test_a_second_window_is_profiled_and_its_kernels_give_the_busy_share(tmp_path, monkeypatch):
     from palimpsa.benchmark import steps
-    from palimpsa.callbacks import Curriculum
-    from palimpsa.progress import JobProgress
+    from palimpsa.runs.progress import JobProgress
+    from palimpsa.training.curriculum import Curriculum
 
     (run,) = tiny_runs(tmp_path, "models=[transformer]", "lengths=[16]", "num_warmup_steps=3", "num_steps=6")
     step, told = [0], []

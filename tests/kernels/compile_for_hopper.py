@@ -38,9 +38,10 @@ def main() -> None:
 
     triton.runtime.jit.JITFunction.run = compile_only
     # A build of torch without CUDA says that nothing knows PTX.
-    importlib.import_module("palimpsa.kernels.primitives").HAS_PTX = True
+    importlib.import_module("palimpsa.kernels.gpu.primitives").HAS_PTX = True
     forward, backward, step, convolve = (
-        importlib.import_module(f"palimpsa.kernels.{name}") for name in ("forward", "backward", "step", "convolve")
+        importlib.import_module(f"palimpsa.kernels.gpu.{name}")
+        for name in ("forward", "backward", "step", "convolution")
     )
     backward.num_resident_programs = lambda device: 1584
 
@@ -65,12 +66,12 @@ def main() -> None:
         weight = torch.ones(x.shape[2], 4)
         convolve.forward(x, weight, bias, [x.shape[2]])
         convolve.backward(x, weight, bias, [x])
-    importlib.import_module("palimpsa.data.random_kernel").random_bits_kernel(-1, torch.arange(2), 5)
-    loss = importlib.import_module("palimpsa.loss_kernel")
+    importlib.import_module("palimpsa.kernels.gpu.random_bits").random_bits_kernel(-1, torch.arange(2), 5)
+    loss = importlib.import_module("palimpsa.kernels.gpu.cross_entropy")
     for logits in (torch.ones(1, 1), torch.ones(3, 8192, dtype=torch.bfloat16)):
         loss.row_results(logits, torch.zeros(len(logits), dtype=torch.int64), with_gradient=True)
         loss.row_results(logits, torch.zeros(len(logits), dtype=torch.int64), with_gradient=False)
-    embedding = importlib.import_module("palimpsa.embedding_kernel")
+    embedding = importlib.import_module("palimpsa.kernels.gpu.embedding")
     for num_tokens, D, V in ((1, 1, 2), (65536, 128, 8192), (64, 768, 50257)):
         embedding.embedding_gradient(torch.ones(num_tokens, D), torch.zeros(num_tokens, dtype=torch.int64), V)
     for name, kernels in itertools.groupby(sorted(compiled.values())):

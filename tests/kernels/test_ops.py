@@ -101,7 +101,7 @@ def test_a_path_that_cannot_run_is_one_clear_error(Problem, monkeypatch):
     if module._HAS_TRITON:
         with pytest.raises(ValueError, match=r"triton \(PALIMPSA_PATH\) computes in float32, but q has dtype float64"):
             Problem((1, 6, 2, 4, 5)).run(palimpsa)
-        monkeypatch.setattr("palimpsa.kernels.primitives.INTERPRETED", False)
+        monkeypatch.setattr("palimpsa.kernels.gpu.primitives.INTERPRETED", False)
         for call in (lambda: half.run(palimpsa), step):
             with pytest.raises(ValueError, match=r"cannot run on device cpu \(on cpu with TRITON_INTERPRET=1 only"):
                 call()
@@ -498,7 +498,7 @@ def test_without_beta_the_library_is_called_as_it_should_be(Problem, assert_equa
 def test_configurations_of_the_library_that_are_compiled_wrongly_are_left_out():
     code = """
 from fla.ops.common.chunk_o import chunk_bwd_kernel_dqkwg as kernel
-from palimpsa.kernels.linear import keep_right_configurations
+from palimpsa.kernels.fla.guards import keep_right_configurations
 keep_right_configurations(kernel.fn)
 for BK in (16, 32, 64):
     print(BK, {c.num_warps >= 4 for c in kernel.fn.early_config_prune(kernel.fn.configs, {}, BK=BK)})

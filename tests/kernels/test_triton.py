@@ -21,7 +21,7 @@ every_variant = pytest.mark.parametrize(("beta", "state"), [(True, True), (True,
 
 
 def host_module(name):
-    return importlib.import_module(f"palimpsa.kernels.{name}")
+    return importlib.import_module(f"palimpsa.kernels.gpu.{name}")
 
 
 @pytest.fixture
@@ -525,7 +525,7 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path):
     script = [sys.executable, str(Path(__file__).with_name("compile_for_hopper.py"))]
     done = subprocess.run(script, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    files = [ROOT / "kernels" / f"{name}.py" for name in ("forward", "backward", "step", "convolve")]
+    files = [ROOT / "kernels/gpu" / f"{name}.py" for name in ("forward", "backward", "step", "convolution")]
     files += [ROOT / "src/palimpsa" / f"{name}_kernel.py" for name in ("data/random", "loss", "embedding")]
     source = "".join(file.read_text() for file in files)
     # What a host function launches: name[grid](...).

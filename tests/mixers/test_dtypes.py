@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from palimpsa.mixers import GLA, Attention, GatedDeltaNet, PalimpsaD, SimpleGLA, recurrences
+from palimpsa.kernels.fla import recurrences
+from palimpsa.mixers import GLA, Attention, GatedDeltaNet, PalimpsaD, SimpleGLA
 from palimpsa.mixers.delta import l2_normalise
 from palimpsa.mixers.layers import Decay, GatedRMSNorm, widen
 from palimpsa.mixers.parameters import initial_decay, initialise

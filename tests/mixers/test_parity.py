@@ -13,9 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from palimpsa.mixers import GLA, Attention, DeltaNet, GatedDeltaNet, PalimpsaM, SimpleGLA, recurrences
+from palimpsa.kernels.fla import recurrences
+from palimpsa.mixers import GLA, Attention, DeltaNet, GatedDeltaNet, PalimpsaM, SimpleGLA
 from palimpsa.mixers.gla import GATE_TEMPERATURE
-from palimpsa.model import LanguageModel
+from palimpsa.model.language_model import LanguageModel
 
 ROOT = Path(__file__).resolve().parents[2]
 D_MODEL, HEADS, K, V = 32, 2, 16, 32

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from palimpsa.analysis.curves import finished_curves
-from palimpsa.analysis.drawing import save_figure
-from palimpsa.analysis.figures import figure2, figure3
-from palimpsa.analysis.files import write_atomic
-from palimpsa.analysis.heads import figure3_heads
-from palimpsa.analysis.load import head_columns, read_curves_csv, read_runs_csv
-from palimpsa.analysis.schema import ResultError
-from palimpsa.analysis.select_lr import choose_learning_rates, not_compared, one_experiment, several_rates
-from palimpsa.analysis.sensitivity import sensitivity
-from palimpsa.analysis.summarize import summarize
+from palimpsa.analysis.draw.drawing import save_figure
+from palimpsa.analysis.draw.figures import figure2, figure3
+from palimpsa.analysis.draw.heads import figure3_heads
+from palimpsa.analysis.draw.sensitivity import sensitivity
+from palimpsa.analysis.statistics.curves import finished_curves
+from palimpsa.analysis.statistics.select_lr import choose_learning_rates, not_compared, one_experiment, several_rates
+from palimpsa.analysis.statistics.summarize import summarize
 from palimpsa.analysis.tables import to_markdown
+from palimpsa.runs.files import write_atomic
+from palimpsa.runs.read import head_columns, read_curves_csv, read_runs_csv
+from palimpsa.runs.schema import ResultError
 
 DEFAULT_TASK = "mqar_curriculum"
 

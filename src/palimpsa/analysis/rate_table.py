@@ -9,9 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from palimpsa.analysis.load import read_run_dir
-from palimpsa.analysis.schema import ResultError
-from palimpsa.analysis.select_lr import (
+from palimpsa.analysis.statistics.select_lr import (
     STAGE,
     choose_learning_rates,
     finished_stages,
@@ -20,6 +18,8 @@ from palimpsa.analysis.select_lr import (
 )
 from palimpsa.analysis.style import model_order
 from palimpsa.analysis.tables import subtitle, title
+from palimpsa.runs.read import read_run_dir
+from palimpsa.runs.schema import ResultError
 
 _EXPLANATION = (
     "seeds: finished/all. valid.: validation accuracy, mean over lengths and seeds, a failed run counts 0; the best "

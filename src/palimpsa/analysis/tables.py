@@ -7,9 +7,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from palimpsa.analysis.select_lr import STAGE, choice_text, score_learning_rates, seeds_text, several_rates
+from palimpsa.analysis.statistics.select_lr import STAGE, choice_text, score_learning_rates, seeds_text, several_rates
+from palimpsa.analysis.statistics.summarize import BEST_PER_SEED, VALIDATION, plateau_exits
 from palimpsa.analysis.style import model_order
-from palimpsa.analysis.summarize import BEST_PER_SEED, VALIDATION, plateau_exits
 
 DEMONSTRATION = {"laptop": "laptop scale: demonstrates the pipeline"}
 

@@ -96,7 +96,7 @@ def _work(run: TrainingRun, folder: Path, sender: connection.Connection) -> None
         os.dup2(log.fileno(), 2)
     try:
         from palimpsa.benchmark.steps import measure_steps
-        from palimpsa.progress import JobProgress
+        from palimpsa.runs.progress import JobProgress
 
         progress = JobProgress(str(folder), str(run), run.windows.profiled_end)
         sender.send(("measured", measure_steps(run.cfg, run.windows, folder / "run", progress)))

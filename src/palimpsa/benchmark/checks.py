@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from palimpsa.errors import ConfigError, nearest
+from palimpsa.config.errors import ConfigError, nearest
 
 
 def listed(values: Iterable[Any]) -> str:

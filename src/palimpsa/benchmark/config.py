@@ -14,12 +14,12 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from palimpsa.analysis.kernel_schema import OPERATORS, OPERATORS_OF_CASE
+from palimpsa.analysis.collect.operator_columns import OPERATORS, OPERATORS_OF_CASE
 from palimpsa.benchmark.checks import check_choice, check_positive, check_several, listed
 from palimpsa.benchmark.schema import SCHEMAS, OperatorsConfig, ShapeConfig, TrainingConfig
-from palimpsa.checks import schema_keys
-from palimpsa.composition import CONFIG_DIR, check_writable, explain
-from palimpsa.errors import ConfigError, nearest
+from palimpsa.config.checks import schema_keys
+from palimpsa.config.compose import CONFIG_DIR, check_writable, explain
+from palimpsa.config.errors import ConfigError, nearest
 
 CONFIG_NAME = "benchmark"
 DTYPES = ("bfloat16", "float32")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from palimpsa.kernels import palimpsa, palimpsa_reference, palimpsa_step
-from palimpsa.kernels.linear import simple_gla
+from palimpsa.kernels.fla.guards import simple_gla
 
 Inputs = dict[str, Tensor]
 State = tuple[Tensor, ...]
@@ -254,7 +254,7 @@ class SoftmaxAttention(Operator):
         return (scores.masked_fill(future, -torch.inf).softmax(-1) @ v).transpose(1, 2), ()
 
 
-# The names are those of palimpsa.analysis.kernel_schema.OPERATORS.
+# The names are those of palimpsa.analysis.collect.operator_columns.OPERATORS.
 REGISTRY: dict[str, Operator] = {
     "palimpsa": Palimpsa(metaplastic=True),
     "palimpsa_without_metaplasticity": Palimpsa(metaplastic=False),

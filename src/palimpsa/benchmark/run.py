@@ -10,11 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from palimpsa.analysis.kernel_schema import NEED_CUDA
+from palimpsa.analysis.collect.operator_columns import NEED_CUDA
 from palimpsa.benchmark.config import load
 from palimpsa.benchmark.schema import OperatorsConfig
 from palimpsa.benchmark.store import OPERATOR_TABLES, Store, slug
-from palimpsa.errors import ConfigError
+from palimpsa.config.errors import ConfigError
 
 PACKAGES = ("python", "torch", "triton", "flash-linear-attention")
 USAGE = """usage: benchmark.py [KEY=VALUE ...], for instance
@@ -111,7 +111,7 @@ def run(config: OperatorsConfig) -> int:
 
 
 def _origin(config: OperatorsConfig) -> dict[str, Any]:
-    from palimpsa.provenance import provenance
+    from palimpsa.runs.provenance import provenance
 
     found = provenance("cpu" if config.device == "cpu" else "gpu")
     versions = ", ".join(f"{name} {found['versions'][name]}" for name in PACKAGES)
@@ -144,7 +144,7 @@ def _summary(row: dict[str, Any]) -> str:
 
 
 def _draw(config: OperatorsConfig, device_slug: str) -> list[Path]:
-    from palimpsa.analysis.kernel_figures import draw_device
+    from palimpsa.analysis.draw.kernel_figures import draw_device
 
     return draw_device(Path(config.results_dir), device_slug)
 

@@ -13,12 +13,12 @@ from omegaconf import DictConfig
 
 from palimpsa.benchmark.busy import Interval, UnseenError, busy_ns
 from palimpsa.benchmark.training_config import Windows
-from palimpsa.callbacks import Curriculum, History
-from palimpsa.config import plain, storable
-from palimpsa.probe import MemoryProbe
-from palimpsa.progress import JobProgress
-from palimpsa.run_directory import RunDirectory
-from palimpsa.training import make_curriculum, train
+from palimpsa.config.schema import plain, storable
+from palimpsa.runs.directory import RunDirectory
+from palimpsa.runs.progress import JobProgress
+from palimpsa.training.curriculum import Curriculum, History
+from palimpsa.training.memory_probe import MemoryProbe
+from palimpsa.training.run import make_curriculum, train
 
 
 def measure_steps(cfg: DictConfig, windows: Windows, folder: Path, progress: JobProgress) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def measure_steps(cfg: DictConfig, windows: Windows, folder: Path, progress: Job
         progress: told of every logged step, as in a sweep.
 
     Returns:
-        the cells of the row that the run measures: see `analysis.training_schema`.
+        the cells of the row that the run measures: see `analysis.collect.step_columns`.
     """
     curriculum = make_curriculum(cfg, History(), progress)
     timer = StepTimer(windows, profile=cfg.trainer.accelerator == "gpu")

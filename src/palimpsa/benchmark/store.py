@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from palimpsa.analysis import kernel_schema, training_schema
-from palimpsa.analysis.files import write_atomic
-from palimpsa.errors import ConfigError
+from palimpsa.analysis.collect import operator_columns, step_columns
+from palimpsa.config.errors import ConfigError
+from palimpsa.runs.files import write_atomic
 
 Row = dict[str, str]
 
@@ -29,8 +29,8 @@ class Tables:
     identity: tuple[str, ...]
 
 
-OPERATOR_TABLES = Tables(kernel_schema.COLUMNS, kernel_schema.KEY, kernel_schema.IDENTITY)
-TRAINING_TABLES = Tables(training_schema.COLUMNS, training_schema.KEY, training_schema.IDENTITY)
+OPERATOR_TABLES = Tables(operator_columns.COLUMNS, operator_columns.KEY, operator_columns.IDENTITY)
+TRAINING_TABLES = Tables(step_columns.COLUMNS, step_columns.KEY, step_columns.IDENTITY)
 
 
 def slug(device: str) -> str:

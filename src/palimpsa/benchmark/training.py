@@ -45,7 +45,7 @@ def run_training(config: TrainingConfig) -> int:
     rows = [row for run in runs if (row := _find(store, run)) is not None]
     if rows:
         _print_table(rows, config)
-        from palimpsa.analysis.training_figures import draw_training
+        from palimpsa.analysis.draw.training_figures import draw_training
 
         for path in draw_training(Path(config.results_dir), device_slug):
             console.print(str(path))
@@ -91,7 +91,7 @@ def _find(store: Store, run: TrainingRun) -> Row | None:
 
 
 def _origin(config: TrainingConfig, run: TrainingRun) -> dict[str, Any]:
-    from palimpsa.provenance import provenance
+    from palimpsa.runs.provenance import provenance
 
     trainer = run.cfg.trainer
     if trainer.num_threads is not None:

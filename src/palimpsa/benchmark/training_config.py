@@ -15,11 +15,11 @@ from omegaconf.errors import OmegaConfBaseException
 from palimpsa.analysis.style import model_order
 from palimpsa.benchmark.checks import check_choice, check_positive, check_several, listed
 from palimpsa.benchmark.schema import TrainingConfig
-from palimpsa.checks import check_config, check_device
-from palimpsa.composition import CONFIG_DIR, explain
-from palimpsa.config import StageConfig, TrainConfig, register_schema
-from palimpsa.errors import ConfigError
-from palimpsa.run_directory import flatten
+from palimpsa.config.compose import CONFIG_DIR, explain
+from palimpsa.config.errors import ConfigError
+from palimpsa.config.schema import StageConfig, TrainConfig, register_schema
+from palimpsa.runs.directory import flatten
+from palimpsa.training.preflight import check_run
 
 # What the benchmark sets itself: key of configs/train.yaml -> key of the benchmark, or what it does instead.
 OWN_KEYS = {
@@ -96,8 +96,7 @@ def plan(config: TrainingConfig) -> list[TrainingRun]:
     register_schema()
     composed = {model: _compose_run(config, model) for model in config.models}
     for cfg in composed.values():
-        check_config(cfg)
-        check_device(cfg)
+        check_run(cfg)
     first = composed[config.models[0]]
     stages = _stages(config, first)
     windows = _windows(config, first)

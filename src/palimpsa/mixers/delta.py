@@ -7,10 +7,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from palimpsa.kernels.fla.recurrences import delta_rule, gated_delta_rule
 from palimpsa.mixers.layers import Decay, GatedRMSNorm, MemoryTrace, check_norm_eps, mean_window, widen
 from palimpsa.mixers.parameters import initial_decay
 from palimpsa.mixers.projected import RecurrentMixer
-from palimpsa.mixers.recurrences import delta_rule, gated_delta_rule
 
 # flash-linear-attention's: |x|^2 + 1e-6 under the root, so that a key of zeros has a gradient.
 _NORM_EPS = 1e-6

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from palimpsa.kernels.fla.recurrences import gla, simple_gla
 from palimpsa.mixers.layers import GatedRMSNorm, MemoryTrace, mean_window, widen
 from palimpsa.mixers.parameters import initial_decay_bias
 from palimpsa.mixers.projected import RecurrentMixer
-from palimpsa.mixers.recurrences import gla, simple_gla
 
 # The published divisor of logsigmoid: it keeps decays close to 1 at the start of training.
 GATE_TEMPERATURE = 16.0

@@ -1,0 +1,196 @@
+"""One result a run, from the run directories of one machine or of several."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from palimpsa.runs.protocol import describe_run, difference, protocol_hash
+from palimpsa.runs.read import find_run_dirs, history_length, read_history, read_json, result_rows, runs_frame
+from palimpsa.runs.schema import CURVE_COLUMNS, IDENTITY, ResultError
+
+# Two directories of one run hold the same result when all other columns of runs.csv are equal.
+_INCIDENTAL = ["label", "git_revision", "git_dirty", "versions", "device", "started", "wall_time_s", "command"]
+
+Identity = tuple[Any, ...]
+# What a run computed: its rows of runs.csv without _INCIDENTAL; None for an empty cell.
+Computed = list[dict[str, Any]]
+
+
+@dataclass
+class Run:
+    """One run on disk: its rows of runs.csv, its resolved config, and the directories that hold this very result.
+
+    history_rows: for each directory, how many rows its history.csv must have, where known.
+    """
+
+    rows: list[dict[str, Any]]
+    config: dict[str, Any]
+    folders: list[Path]
+    history_rows: list[int | None]
+
+    @property
+    def finished(self) -> bool:
+        return self.rows[0]["status"] == "finished"
+
+    @property
+    def computed(self) -> Computed:
+        (only,) = computed(runs_frame(self.rows)).values()
+        return only
+
+
+@dataclass
+class OnDisk:
+    """What the run directories hold, see `read_runs`.
+
+    runs: one a run, by identity; not_ended: directories without result.json; unreadable: a line for each file that
+    could not be read, and so was left out; num_duplicates: directories that repeat another one's result; num_other:
+    results of other tasks; notes: which failed runs gave way; disagreements: a line for each two directories with
+    finished, different results of one run.
+    """
+
+    runs: dict[Identity, Run] = field(default_factory=dict)
+    not_ended: list[Path] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    num_duplicates: int = 0
+    num_other: int = 0
+    notes: list[str] = field(default_factory=list)
+    disagreements: list[str] = field(default_factory=list)
+
+
+def read_runs(roots: Sequence[Path], task_prefix: str) -> OnDisk:
+    """Every run below `roots` of a task whose name starts with `task_prefix`.
+
+    A directory counts once, by however many roots it is reached. Of several directories of one run a finished one
+    wins over failed ones, and of failed ones that which ended most stages. A result.json that is cut short or invalid
+    does not keep the others from being read.
+
+    Raises ResultError: a root that is missing or holds no run directory; directories with finished, different results
+    of one run, all of which it names.
+    """
+    found = OnDisk()
+    seen: set[Path] = set()
+    for root in roots:
+        ended, not_ended = find_run_dirs(root)
+        if not ended and not not_ended:
+            raise ResultError(f"{root}: no run found below it, expected directories with a result.json")
+        found.not_ended += [folder for folder in not_ended if folder.resolve() not in seen]
+        for folder in ended:
+            if folder.resolve() not in seen:
+                _read_run(folder, task_prefix, found)
+        seen.update(folder.resolve() for folder in [*ended, *not_ended])
+    _check_agreement(found)
+    return found
+
+
+def _check_agreement(found: OnDisk) -> None:
+    if found.disagreements:
+        expected = "expected one result a run. Move one of them away. Nothing was written"
+        raise ResultError(f"{'; '.join(found.disagreements)}; {expected}")
+
+
+def _read_run(folder: Path, task_prefix: str, found: OnDisk) -> None:
+    path = folder / "result.json"
+    try:
+        result = read_json(path)
+        rows = result_rows(path, result)
+        new = Run(rows, result["config"], [folder], [history_length(path, result)])
+    except ResultError as error:
+        # A run that is tried again may take its file away between the listing and the reading.
+        if path.exists():
+            found.unreadable.append(str(error))
+        else:
+            found.not_ended.append(folder)
+        return
+    if not rows[0]["task"].startswith(task_prefix):
+        found.num_other += 1
+        return
+    key = tuple(rows[0][name] for name in IDENTITY)
+    known = found.runs.setdefault(key, new)
+    if known is new:
+        return
+    if known.computed == new.computed:
+        known.folders += new.folders
+        known.history_rows += new.history_rows
+        found.num_duplicates += 1
+        return
+    if known.finished and new.finished:
+        found.disagreements.append(_disagreement(key, known, new))
+        return
+    # The finished one first, else the one that came further; the earlier one where that is equal.
+    better, worse = sorted([known, new], key=lambda run: (not run.finished, -len(run.rows)))
+    found.runs[key] = better
+    found.notes.append(
+        f"took the {'finished' if better.finished else 'failed'} run of {better.folders[0]}: "
+        f"{', '.join(map(str, worse.folders))} failed ({worse.rows[0]['error'] or 'no error recorded'})"
+    )
+
+
+def computed(runs: pd.DataFrame) -> dict[Identity, Computed]:
+    """What the rows of runs.csv say of each run, apart from where and when it ran."""
+    kept = runs.drop(columns=_INCIDENTAL).astype(object)
+    results: dict[Identity, Computed] = {}
+    for row in kept.where(kept.notna(), None).to_dict("records"):
+        results.setdefault(tuple(row[name] for name in IDENTITY), []).append(row)
+    return results
+
+
+def first_difference(one: Computed, other: Computed) -> str:
+    """The first cell, in the order of runs.csv, in which two results of a run differ, and both values."""
+    for row, other_row in zip(one, other, strict=False):
+        for name, value in row.items():
+            if value != other_row[name]:
+                where = "" if row["stage"] is None else f"stage {row['stage']}: "
+                return f"{where}{name} {value!r} and {other_row[name]!r}"
+    return f"{len(one)} and {len(other)} stages"
+
+
+def _disagreement(key: Identity, known: Run, new: Run) -> str:
+    detail = first_difference(known.computed, new.computed)
+    if protocol_hash(known.config) != protocol_hash(new.config):
+        detail += f"; their configs differ in {difference(known.config, new.config)}"
+    places = f"{known.folders[0]} and {new.folders[0]}"
+    return f"{places} hold different results of the same run ({describe_run(key)}): {detail}"
+
+
+def read_curves(found: OnDisk) -> tuple[pd.DataFrame, list[Path]]:
+    """The rows of curves.csv of all runs, and the runs without history.csv (their first directory).
+
+    Where several directories hold a run's result, its curves are those of the first whose history.csv is whole. One
+    that is not is added to `found.unreadable`.
+
+    Raises ResultError: where two whole ones of one run differ in these columns; names all of them.
+    """
+    frames, without = [], []
+    for key, run in found.runs.items():
+        problems, taken = [], None
+        for folder, num_rows in zip(run.folders, run.history_rows, strict=True):
+            path = folder / "history.csv"
+            if not path.exists():
+                continue
+            try:
+                history = read_history(path, num_rows)
+            except ResultError as error:
+                problems.append(str(error))
+                continue
+            if taken is None:
+                taken = path, history
+                identity = pd.DataFrame([key] * len(history), columns=IDENTITY)
+                frames.append(pd.concat([identity, history], axis=1))
+            elif not taken[1].equals(history):
+                run_text = describe_run(key)
+                found.disagreements.append(f"{taken[0]} and {path} hold different curves of the same run ({run_text})")
+        if taken is None:
+            found.unreadable += problems
+            without += [] if problems else [run.folders[0]]
+    _check_agreement(found)
+    empty = pd.DataFrame({name: [] for name in CURVE_COLUMNS})
+    return concat([empty, *frames]).astype(CURVE_COLUMNS), sorted(without)
+
+
+def concat(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """`frames` as one. Empty ones would turn integer columns into floats: they are left out."""
+    filled = [frame for frame in frames if len(frame)]
+    return pd.concat(filled, ignore_index=True) if filled else frames[0]

@@ -1,0 +1,128 @@
+"""What all figures share: the look, and files that are the same byte for byte."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
+
+from palimpsa.runs.files import write_atomic
+
+PNG_DPI = 150
+FAILED_COLOR = "#B00020"
+
+_LOOK = {
+    "axes.edgecolor": "#444444",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.labelsize": 10,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10.5,
+    "font.size": 9.5,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.7,
+    "hatch.linewidth": 0.9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "legend.handlelength": 2.4,
+    # Element ids from a fixed salt, glyphs as outlines: the same file on every machine.
+    "svg.fonttype": "path",
+    "svg.hashsalt": "palimpsa",
+}
+
+
+@contextmanager
+def figure_style() -> Iterator[None]:
+    """Matplotlib's defaults and the look of this project's figures, whatever matplotlibrc says."""
+    with matplotlib.style.context(["default", _LOOK]):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of `width` x `height` inches on the Agg canvas, without pyplot's global state."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def heading(figure: Figure, title: str, subtitle: str) -> None:
+    """A title over all panels, and a line under it."""
+    figure.suptitle(f"{title}\n{subtitle}", fontsize=12, linespacing=1.35)
+
+
+def log_axis(axes: Axes) -> None:
+    """A logarithmic y axis, labelled in plain numbers where it spans up to five decades, also less than one."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high > 1e5 * low:
+        # Matplotlib's own ticks and labels, powers of ten.
+        axes.yaxis.set_minor_locator(NullLocator())
+        return
+    steps = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+
+
+def ratio_axis(axes: Axes) -> None:
+    """A y axis from 0 for what may be 0 and spans decades: linear up to 1, logarithmic above."""
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(bottom=0)
+
+
+def draw_failures(axes: Axes, place: tuple[float, float], count: int, *, beside: bool = False) -> None:
+    """A cross at `place` (data coordinates) with `count` failed seeds above or beside it; nothing for 0."""
+    if not count:
+        return
+    axes.plot(*place, "X", color=FAILED_COLOR, markersize=7, mec="white", zorder=6)
+    axes.annotate(
+        str(count),
+        place,
+        xytext=(5, -3) if beside else (0, 6),
+        textcoords="offset points",
+        ha="left" if beside else "center",
+        color=FAILED_COLOR,
+        fontsize=8,
+        fontweight="bold",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.8},
+        zorder=6,
+    )
+
+
+def failed_mark() -> Line2D:
+    """The cross of `draw_failures` for a legend."""
+    return Line2D([], [], linestyle="", marker="X", color=FAILED_COLOR, markersize=7, mec="white")
+
+
+def _widen_to_legends(figure: Figure) -> None:
+    """One that is wider than the figure would lose its ends."""
+    for legend in figure.legends:
+        width = legend.get_window_extent().width / figure.dpi
+        figure.set_figwidth(max(figure.get_figwidth(), width))
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write `stem`.png and `stem`.svg; returns their paths.
+
+    The bytes depend on the figure and on matplotlib's version only: no date, no version of the
+    software. Raises OSError when the folder cannot be written.
+    """
+    _widen_to_legends(figure)
+    paths = []
+    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        buffer = io.BytesIO()
+        with figure_style():
+            figure.savefig(buffer, format=suffix, dpi=PNG_DPI, metadata=metadata)
+        # Laid out once: both files show the same figure, in half of the time.
+        figure.set_layout_engine("none")
+        # Not with_suffix: a scale may have a dot in its name.
+        paths.append(write_atomic(stem.with_name(f"{stem.name}.{suffix}"), buffer.getvalue()))
+    return paths

@@ -1,0 +1,1 @@
+"""What the numbers of runs.csv and curves.csv say: chosen learning rates, means over seeds, mean curves."""

@@ -1,0 +1,63 @@
+"""Learning curves of several seeds as one mean curve, when the seeds do not all train as long."""
+
+import numpy as np
+import pandas as pd
+
+from palimpsa.analysis.statistics.select_lr import at_chosen_rates
+from palimpsa.runs.schema import IDENTITY
+
+MAX_POINTS = 500
+
+
+def finished_curves(rows: pd.DataFrame, curves: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
+    """The rows of curves.csv that Figure 3 shows: finished runs at each model's chosen rate.
+
+    Where one run trains one length, those of the greatest length.
+
+    Args:
+        rows, curves: rows of runs.csv and curves.csv of one task and scale.
+        chosen: `select_lr.choose_learning_rates(rows)`.
+    """
+    finished = rows.loc[rows["status"] == "finished", IDENTITY].drop_duplicates()
+    shown = at_chosen_rates(curves.merge(finished, on=IDENTITY), chosen)
+    return shown.loc[shown["run_seq_len"] == shown["run_seq_len"].max()]
+
+
+def mean_curve(own: pd.DataFrame, column: str, *, geometric: bool = False) -> pd.DataFrame:
+    """Mean over the seeds of one model and +-1 standard deviation around it, by training step.
+
+    At every step at which any seed logged `column`, the mean is over the seeds *still training*: a
+    seed's curve is interpolated linearly between its own records and ends with the last. Rows with
+    fewer than half of the seeds, or with one seed of several, are left out: what remains there are
+    the slow seeds, not the model.
+
+    Args:
+        own: rows of curves.csv of one model at one learning rate.
+        column: for example "loss". Cells that are not finite were not recorded.
+        geometric: of the logarithms, for numbers that differ by orders of magnitude: an arithmetic
+            mean of those is the largest, divided by their number. A column with a 0 in it, such as the
+            ratio of a model without metaplasticity, has the arithmetic mean all the same.
+
+    Returns step, mean, low and high (mean -+ std of ddof 1; NaN for one seed) and num_seeds, at most
+    MAX_POINTS rows; empty when no seed recorded the column.
+    """
+    values = own.loc[:, ["seed", "step", column]].replace([np.inf, -np.inf], np.nan).dropna()
+    geometric = geometric and bool((values[column] > 0).all())
+    if geometric:
+        values[column] = np.log(values[column])
+    grid = np.unique(values["step"].to_numpy(dtype=float))
+    # Every k-th step: figures of long runs should stay small.
+    grid = grid[:: max(1, -(-len(grid) // MAX_POINTS))]
+    by_seed = [
+        np.interp(grid, seed["step"], seed[column], left=np.nan, right=np.nan)
+        for _, seed in values.sort_values(["seed", "step"]).groupby("seed")
+    ]
+    frame = pd.DataFrame(np.array(by_seed).reshape(len(by_seed), len(grid)).T, index=grid)
+    count = frame.notna().sum(axis=1)
+    mean, std = frame.mean(axis=1).to_numpy(), frame.std(axis=1, ddof=1).to_numpy()
+    columns = {"mean": mean, "low": mean - std, "high": mean + std}
+    if geometric:
+        columns = {name: np.exp(values) for name, values in columns.items()}
+    curve = pd.DataFrame({"step": grid, **columns, "num_seeds": count.to_numpy()})
+    enough = max(-(-len(by_seed) // 2), min(2, len(by_seed)))
+    return curve.loc[curve["num_seeds"] >= max(1, enough)].reset_index(drop=True)

@@ -1,1 +1,0 @@
-"""Data: synthetic recall tasks that are generated where they are used."""

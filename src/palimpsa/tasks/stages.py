@@ -1,0 +1,125 @@
+"""The stages of an MQAR run and the training examples at each of their steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from omegaconf import ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from palimpsa.config.errors import ConfigError, nearest
+from palimpsa.config.schema import StageConfig
+from palimpsa.tasks.mqar import MQARSpec, epoch_order
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its difficulty and budget.
+
+    spec: the difficulty. batch_size: examples a step. max_steps: the cap. in_figure: whether the stage is tested.
+    num_train_examples: size of a fixed training set, gone through in a new order every epoch; None: fresh samples.
+    """
+
+    index: int
+    spec: MQARSpec
+    batch_size: int
+    max_steps: int
+    in_figure: bool = True
+    num_train_examples: int | None = None
+
+    def train_examples(self, seed: int, step: int, device: torch.device | str) -> Tensor:
+        """[B] int64, the training examples of `step` (0-based, within the stage): a function of (seed, stage, step).
+
+        B is batch_size, or less at the end of an epoch. `mqar_examples` makes them, with split "train".
+        """
+        if self.num_train_examples is None:
+            return torch.arange(step * self.batch_size, (step + 1) * self.batch_size, device=device)
+        steps_per_epoch = math.ceil(self.num_train_examples / self.batch_size)
+        epoch, step = divmod(step, steps_per_epoch)
+        order = _epoch_order(seed, self.index, epoch, self.num_train_examples, str(device))
+        return order[step * self.batch_size : (step + 1) * self.batch_size]
+
+
+@lru_cache(maxsize=1)
+def _epoch_order(seed: int, stage: int, epoch: int, num_examples: int, device: str) -> Tensor:
+    return epoch_order(seed=seed, stage=stage, epoch=epoch, num_examples=num_examples, device=device)
+
+
+def stages_from_config(task: Any) -> list[Stage]:
+    """The stages of a task config: a curriculum's, or the single one of the scratch protocol (num_pairs = L / 4).
+
+    Raises:
+        ConfigError: naming the key that is missing, unknown or out of range.
+    """
+    scratch = {key: task[key] for key in ("seq_len", "num_train_examples", "num_epochs")}
+    if task.stages is not None:
+        given = [key for key, value in scratch.items() if value is not None]
+        if given:
+            raise ConfigError(f"task.{given[0]}: got {scratch[given[0]]} beside task.stages, expected one or the other")
+        return [
+            Stage(
+                index=i,
+                spec=_spec(f"task.stages[{i}].", stage.seq_len, stage.num_pairs, task),
+                batch_size=_batch_size(stage.seq_len, task),
+                max_steps=stage.max_steps,
+                in_figure=stage.in_figure,
+            )
+            for i, stage in enumerate(_stage_configs(task.stages))
+        ]
+    for key, value in scratch.items():
+        if value is None or value < 1:
+            raise ConfigError(f"task.{key}: got {value}, expected >= 1 (or task.stages, for a curriculum)")
+    spec = _spec("task.", task.seq_len, task.seq_len // 4, task)
+    size = _batch_size(task.seq_len, task)
+    return [
+        Stage(
+            index=0,
+            spec=spec,
+            batch_size=size,
+            max_steps=task.num_epochs * math.ceil(task.num_train_examples / size),
+            num_train_examples=task.num_train_examples,
+        )
+    ]
+
+
+def _stage_configs(stages: Any) -> list[StageConfig]:
+    """Checked here and not by Hydra: a typed list cannot be an interpolation, and tasks take theirs from the scale."""
+    if not isinstance(stages, ListConfig):
+        raise ConfigError(f"task.stages: got {stages!r}, expected a list of stages")
+    if not stages:
+        raise ConfigError("task.stages: got an empty list, expected at least one stage")
+    known = list(StageConfig.__dataclass_fields__)
+    checked = []
+    for i, stage in enumerate(stages):
+        try:
+            merged = OmegaConf.merge(OmegaConf.structured(StageConfig), stage)
+            checked.append(OmegaConf.to_object(merged))
+        except (OmegaConfBaseException, TypeError, ValueError) as error:
+            key = str(getattr(error, "key", None) or "")
+            hint = "" if key in known else nearest(key, known)
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"task.stages[{i}]: got {stage}, expected {', '.join(known)} ({reason}){hint}") from error
+        if checked[-1].max_steps < 1:
+            raise ConfigError(f"task.stages[{i}].max_steps: got {checked[-1].max_steps}, expected >= 1")
+    return checked
+
+
+def _spec(path: str, seq_len: int, num_pairs: int, task: Any) -> MQARSpec:
+    try:
+        return MQARSpec(seq_len, num_pairs, task.vocab_size, task.power)
+    except ValueError as error:
+        owner = "task." if str(error).startswith(("vocab_size", "power")) else path
+        raise ConfigError(f"{owner}{error}") from error
+
+
+def _batch_size(seq_len: int, task: Any) -> int:
+    if task.tokens_per_step < seq_len:
+        raise ConfigError(
+            f"task.tokens_per_step: got {task.tokens_per_step}, expected at least one sequence of {seq_len} tokens"
+        )
+    return task.tokens_per_step // seq_len

@@ -1,0 +1,4 @@
+"""What the recurrence minimises and remembers, in float64: free energy, special cases, capacity, recall by age.
+
+Imports `kernels` alone.
+"""

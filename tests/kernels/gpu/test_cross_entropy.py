@@ -1,0 +1,82 @@
+"""The cross-entropy in Triton against torch's: in Triton's interpreter, or on the GPU where there is one."""
+
+# N rows, V classes
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("triton")
+from palimpsa.kernels.gpu.cross_entropy import row_results
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def expected(logits, labels):
+    """Losses, who was right, and the gradient of the mean, in float64."""
+    leaf = logits.double().requires_grad_()
+    losses = F.cross_entropy(leaf, labels, reduction="none")
+    return losses.detach(), logits.argmax(1) == labels, torch.autograd.grad(losses.mean(), leaf)[0]
+
+
+def compare(logits, labels, tolerance):
+    found = row_results(logits.to(DEVICE), labels.to(DEVICE), with_gradient=True)
+    losses, is_right, gradient = expected(logits, labels)
+    torch.testing.assert_close(found.losses.cpu().double(), losses, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found.is_right.cpu(), is_right)
+    assert found.gradient is not None
+    assert found.gradient.dtype == logits.dtype
+    # Of the largest that an entry of the mean's gradient can be.
+    assert (found.gradient.cpu().double() - gradient).abs().max() * len(labels) <= tolerance
+
+
+@pytest.mark.parametrize(("N", "V"), [(1, 1), (5, 7), (3, 1000), (4, 2048)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float16, 1e-3)])
+def test_agrees_with_torch_in_float64(N, V, dtype, tolerance):
+    generator = torch.Generator().manual_seed(N)
+    logits = (4 * torch.randn(N, V, generator=generator)).to(dtype)
+    labels = torch.randint(0, V, (N,), generator=generator)
+    # One row is right.
+    logits[0, labels[0]] = 20.0
+    compare(logits, labels, tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("N", "V"), [(16384, 8192), (100, 50257), (7, 65536)])
+def test_agrees_at_full_size_in_bfloat16(N, V):
+    generator = torch.Generator().manual_seed(N)
+    compare(torch.randn(N, V, generator=generator).bfloat16(), torch.randint(0, V, (N,), generator=generator), 1e-2)
+
+
+def test_among_equal_logits_the_first_is_the_answer():
+    logits = torch.tensor([[1.0, 2.0, 2.0], [1.0, 2.0, 2.0], [0.0, 0.0, 0.0], [3.0, 3.0, 1.0]])
+    compare(logits, torch.tensor([1, 2, 0, 1]), 1e-6)
+
+
+def test_extreme_logits_stay_finite_and_nan_is_never_right():
+    inf, nan = float("inf"), float("nan")
+    compare(torch.tensor([[1e4, -1e4, 0.0], [-inf, 0.0, 1.0], [80.0, 80.0, -inf]]), torch.tensor([0, 2, 0]), 1e-6)
+    compare(torch.tensor([[3e38, 0.0, -3e38], [0.0, 1.0, 2.0]]), torch.tensor([0, 1]), 1e-6)
+    logits = torch.tensor([[nan, 0.0], [1.0, nan], [nan, nan], [inf, 0.0]], device=DEVICE)
+    found = row_results(logits, torch.tensor([0, 0, 1, 0], device=DEVICE), with_gradient=False)
+    assert found.gradient is None
+    assert found.losses.isnan().all()
+    assert not found.is_right.any()
+
+
+def test_far_from_zero_it_is_as_exact_as_torch():
+    logits = 1000 + torch.randn(8, 500, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(8)
+    found = row_results(logits.to(DEVICE), labels.to(DEVICE), with_gradient=True).losses.cpu()
+    exact = F.cross_entropy(logits.double(), labels, reduction="none")
+    assert ((found - exact).abs() <= 2e-6).all()
+
+
+def test_takes_a_part_of_wider_rows():
+    logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
+    compare(logits[:, 2:7], torch.tensor([0, 4, 2, 1]), 1e-6)
+
+
+def test_no_row_gives_no_result():
+    none = torch.empty(0, dtype=torch.int64, device=DEVICE)
+    found = row_results(torch.empty(0, 5, device=DEVICE), none, with_gradient=True)
+    assert [x.shape for x in found] == [(0,), (0,), (0, 5)]

@@ -1,0 +1,128 @@
+"""Logging: offline without an account, never waiting for a network, and without wandb where it is not wanted."""
+
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from palimpsa.config.errors import ConfigError
+from palimpsa.training import loggers
+from palimpsa.training.run import run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def wandb_metrics(directory: Path) -> set[str]:
+    """Names of all metrics in an offline run's file, read with W&B's own reader of its records."""
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
+    names: set[str] = set()
+    for record_bytes in records(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(record_bytes)
+        names.update(item.key or "/".join(item.nested_key) for item in record.history.item)
+    return names
+
+
+def records(content: bytes):
+    """Records of a .wandb file: LevelDB's log format, 32 KiB blocks, after a 7-byte file header."""
+    position, parts = 7, b""
+    while position + 7 <= len(content):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        length, kind = int.from_bytes(content[position + 4 : position + 6], "little"), content[position + 6]
+        parts += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last piece of one
+            yield parts
+            parts = b""
+
+
+def test_wandb_records_offline_what_the_dashboards_need(tiny_config, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    cfg = tiny_config("logger=wandb")
+    run(cfg)
+    logged = wandb_metrics(Path(cfg.run_dir))
+    for name in ("loss", "learning_rate", "tokens_per_s", "validation_accuracy", "validation_accuracy/age0"):
+        assert name in logged
+    for quantity in ("window", "metaplasticity"):
+        assert {f"{quantity}_mean", f"{quantity}/layer0/head0", f"{quantity}/layer1/head1"} <= logged
+    assert "test_accuracy/L16" in logged
+
+
+def test_csv_logger_works_without_wandb(tiny_overrides, tmp_path):
+    """In a process of its own, in which importing wandb fails."""
+    program = (
+        "import sys; sys.modules['wandb'] = None; sys.argv[0] = 'train.py'; "
+        "from palimpsa.sweeps.command import train_main; train_main()"
+    )
+    command = [sys.executable, "-c", program, *tiny_overrides, "logger=csv", f"results_dir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (history,) = tmp_path.rglob("history.csv")
+    assert "metaplasticity_mean" in history.read_text()
+
+
+def test_wandb_that_is_not_installed_is_a_clear_error(tiny_config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"logger: wandb is not installed.*logger=csv"):
+        run(tiny_config("logger=wandb"))
+
+
+@pytest.mark.parametrize("key", [None, "0" * 40])
+def test_an_online_run_without_network_is_recorded_offline_and_says_so(tiny_config, monkeypatch, capsys, key):
+    # An address that takes no connection, as a machine without network would see it.
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("NETRC", "/nonexistent")
+    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    started = time.monotonic()
+    cfg = tiny_config("logger=wandb", "logger.mode=online")
+    assert run(cfg)["status"] == "finished"
+    assert time.monotonic() - started < 60
+    told = capsys.readouterr().err
+    assert "recorded offline instead" in told
+    assert ("cannot be reached" if key else "no W&B API key") in told
+    assert "loss" in wandb_metrics(Path(cfg.run_dir))
+
+
+def test_a_server_that_takes_connections_and_never_answers_does_not_hang_a_run(tiny_config, monkeypatch, capsys):
+    monkeypatch.setattr(loggers, "INIT_TIMEOUT_S", 2.0)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        started = time.monotonic()
+        assert run(tiny_config("logger=wandb", "logger.mode=online"))["status"] == "finished"
+        assert time.monotonic() - started < 60
+    assert "recorded offline instead" in capsys.readouterr().err
+
+
+def test_disabled_wandb_leaves_nothing(tiny_config, tmp_path):
+    run(tiny_config("logger=wandb", "logger.mode=disabled"))
+    assert not list(tmp_path.rglob("wandb"))
+
+
+@pytest.mark.parametrize("model", ["palimpsa_d", "palimpsa_m", "mamba2", "gla"])
+def test_the_probe_stays_below_three_percent_of_the_time(compose_config, tmp_path, model):
+    """The share that every result states, at the laptop's real intervals and sizes: a ratio within one run."""
+    cfg = compose_config(
+        "logger=csv",
+        "trainer.progress_bar=false",
+        f"model={model}",
+        f"results_dir={tmp_path}",
+        "task.stages=[{seq_len:32,num_pairs:8,max_steps:80}]",
+    )
+    assert 0 < run(cfg)["metrics"]["probe_time_share"] <= 0.03
