@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 
 from palimpsa.config.schema import plain
 from palimpsa.mixers import PalimpsaD
-from palimpsa.mixers.parameters import weight_decay_groups
+from palimpsa.training.optimizer import weight_decay_groups
 from palimpsa.model.build import build_model
 from palimpsa.model.language_model import LanguageModel
 from palimpsa.runs.directory import flatten

@@ -17,11 +17,10 @@ from palimpsa.config.errors import ConfigError, RunDirectoryError
 from palimpsa.mixers import MemoryTrace
 from palimpsa.model.build import build_model
 from palimpsa.runs.directory import RunDirectory
-from palimpsa.tasks.mqar import MQARSpec, mqar_batch, mqar_examples
-from palimpsa.tasks.recall import RecallMeter, query_loss
+from palimpsa.tasks.mqar import mqar_examples
 from palimpsa.tasks.stages import stages_from_config
 from palimpsa.training.memory_probe import memory_metrics, metaplasticity_ratio
-from palimpsa.training.run import learning_rate_factor, run
+from palimpsa.training.run import run
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = sorted(path.stem for path in (ROOT / "configs/model").glob("*.yaml"))
@@ -118,69 +117,6 @@ def test_a_stage_ends_at_its_accuracy_and_hands_its_weights_on(tiny_config):
     assert result["metrics"]["num_steps"] == 4
 
 
-def test_the_loss_is_the_cross_entropy_at_the_queries_only(tiny_config):
-    model = build_model(tiny_config().model, 1)
-    batch = mqar_batch(MQARSpec(8, 2, 32), seed=1, split="train", stage=0, step=0, batch_size=4)
-    labels = torch.full_like(batch.inputs, -100).scatter(1, batch.query_positions, batch.labels)
-    whole = model(batch.inputs)
-    expected = torch.nn.functional.cross_entropy(whole.flatten(0, 1), labels.flatten())
-    at = batch.query_positions[..., None].expand(-1, -1, whole.shape[-1])
-    logits = model(batch.inputs, batch.query_positions)
-    found = query_loss(logits, batch.labels, with_gradient=True)
-    torch.testing.assert_close(found.mean, expected)
-    torch.testing.assert_close(found.gradient, torch.autograd.grad(expected, whole)[0].gather(1, at))
-
-
-def test_the_loss_is_fp32_under_autocast_and_has_its_gradient_without_grad_mode():
-    logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0)).bfloat16()
-    labels = torch.tensor([[0, 1, 2], [3, 4, 6]])
-    plain = query_loss(logits, labels, with_gradient=True)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        found = query_loss(logits, labels, with_gradient=True)
-    assert plain.mean.dtype == found.mean.dtype == torch.float32
-    for one, other in zip(plain, found, strict=True):
-        assert torch.equal(one, other)
-    assert found.gradient.dtype == torch.bfloat16
-
-
-def test_an_answer_whose_loss_is_no_number_is_not_right():
-    inf = float("inf")
-    logits = torch.tensor([[[float("nan"), 0.0, 0.0], [0.0, inf, 0.0], [-inf, -inf, -inf], [-inf, 0.0, 1.0]]])
-    found = query_loss(logits, torch.tensor([[0, 1, 0, 2]]), with_gradient=False)
-    assert found.is_right.tolist() == [[False, False, False, True]]
-    assert found.gradient is None
-
-
-def test_recall_counts_right_answers_by_age():
-    spec = MQARSpec(8, 2, 32)
-
-    class Oracle(torch.nn.Module):
-        """Answers the first pair of each row rightly, the second never."""
-
-        def forward(self, inputs, positions):
-            logits = torch.zeros(*positions.shape, 32)
-            logits[:, 0] = torch.nn.functional.one_hot(inputs[:, 1], 32).float()
-            return logits
-
-    recall = RecallMeter(Oracle(), spec, seed=1, split="test", stage=0, batch_size=4, device="cpu")(10)
-    assert recall.accuracy == 0.5
-    # The first pair's value stands at 1 and the second's at 3, the queries at 4 and 6: ages 3 or 5, and 1 or 3.
-    batch = mqar_batch(spec, seed=1, split="test", stage=0, step=0, batch_size=10)
-    for age_slice, accuracy in enumerate(recall.accuracy_by_age):
-        inside = batch.ages() * 4 // 8 == age_slice
-        right = inside[:, 0].sum().item()
-        assert accuracy == (right / inside.sum().item() if inside.any() else None)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [("constant", [0.5, 1.0, 1.0, 1.0, 1.0]), ("cosine", [0.5, 1.0, 1.0, 0.5, 0.0])],
-)
-def test_learning_rate_schedules(schedule, expected):
-    factors = [learning_rate_factor(step, schedule=schedule, warmup_steps=2, max_steps=6) for step in (0, 1, 2, 4, 6)]
-    assert factors == pytest.approx(expected)
-
-
 def test_scratch_goes_through_a_fixed_set_once_an_epoch(tiny_config):
     cfg = tiny_config(
         "task=mqar_scratch", "task.stages=null", "task.seq_len=16", "task.num_train_examples=10", "task.num_epochs=2"
@@ -234,7 +170,8 @@ def test_another_config_in_the_same_directory_is_an_error(tiny_config):
 
 def test_an_unfinished_run_of_another_config_is_an_error_too(tiny_config, monkeypatch):
     cfg = tiny_config()
-    monkeypatch.setattr("palimpsa.training.run.train", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    fit = "palimpsa.training.run.TrainingRun.fit"
+    monkeypatch.setattr(fit, lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         run(cfg)
     failed = json.loads((Path(cfg.run_dir) / "result.json").read_text())
@@ -443,7 +380,7 @@ def test_a_result_of_another_format_is_refused(tiny_config):
 def test_a_run_that_cannot_write_its_curves_fails_in_one_place(tiny_config, monkeypatch):
     cfg = tiny_config()
     monkeypatch.setattr(
-        "palimpsa.training.curriculum.History.write", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+        "palimpsa.training.history.History.write", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
     )
     with pytest.raises(OSError, match="disk full"):
         run(cfg)

@@ -89,6 +89,7 @@ class ModelConfig:
 class TaskConfig:
     """MQAR by either protocol: `stages`, or seq_len with num_train_examples and num_epochs."""
 
+    kind: str = "mqar"
     name: str = MISSING
     directory: str = MISSING  # below results/runs
     vocab_size: int = MISSING

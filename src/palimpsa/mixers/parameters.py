@@ -1,4 +1,4 @@
-"""What all models' parameters have in common: how they start, which of them decay, and their dtypes.
+"""What all models' parameters have in common: how they start, and their dtypes.
 
 Dtypes: parameters are stored and updated in fp32 (master weights); matrices are multiplied in the dtype that autocast
 chooses; decays, gates, norms and the recurrent state are computed in fp32 (`widen`), whatever that dtype is. A model
@@ -63,23 +63,3 @@ def initialise(model: nn.Module, std: float, generator: torch.Generator) -> None
             module.weight.normal_(0.0, std, generator=generator)
         elif isinstance(module, ShortConvolution | Plasticity):
             module.draw(generator)
-
-
-def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """AdamW's parameter groups: matrices, taps and embeddings decay; vectors do not (A, d's bias, D, s, norms, biases).
-
-    Raises:
-        ValueError: for a trained parameter that is not fp32: bf16 keeps 8 bits, and AdamW's steps on it round to
-            nothing.
-    """
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    for name, parameter in trained.items():
-        if parameter.dtype != MASTER_DTYPE:
-            raise ValueError(
-                f"{name}: got a trained parameter of {parameter.dtype}, expected {MASTER_DTYPE} master weights; "
-                "lower precision is autocast's business (trainer.precision=bf16-mixed)"
-            )
-    return [
-        {"params": [p for p in trained.values() if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": 0.0},
-    ]

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from palimpsa.tasks.random import derive_key, random_bits, random_uniform
+from palimpsa.tasks.task import SPLITS
 
-SPLITS = ("train", "validation", "test")
 NUM_AGE_SLICES = 4
 
 

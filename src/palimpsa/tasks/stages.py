@@ -15,22 +15,23 @@ from torch import Tensor
 from palimpsa.config.errors import ConfigError, nearest
 from palimpsa.config.schema import StageConfig
 from palimpsa.tasks.mqar import MQARSpec, epoch_order
+from palimpsa.tasks.task import Stage
 
 
 @dataclass(frozen=True)
-class Stage:
+class MQARStage(Stage):
     """One stage: its difficulty and budget.
 
-    spec: the difficulty. batch_size: examples a step. max_steps: the cap. in_figure: whether the stage is tested.
-    num_train_examples: size of a fixed training set, gone through in a new order every epoch; None: fresh samples.
+    spec: the difficulty. num_train_examples: size of a fixed training set, gone through in a new order every epoch;
+    None: fresh samples.
     """
 
-    index: int
     spec: MQARSpec
-    batch_size: int
-    max_steps: int
-    in_figure: bool = True
     num_train_examples: int | None = None
+
+    @property
+    def ignorance_loss(self) -> float:
+        return self.spec.plateau_loss
 
     def train_examples(self, seed: int, step: int, device: torch.device | str) -> Tensor:
         """[B] int64, the training examples of `step` (0-based, within the stage): a function of (seed, stage, step).
@@ -50,7 +51,7 @@ def _epoch_order(seed: int, stage: int, epoch: int, num_examples: int, device: s
     return epoch_order(seed=seed, stage=stage, epoch=epoch, num_examples=num_examples, device=device)
 
 
-def stages_from_config(task: Any) -> list[Stage]:
+def stages_from_config(task: Any) -> list[MQARStage]:
     """The stages of a task config: a curriculum's, or the single one of the scratch protocol (num_pairs = L / 4).
 
     Raises:
@@ -62,12 +63,13 @@ def stages_from_config(task: Any) -> list[Stage]:
         if given:
             raise ConfigError(f"task.{given[0]}: got {scratch[given[0]]} beside task.stages, expected one or the other")
         return [
-            Stage(
+            MQARStage(
                 index=i,
-                spec=_spec(f"task.stages[{i}].", stage.seq_len, stage.num_pairs, task),
-                batch_size=_batch_size(stage.seq_len, task),
                 max_steps=stage.max_steps,
-                in_figure=stage.in_figure,
+                batch_size=_batch_size(stage.seq_len, task),
+                context=stage.seq_len,
+                is_tested=stage.in_figure,
+                spec=_spec(f"task.stages[{i}].", stage.seq_len, stage.num_pairs, task),
             )
             for i, stage in enumerate(_stage_configs(task.stages))
         ]
@@ -77,11 +79,13 @@ def stages_from_config(task: Any) -> list[Stage]:
     spec = _spec("task.", task.seq_len, task.seq_len // 4, task)
     size = _batch_size(task.seq_len, task)
     return [
-        Stage(
+        MQARStage(
             index=0,
-            spec=spec,
-            batch_size=size,
             max_steps=task.num_epochs * math.ceil(task.num_train_examples / size),
+            batch_size=size,
+            context=task.seq_len,
+            is_tested=True,
+            spec=spec,
             num_train_examples=task.num_train_examples,
         )
     ]

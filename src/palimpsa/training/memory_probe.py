@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from palimpsa.mixers import MemoryTrace
-from palimpsa.tasks.mqar import mqar_batch
 from palimpsa.training.curriculum import Curriculum, network
+from palimpsa.training.history import StepLog
 
 
 class MemoryProbe(L.Callback):
@@ -23,13 +23,15 @@ class MemoryProbe(L.Callback):
     that a context leaves behind. Both per layer and head, averaged over contexts, and as means over all heads.
 
     Args:
-        curriculum: says which contexts the current stage has, and holds the history.
+        curriculum: says which contexts the current stage has.
+        step_log: holds the history, and leaves the probe's time out of the throughput.
         every: optimiser steps.
         num_examples: contexts.
     """
 
-    def __init__(self, curriculum: Curriculum, *, every: int, num_examples: int) -> None:
+    def __init__(self, curriculum: Curriculum, step_log: StepLog, *, every: int, num_examples: int) -> None:
         self.curriculum = curriculum
+        self.step_log = step_log
         self.every = every
         self.num_examples = num_examples
         self.seconds = 0.0
@@ -49,25 +51,16 @@ class MemoryProbe(L.Callback):
     def _probe(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         started = time.perf_counter()
         traces = self._trace(trainer, pl_module)
-        self.curriculum.history.record(trainer, {"stage": self.curriculum.stage_index, **memory_metrics(traces)})
+        self.step_log.history.record(trainer, {"stage": self.curriculum.stage_index, **memory_metrics(traces)})
         elapsed = time.perf_counter() - started
         self.seconds += elapsed
-        self.curriculum.pause(elapsed)
+        self.step_log.pause(elapsed)
 
     def _trace(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[MemoryTrace]:
-        stage = self.curriculum.stage
-        batch = mqar_batch(
-            stage.spec,
-            seed=self.curriculum.seed,
-            split="validation",
-            stage=stage.index,
-            step=0,
-            batch_size=self.num_examples,
-            device=pl_module.device,
-        )
+        contexts = self.curriculum.task.contexts(self.curriculum.stage, self.num_examples, pl_module.device)
         # A handful of contexts is not worth compiling for.
         with trainer.precision_plugin.forward_context(), torch.compiler.set_stance("force_eager"):
-            return network(pl_module).memory(batch.inputs)
+            return network(pl_module).memory(contexts)
 
 
 def memory_metrics(traces: list[MemoryTrace]) -> dict[str, float]:

@@ -20,10 +20,10 @@ def check_run(cfg: Any, *, elsewhere: bool = False) -> None:
     """
     # Here and not above: torch.
     from palimpsa.model.build import check_model
-    from palimpsa.tasks.stages import stages_from_config
+    from palimpsa.tasks.build import build_task
     from palimpsa.training.gpus import check_device
 
     check_config(cfg)
     check_model(plain(cfg)["model"])
-    stages_from_config(cfg.task)
+    build_task(cfg.task, cfg.seed)
     check_device(cfg, elsewhere=elsewhere)

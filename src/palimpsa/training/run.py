@@ -4,136 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import math
 import time
 import traceback
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
-from omegaconf import DictConfig
-from torch import Tensor
+from lightning.pytorch.loggers import Logger
 
 from palimpsa.config.errors import ConfigError, RunDirectoryError
 from palimpsa.config.schema import plain, storable
 from palimpsa.kernels.validation import OperandError
-from palimpsa.mixers.parameters import weight_decay_groups
 from palimpsa.model.build import build_model
-from palimpsa.model.language_model import LanguageModel
-from palimpsa.runs.directory import MODEL_CONFIG_KEY, RunDirectory, config_hash
+from palimpsa.runs.directory import RunDirectory, config_hash
 from palimpsa.runs.progress import JobProgress
 from palimpsa.runs.result import run_result
-from palimpsa.tasks.stages import stages_from_config
+from palimpsa.tasks.build import build_task
+from palimpsa.tasks.task import Task
 from palimpsa.training.checkpoint import AtomicCheckpointIO, quiet_lightning
-from palimpsa.training.curriculum import Curriculum, History
-from palimpsa.training.gpus import lease_gpu, note_failure, only_process
+from palimpsa.training.compiled import compile_blocks
+from palimpsa.training.cuda_graph import Replay
+from palimpsa.training.curriculum import Curriculum, Report, ignore
+from palimpsa.training.distributed import check_ranks, is_first_rank, trainer_options
+from palimpsa.training.gpus import record_gpu_failure
+from palimpsa.training.graphed_step import GraphedTrainingModule
+from palimpsa.training.history import History, StepLog
 from palimpsa.training.loggers import close_loggers, make_loggers
 from palimpsa.training.memory_probe import MemoryProbe
+from palimpsa.training.module import TrainingModule
 from palimpsa.training.preflight import check_run
-from palimpsa.training.step import GradientStep, compile_blocks
 
 
-class LitLanguageModel(L.LightningModule):
-    """A language model on MQAR: owns the loss and the optimiser. Where a run stands is the curriculum's to say.
-
-    Args:
-        model: the network.
-        model_config: what it was built from, as plain containers; kept in checkpoints, to tell whose they are.
-        curriculum: says which stage and step comes next.
-        optimizer_config: the `optimizer` group.
-        schedule: "constant" or "cosine" after a linear warm-up.
-        max_steps: optimiser steps at most.
-        use_graphs: run the step as a CUDA graph: see `GradientStep`.
-    """
-
-    def __init__(
-        self,
-        model: LanguageModel,
-        model_config: dict[str, Any],
-        curriculum: Curriculum,
-        optimizer_config: Any,
-        schedule: str,
-        max_steps: int,
-        use_graphs: bool,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.model_config = model_config
-        self.curriculum = curriculum
-        self.optimizer_config = optimizer_config
-        self.schedule = schedule
-        self.max_steps = max_steps
-        self.parameter_groups = weight_decay_groups(model, optimizer_config.weight_decay)
-        self.gradient_step = GradientStep(
-            model,
-            [parameter for group in self.parameter_groups for parameter in group["params"]],
-            seed=curriculum.seed,
-            gradient_clip=optimizer_config.gradient_clip,
-            use_graphs=use_graphs,
-        )
-
-    def on_fit_start(self) -> None:
-        if self.device.type == "cuda" and not self.curriculum.done:
-            # Libraries choose their kernels by timing what they are called with first: this, not the probe's few
-            # contexts. What one process has chosen the next finds on disk; two at a time might round differently.
-            with only_process("tuning"), self.trainer.precision_plugin.forward_context():
-                self.gradient_step.warm_up(self.curriculum.stage, self.device)
-
-    def training_step(self, _: Any, batch_idx: int) -> Tensor:
-        return self.gradient_step(self.curriculum.stage, self.curriculum.stage_step, self.device)
-
-    # `training_step` leaves the gradients, clipped: a graph replays them with the loss.
-    def optimizer_zero_grad(self, *_: Any) -> None:
-        pass
-
-    def backward(self, *_: Any) -> None:
-        pass
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[MODEL_CONFIG_KEY] = self.model_config
-
-    def configure_optimizers(self) -> Any:
-        config = self.optimizer_config
-        optimizer = torch.optim.AdamW(
-            self.parameter_groups,
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            # The other one launches a dozen kernels a tensor, or copies lists of them to the GPU.
-            fused=self.device.type == "cuda",
-        )
-        factor = partial(
-            learning_rate_factor,
-            schedule=self.schedule,
-            warmup_steps=config.warmup_steps,
-            max_steps=self.max_steps,
-        )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def learning_rate_factor(step: int, *, schedule: str, warmup_steps: int, max_steps: int) -> float:
-    """The share of the peak learning rate at a step: a linear warm-up, then "constant", or "cosine" down to 0.
-
-    >>> learning_rate_factor(0, schedule="cosine", warmup_steps=2, max_steps=6)
-    0.5
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if schedule == "constant":
-        return 1.0
-    progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def run(cfg: DictConfig) -> dict[str, Any]:
+def run(config: Any) -> dict[str, Any]:
     """Trains one run, or returns its result where it is finished already; resumes from the last checkpoint.
 
+    Started by torchrun it is one process of a run: the first one writes the files.
+
     Args:
-        cfg: configs/train.yaml, composed.
+        config: configs/train.yaml, composed.
 
     Returns:
         the content of result.json: see `run_result`.
@@ -142,145 +52,178 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         ConfigError: for a config that cannot be run.
         RunDirectoryError: where the run's directory holds another config or a damaged file.
     """
-    check_run(cfg)
-    config = storable(plain(cfg))
-    name = f"{cfg.model.name}{cfg.variant} lr {cfg.optimizer.lr:g} seed {cfg.seed}"
-    directory = RunDirectory(cfg.run_dir)
-    progress = JobProgress.from_environment(name, sum(stage.max_steps for stage in stages_from_config(cfg.task)))
+    check_run(config)
+    task = build_task(config.task, config.seed, Replay if config.trainer.cuda_graphs else None)
+    check_ranks(task, uses_graphs=config.trainer.cuda_graphs)
+    directory, stored = RunDirectory(config.run_dir), storable(plain(config))
+    progress = JobProgress.from_environment(run_name(config), task.max_steps)
+    if not is_first_rank():
+        result = directory.inspect(stored)
+        return result if result is not None and result["status"] == "finished" else _train(config, task, directory)
     try:
         with directory.locked():
-            finished = directory.claim(config)
+            finished = directory.claim(stored)
             if finished is not None:
                 progress.finish("skipped", "finished earlier")
                 return finished
-            result = _run(cfg, config, directory, name, progress)
+            show_bar = config.trainer.progress_bar and progress.alone
+            result = _train(config, task, directory, progress.update, show_bar=show_bar)
     except Exception as error:
-        if cfg.trainer.accelerator == "gpu":
-            note_failure(error)
+        if config.trainer.accelerator == "gpu":
+            record_gpu_failure(error)
         progress.finish("failed", f"{type(error).__name__}: {error}")
         raise
-    tested = [stage for stage in result["stages"] if stage["test_accuracy"] is not None]
-    accuracies = [f"L {stage['seq_len']}: {stage['test_accuracy']:.1%}" for stage in tested]
-    progress.finish("finished", f"{', '.join(accuracies)} ({result['provenance']['wall_time_s']:.0f} s)")
+    headlines = [task.headline(stage) for stage in result["stages"] if stage["test_accuracy"] is not None]
+    progress.finish("finished", f"{', '.join(headlines)} ({result['provenance']['wall_time_s']:.0f} s)")
     return result
 
 
-def _run(
-    cfg: DictConfig, config: dict[str, Any], directory: RunDirectory, name: str, progress: JobProgress
+def run_name(config: Any) -> str:
+    """As progress and loggers call a run."""
+    return f"{config.model.name}{config.variant} lr {config.optimizer.lr:g} seed {config.seed}"
+
+
+def _train(
+    config: Any, task: Task[Any, Any], directory: RunDirectory, report: Report = ignore, *, show_bar: bool = False
 ) -> dict[str, Any]:
     """Trains and writes history.csv and result.json, the latter also for a failure."""
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
-    history = History()
-    curriculum = make_curriculum(cfg, history, progress)
+    training = TrainingRun(config, task, directory, report)
 
-    def end(status: str, error: str | None, summary: dict[str, Any]) -> dict[str, Any]:
-        history.write(directory.history_file)
-        summary["history_rows"] = len(history.rows)
-        result = run_result(cfg, config, status, error, curriculum.finished_stages, summary, started, clock)
-        directory.write_result(result)
+    def record(status: str, error: str | None, summary: dict[str, Any]) -> dict[str, Any]:
+        stages = training.curriculum.finished_stages
+        summary["history_rows"] = len(training.history.rows)
+        result = run_result(config, storable(plain(config)), status, error, stages, summary, started, clock)
+        if is_first_rank():
+            training.history.write(directory.history_file)
+            directory.write_result(result)
         return result
 
     try:
-        return end("finished", None, train(cfg, config, directory, name, curriculum))
+        return record("finished", None, training.fit(show_bar=show_bar))
     except (ConfigError, RunDirectoryError):
         # A damaged checkpoint, say: the directory is left as it is.
         raise
     except Exception as error:
         # A full disk has no room for the news of it either.
         with contextlib.suppress(OSError):
-            end("failed", f"{type(error).__name__}: {error}", {"traceback": traceback.format_exc()})
+            record("failed", f"{type(error).__name__}: {error}", {"traceback": traceback.format_exc()})
         raise
 
 
-def make_curriculum(cfg: DictConfig, history: History, progress: JobProgress) -> Curriculum:
-    """The stages of a run's config, at their beginning."""
-    return Curriculum(
-        stages_from_config(cfg.task),
-        seed=cfg.seed,
-        stop_accuracy=cfg.task.stop_accuracy,
-        validation_every=cfg.task.validation_every,
-        num_validation=cfg.task.num_validation,
-        num_test=cfg.task.num_test,
-        log_every=cfg.trainer.log_every,
-        history=history,
-        progress=progress,
-        use_graphs=cfg.trainer.cuda_graphs,
-    )
-
-
-def train(
-    cfg: DictConfig,
-    config: dict[str, Any],
-    directory: RunDirectory,
-    name: str,
-    curriculum: Curriculum,
-    callbacks: Sequence[L.Callback] = (),
-) -> dict[str, Any]:
-    """Runs the trainer to the end of the curriculum; returns the run's summary.
+class TrainingRun:
+    """Lightning's trainer and everything around it, for one run.
 
     Args:
-        cfg, config: composed and checked, and the same as plain containers.
+        config: configs/train.yaml, composed and checked.
+        task: what `build_task` makes of it.
         directory: for the checkpoint and the loggers.
-        name: of the run, as loggers show it.
-        curriculum: of `make_curriculum`.
-        callbacks: more, called after the run's own.
+        report: told the step and a few words at every row of the curves.
     """
-    if cfg.trainer.num_threads is not None:
-        torch.set_num_threads(cfg.trainer.num_threads)
-    quiet_lightning()
-    max_steps = sum(stage.max_steps for stage in curriculum.stages)
-    probe = MemoryProbe(curriculum, every=cfg.trainer.probe_every, num_examples=cfg.trainer.num_probe)
-    checkpoint = ModelCheckpoint(
-        dirpath=directory.checkpoint_file.parent,
-        filename=directory.checkpoint_file.stem,
-        every_n_train_steps=cfg.trainer.checkpoint_every,
-        enable_version_counter=False,
-    )
-    model = build_model(cfg.model, cfg.seed)
-    if cfg.trainer.compile:
-        compile_blocks(model)
-    module = LitLanguageModel(
-        model, config["model"], curriculum, cfg.optimizer, cfg.task.schedule, max_steps, cfg.trainer.cuda_graphs
-    )
-    loggers = make_loggers(cfg.logger, run_dir=directory.path, name=name, run_id=config_hash(config), run_config=config)
-    show_bar = cfg.trainer.progress_bar and curriculum.progress.alone
-    # The probe comes first: at the last step of a stage it still looks at that stage.
-    own = [curriculum.history, probe, curriculum, checkpoint, *([RichProgressBar()] if show_bar else [])]
-    trainer = L.Trainer(
-        accelerator=cfg.trainer.accelerator,
-        devices=[lease_gpu(config["trainer"]["gpus"])] if cfg.trainer.accelerator == "gpu" else 1,
-        precision=cfg.trainer.precision,
-        max_steps=max_steps,
-        max_epochs=1,
-        # Only Lightning's own logging asks for it; the curves are logged by the callbacks.
-        log_every_n_steps=cfg.trainer.log_every,
-        callbacks=[*own, *callbacks],
-        logger=loggers,
-        # One process a run, whatever launched it: Slurm's own environment would have it be a rank of many.
-        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
-        default_root_dir=directory.path,
-        enable_progress_bar=show_bar,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    clock = time.perf_counter()
-    try:
-        # The loader only counts: the curriculum says what a step trains on, so that a resume loses no position.
-        trainer.fit(module, range(max_steps), ckpt_path=directory.readable_checkpoint(module.state_dict(), config))
-    except OperandError as error:
-        # On a CPU the operator looks at its arguments before anyone looks at the loss.
-        at = f"after step {trainer.global_step}: a lower optimizer.lr may help"
-        raise FloatingPointError(f"palimpsa: {error} {at}") from error
-    except SystemExit as error:
-        # Lightning answers Ctrl-C by leaving the process.
-        raise KeyboardInterrupt from error
-    finally:
-        close_loggers(loggers)
-        module.gradient_step.release()
-        curriculum.release()
-    return {
-        "state_size": model.state_size,
-        "num_parameters": model.num_parameters,
-        "num_steps": trainer.global_step,
-        "probe_time_share": probe.seconds / (time.perf_counter() - clock),
-    }
+
+    def __init__(self, config: Any, task: Task[Any, Any], directory: RunDirectory, report: Report = ignore) -> None:
+        self.config = config
+        self.task = task
+        self.directory = directory
+        self.history = History()
+        self.step_log = StepLog(self.history)
+        self.curriculum = Curriculum(
+            task,
+            self.step_log,
+            validation_every=config.task.validation_every,
+            log_every=config.trainer.log_every,
+            report=report,
+        )
+
+    def fit(self, callbacks: Sequence[L.Callback] = (), *, show_bar: bool = False) -> dict[str, Any]:
+        """Trains to the end of the task's stages, from the last checkpoint where there is one.
+
+        Args:
+            callbacks: more, called after the run's own.
+            show_bar: draw a progress bar.
+
+        Returns:
+            numbers about the model and the run, for result.json.
+
+        Raises:
+            FloatingPointError: the numbers are none any more.
+            RunDirectoryError: the checkpoint cannot be read or is of another model.
+            KeyboardInterrupt: at Ctrl-C.
+        """
+        config, trainer_config = self.config, self.config.trainer
+        if trainer_config.num_threads is not None:
+            torch.set_num_threads(trainer_config.num_threads)
+        quiet_lightning()
+        model = build_model(config.model, config.seed)
+        if trainer_config.compile:
+            compile_blocks(model)
+        module_class = GraphedTrainingModule if trainer_config.cuda_graphs else TrainingModule
+        stored = storable(plain(config))
+        module = module_class(
+            model, self.task, self.curriculum, config.optimizer, config.task.schedule, stored["model"]
+        )
+        probe = MemoryProbe(
+            self.curriculum, self.step_log, every=trainer_config.probe_every, num_examples=trainer_config.num_probe
+        )
+        loggers = self._make_loggers(stored) if is_first_rank() else []
+        trainer = self._make_trainer(probe, loggers, callbacks, show_bar)
+        clock = time.perf_counter()
+        try:
+            # The loader only counts: the curriculum says what a step trains on, so that a resume loses no position.
+            checkpoint = self.directory.readable_checkpoint(module.state_dict(), stored)
+            trainer.fit(module, range(self.task.max_steps), ckpt_path=checkpoint)
+        except OperandError as error:
+            # On a CPU the operator looks at its arguments before anyone looks at the loss.
+            at = f"after step {trainer.global_step}: a lower optimizer.lr may help"
+            raise FloatingPointError(f"palimpsa: {error} {at}") from error
+        except SystemExit as error:
+            # Lightning answers Ctrl-C by leaving the process.
+            raise KeyboardInterrupt from error
+        finally:
+            close_loggers(loggers)
+            module.release()
+        return {
+            "state_size": model.state_size,
+            "num_parameters": model.num_parameters,
+            "num_steps": trainer.global_step,
+            "probe_time_share": probe.seconds / (time.perf_counter() - clock),
+        }
+
+    def _make_loggers(self, stored: dict[str, Any]) -> list[Logger]:
+        return make_loggers(
+            self.config.logger,
+            run_dir=self.directory.path,
+            name=run_name(self.config),
+            run_id=config_hash(stored),
+            run_config=stored,
+        )
+
+    def _make_trainer(
+        self, probe: MemoryProbe, loggers: list[Logger], callbacks: Sequence[L.Callback], show_bar: bool
+    ) -> L.Trainer:
+        config = self.config.trainer
+        checkpoint = ModelCheckpoint(
+            dirpath=self.directory.checkpoint_file.parent,
+            filename=self.directory.checkpoint_file.stem,
+            every_n_train_steps=config.checkpoint_every,
+            enable_version_counter=False,
+        )
+        # The probe comes first: at the last step of a stage it still looks at that stage.
+        own = [self.history, probe, self.curriculum, checkpoint, *([RichProgressBar()] if show_bar else [])]
+        options = trainer_options(config.accelerator, config.gpus)
+        return L.Trainer(
+            **{**options, "plugins": [AtomicCheckpointIO(), *options["plugins"]]},
+            accelerator=config.accelerator,
+            precision=config.precision,
+            max_steps=self.task.max_steps,
+            max_epochs=1,
+            # Only Lightning's own logging asks for it; the curves are logged by the callbacks.
+            log_every_n_steps=config.log_every,
+            callbacks=[*own, *callbacks],
+            logger=loggers,
+            default_root_dir=self.directory.path,
+            enable_progress_bar=show_bar,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )

@@ -1,0 +1,29 @@
+"""From a `task` config to the task. A new task is one class and one line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from palimpsa.config.errors import ConfigError, nearest
+from palimpsa.tasks.recall_task import RecallTask
+from palimpsa.tasks.task import Capture, Task
+
+TASKS = {"mqar": RecallTask}
+
+
+def build_task(config: Any, seed: int, capture: Capture | None = None) -> Task[Any, Any]:
+    """The task of the `task` group of configs/train.yaml.
+
+    Args:
+        config: the group.
+        seed: of the run's data, >= 0.
+        capture: makes evaluations cheaper to repeat; None: as they stand.
+
+    Raises:
+        ConfigError: for a kind that there is not, and what the task itself refuses.
+    """
+    if config.kind not in TASKS:
+        raise ConfigError(
+            f"task.kind: got {config.kind!r}, expected one of {', '.join(TASKS)}{nearest(str(config.kind), TASKS)}"
+        )
+    return TASKS[config.kind](config, seed, capture)

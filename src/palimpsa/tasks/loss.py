@@ -1,0 +1,67 @@
+"""Cross-entropy and who was right: one Triton kernel on a GPU, PyTorch's elsewhere."""
+
+# N rows, V classes
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from palimpsa.mixers.layers import widen
+
+
+class CrossEntropy(NamedTuple):
+    """mean: over all rows, nats, a scalar in fp32 (fp64 of such logits), for autograd to follow.
+
+    is_right [N] bool: the largest logit is the label's, and the loss a number.
+    """
+
+    mean: Tensor
+    is_right: Tensor
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> CrossEntropy:
+    """Of logits [N, V] at labels [N] int64 in [0, V); differentiable once."""
+    if logits.is_cuda and logits.dtype != torch.float64:
+        # Here and not above: Triton.
+        from palimpsa.kernels.gpu.cross_entropy import MAX_CLASSES
+
+        if logits.shape[1] <= MAX_CLASSES:
+            return CrossEntropy(*_RowKernel.apply(logits, labels))
+    mean = F.cross_entropy(widen(logits), labels)
+    largest, answers = logits.detach().max(dim=1)
+    # An infinite logit, or none that is finite, makes the loss NaN.
+    return CrossEntropy(mean, (answers == labels) & largest.isfinite())
+
+
+class _RowKernel(torch.autograd.Function):
+    """The kernel reads the logits once, and makes their gradient on the way."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        from palimpsa.kernels.gpu.cross_entropy import row_results
+
+        losses, is_right, gradient = row_results(logits, labels, with_gradient=ctx.needs_input_grad[0])
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(is_right)
+        return losses.mean(), is_right
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,), upstream = ctx.saved_tensors, gradients[0]
+        # Times one, it would be read and written once more: of 16,384 rows of 8,192 classes 268 MB each way.
+        is_unit = upstream.data_ptr() == unit_gradient(upstream.device).data_ptr()
+        return gradient if is_unit else gradient * upstream, None
+
+
+@functools.cache
+def unit_gradient(device: torch.device) -> Tensor:
+    """A one in fp32: `loss.backward(unit_gradient(device))` is `loss.backward()`, and known to be it."""
+    return torch.ones((), device=device)

@@ -1,0 +1,100 @@
+"""Associative recall as a task: MQAR's examples, the loss at its queries, and recall as what counts."""
+
+# B batch, n pairs
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from palimpsa.tasks.loss import cross_entropy
+from palimpsa.tasks.mqar import NUM_AGE_SLICES, MQARBatch, mqar_examples
+from palimpsa.tasks.recall import RecallMeter
+from palimpsa.tasks.stages import MQARStage, stages_from_config
+from palimpsa.tasks.task import Capture, Loss, Metrics, Task
+
+
+class RecallTask(Task[MQARStage, MQARBatch]):
+    """MQAR by either protocol.
+
+    Metrics: accuracy, the share of queries answered rightly; loss, nats a query; accuracy/age0 to accuracy/age3, the
+    share for pairs by the quarter of the context that lies between pair and query, where there are such.
+
+    Args:
+        config: the `task` group.
+        seed: of the run's data, >= 0.
+        capture: makes evaluations cheaper to repeat; None: as they stand.
+
+    Raises:
+        ConfigError: see `stages_from_config`.
+    """
+
+    capturable = True
+
+    def __init__(self, config: Any, seed: int, capture: Capture | None = None) -> None:
+        self.stages = stages_from_config(config)
+        self.seed = seed
+        self.stop_accuracy = config.stop_accuracy
+        self.num_examples = {"validation": config.num_validation, "test": config.num_test}
+        self._capture = capture
+        # Of the model, stage and split that were last evaluated: it holds what was captured.
+        self._meter: RecallMeter | None = None
+
+    def train_examples(self, stage: MQARStage, step: int, device: torch.device) -> Tensor:
+        return stage.train_examples(self.seed, step, device)
+
+    def step_sizes(self, stage: MQARStage) -> set[int]:
+        last = (stage.num_train_examples or 0) % stage.batch_size
+        return {stage.batch_size, *([last] if last else [])}
+
+    def make_batch(self, stage: MQARStage, split: str, examples: Tensor) -> MQARBatch:
+        return mqar_examples(stage.spec, seed=self.seed, split=split, stage=stage.index, examples=examples)
+
+    def loss(self, model: nn.Module, batch: MQARBatch) -> Loss:
+        logits = model(batch.inputs, batch.query_positions)
+        mean = cross_entropy(logits.flatten(0, 1), batch.labels.flatten()).mean
+        return Loss(mean, batch.labels.numel())
+
+    def evaluate(self, model: nn.Module, split: str, stage: MQARStage, device: torch.device) -> Metrics:
+        meter = self._meter
+        if meter is None or (meter.model, meter.stage, meter.split) != (model, stage.index, split):
+            # The old one's memory is free before the new one takes its own.
+            self._meter = None
+            meter = self._meter = RecallMeter(
+                model,
+                stage.spec,
+                seed=self.seed,
+                split=split,
+                stage=stage.index,
+                batch_size=stage.batch_size,
+                device=device,
+                capture=self._capture,
+            )
+        recall = meter(self.num_examples[split])
+        by_age = {f"accuracy/age{i}": share for i, share in enumerate(recall.accuracy_by_age) if share is not None}
+        return {"accuracy": recall.accuracy, "loss": recall.loss, **by_age}
+
+    def is_solved(self, validation: Metrics) -> bool:
+        return validation["accuracy"] >= self.stop_accuracy
+
+    def stage_result(self, stage: MQARStage, validation: Metrics, test: Metrics | None) -> dict[str, Any]:
+        by_age = test and [test.get(f"accuracy/age{i}") for i in range(NUM_AGE_SLICES)]
+        return {
+            "seq_len": stage.spec.seq_len,
+            "num_pairs": stage.spec.num_pairs,
+            "validation_accuracy": validation["accuracy"],
+            "test_accuracy": test and test["accuracy"],
+            "test_accuracy_by_age": by_age,
+            "test_loss": test and test["loss"],
+        }
+
+    def headline(self, test: dict[str, Any]) -> str:
+        return f"L {test['seq_len']}: {test['test_accuracy']:.1%}"
+
+    def contexts(self, stage: MQARStage, num_examples: int, device: torch.device) -> Tensor:
+        return self.make_batch(stage, "validation", torch.arange(num_examples, device=device)).inputs
+
+    def release(self) -> None:
+        self._meter = None

@@ -1,0 +1,99 @@
+"""What Lightning trains: one step of a task is a batch, its loss, and the optimiser's update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from palimpsa.model.language_model import LanguageModel
+from palimpsa.tasks.loss import unit_gradient
+from palimpsa.tasks.task import Task
+from palimpsa.training.compiled import compiled_code_if
+from palimpsa.training.cuda_graph import run_aside
+from palimpsa.training.curriculum import Curriculum
+from palimpsa.training.gpus import machine_lock
+from palimpsa.training.optimizer import clip_gradients, make_optimizer, make_schedule
+
+# Where a checkpoint keeps the config of its model.
+MODEL_CONFIG_KEY = "model_config"
+
+
+class TrainingModule(L.LightningModule):
+    """A language model on a task. Where a run stands is the curriculum's to say; Lightning does the rest of a step.
+
+    Args:
+        model: the network.
+        task: what it trains on.
+        curriculum: says which stage and step comes next.
+        optimizer_config: the `optimizer` group.
+        schedule: "constant" or "cosine" after a linear warm-up.
+        model_config: what the model was built from, as plain containers; kept in checkpoints, to tell whose they are.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        task: Task[Any, Any],
+        curriculum: Curriculum,
+        optimizer_config: Any,
+        schedule: str,
+        model_config: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.task = task
+        self.curriculum = curriculum
+        self.optimizer_config = optimizer_config
+        self.schedule = schedule
+        self.model_config = model_config
+
+    def training_step(self, _: Any, batch_idx: int) -> Tensor:
+        stage, step, num_ranks = self.curriculum.stage, self.curriculum.stage_step, self.trainer.world_size
+        batch = self.task.batch(stage, step, self.device, rank=self.global_rank, num_ranks=num_ranks)
+        with compiled_code_if(len(batch[0]) * num_ranks == stage.batch_size):
+            return self.task.loss(self.model, batch).mean
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        clip_gradients(optimizer, self.optimizer_config.gradient_clip)
+
+    def configure_optimizers(self) -> Any:
+        config = self.optimizer_config
+        optimizer = make_optimizer(self.model, config, self.device)
+        scheduler = make_schedule(
+            optimizer, schedule=self.schedule, warmup_steps=config.warmup_steps, max_steps=self.task.max_steps
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        if self.device.type == "cuda" and self.trainer.world_size == 1 and not self.curriculum.done:
+            # Libraries choose their kernels by timing what they are called with first: this, not the probe's few
+            # contexts. What one process has chosen the next finds on disk; two at a time might round differently.
+            with machine_lock("tuning"):
+                self._warm_up()
+
+    def _warm_up(self) -> None:
+        batch = self.task.batch(self.curriculum.stage, 0, self.device)
+        with self.trainer.precision_plugin.forward_context():
+            run_aside(lambda: self.compute_gradients(batch))
+        self.zero_grad()
+
+    def compute_gradients(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """What Lightning does in a step up to the optimiser's update, under the step's autocast; returns the loss."""
+        self.zero_grad()
+        loss = self.task.loss(self.model, batch).mean
+        # Lightning has left autocast by now: what the forward kept in fp32 goes back in fp32.
+        with torch.autocast(loss.device.type, enabled=False):
+            loss.backward(unit_gradient(loss.device))
+            clip_gradients(self.optimizers(use_pl_optimizer=False), self.optimizer_config.gradient_clip)
+        return loss.detach()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[MODEL_CONFIG_KEY] = self.model_config
+
+    def release(self) -> None:
+        """Lets go of what only training needs: gigabytes that a sweep's next run in this process may want."""
+        self.zero_grad()
+        self.task.release()

@@ -1,0 +1,75 @@
+"""AdamW: which parameters decay, the learning rate at each step, and clipping."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from palimpsa.mixers.parameters import MASTER_DTYPE
+
+
+def make_optimizer(model: nn.Module, config: Any, device: torch.device) -> AdamW:
+    """AdamW with the peak rate and betas of the `optimizer` group.
+
+    Raises:
+        ValueError: see `weight_decay_groups`.
+    """
+    return AdamW(
+        weight_decay_groups(model, config.weight_decay),
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        # The other one launches a dozen kernels a tensor, or copies lists of them to the GPU.
+        fused=device.type == "cuda",
+    )
+
+
+def make_schedule(optimizer: AdamW, *, schedule: str, warmup_steps: int, max_steps: int) -> LambdaLR:
+    """The learning rate of every step: see `learning_rate_factor`."""
+    factor = partial(learning_rate_factor, schedule=schedule, warmup_steps=warmup_steps, max_steps=max_steps)
+    return LambdaLR(optimizer, factor)
+
+
+def learning_rate_factor(step: int, *, schedule: str, warmup_steps: int, max_steps: int) -> float:
+    """The share of the peak learning rate at a step: a linear warm-up, then "constant", or "cosine" down to 0.
+
+    >>> learning_rate_factor(0, schedule="cosine", warmup_steps=2, max_steps=6)
+    0.5
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's parameter groups: matrices, taps and embeddings decay; vectors do not (A, d's bias, D, s, norms, biases).
+
+    Raises:
+        ValueError: for a trained parameter that is not fp32: bf16 keeps 8 bits, and AdamW's steps on it round to
+            nothing.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, parameter in trained.items():
+        if parameter.dtype != MASTER_DTYPE:
+            raise ValueError(
+                f"{name}: got a trained parameter of {parameter.dtype}, expected {MASTER_DTYPE} master weights; "
+                "lower precision is autocast's business (trainer.precision=bf16-mixed)"
+            )
+    return [
+        {"params": [p for p in trained.values() if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
+    """Scales the gradients of an optimiser's parameters in place so that their global L2 norm is at most `max_norm`."""
+    # Lightning's own refuses a fused optimiser, which only in fp16 would see scaled gradients.
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_norm)
