@@ -6,11 +6,11 @@ from hydra import compose, initialize_config_dir
 
 from palimpsa.config.schema import plain
 from palimpsa.mixers import PalimpsaD
-from palimpsa.training.optimizer import weight_decay_groups
 from palimpsa.model.build import build_model
 from palimpsa.model.language_model import LanguageModel
 from palimpsa.runs.directory import flatten
 from palimpsa.sweeps.command import CONFIG_DIR
+from palimpsa.training.optimizer import weight_decay_groups
 
 ABLATION = sorted(f"ablation/{path.stem}" for path in (CONFIG_DIR / "model/ablation").glob("*.yaml"))
 MODELS = [*sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml")), *ABLATION]

@@ -37,7 +37,7 @@ def fault(cfg, *others):
     if cfg.seed != 2:
         return train(cfg, *others)
     error = RuntimeError("CUDA error: an illegal memory access was encountered")
-    devices.note_failure(error)
+    devices.record_gpu_failure(error)
     raise error
 
 training.train = fault
@@ -106,7 +106,7 @@ def test_it_ends_with_its_parent(tiny_overrides, tmp_path, how):
     "launcher", [(), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")], ids=["basic", "joblib"]
 )
 def test_a_sweep_in_processes_whose_gpu_is_lost_finishes(tiny_overrides, tmp_path, launcher):
-    (tmp_path / "sitecustomize.py").write_text("from palimpsa import devices\ndevices._lost = True\n")
+    (tmp_path / "sitecustomize.py").write_text("from palimpsa import devices\ndevices._unusable = True\n")
     search = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     sweep = ["-m", *tiny_overrides, f"results_dir={tmp_path}", "model=gla", "seed=1,2", *launcher]
     done = subprocess.run(

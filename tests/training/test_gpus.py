@@ -130,7 +130,7 @@ def held(folder) -> set[str]:
 
 def test_processes_tune_one_after_the_other_and_a_killed_one_is_in_nobodys_way(own_tmp):
     program = (
-        "import sys\nfrom palimpsa.training.gpus import only_process\nwith only_process('tuning'): print(flush=True)"
+        "import sys\nfrom palimpsa.training.gpus import machine_lock\nwith machine_lock('tuning'): print(flush=True)"
     )
     command = [sys.executable, "-c", f"{program}; sys.stdin.read()"]
     with ExitStack() as stack:
@@ -143,14 +143,14 @@ def test_processes_tune_one_after_the_other_and_a_killed_one_is_in_nobodys_way(o
         with pytest.raises(subprocess.TimeoutExpired):
             second.wait(3)
         # At something else it waits for nobody.
-        with devices.only_process("choosing"):
+        with devices.machine_lock("choosing"):
             first.kill()
         assert second.wait(60) == 0
 
 
 def test_children_forked_while_tuning_do_not_keep_others_from_it(own_tmp):
-    program = "from palimpsa.training.gpus import only_process\nwith only_process('tuning'): pass"
-    with devices.only_process("tuning"):
+    program = "from palimpsa.training.gpus import machine_lock\nwith machine_lock('tuning'): pass"
+    with devices.machine_lock("tuning"):
         child = os.fork()
         if child == 0:
             signal.pause()
@@ -163,7 +163,7 @@ def test_children_forked_while_tuning_do_not_keep_others_from_it(own_tmp):
 
 def test_a_temporary_directory_that_cannot_be_made_is_named(own_tmp, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(own_tmp / "missing"))
-    with pytest.raises(ConfigError, match=r"TMPDIR: .*missing"), devices.only_process("tuning"):
+    with pytest.raises(ConfigError, match=r"TMPDIR: .*missing"), devices.machine_lock("tuning"):
         pass
 
 
@@ -223,7 +223,7 @@ def test_a_real_gpu_is_leased_by_its_uuid(own_tmp):
 
 
 @pytest.mark.parametrize(
-    ("error", "is_lost"),
+    ("error", "is_unusable"),
     [
         (torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture"), True),
         (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), True),
@@ -233,12 +233,12 @@ def test_a_real_gpu_is_leased_by_its_uuid(own_tmp):
         (OSError("No space left on device"), False),
     ],
 )
-def test_a_gpu_is_lost_by_what_may_stay_with_the_process(own_tmp, monkeypatch, error, is_lost):
-    monkeypatch.setattr(devices, "_lost", False)
+def test_a_gpu_is_unusable_by_what_may_stay_with_the_process(own_tmp, monkeypatch, error, is_unusable):
+    monkeypatch.setattr(devices, "_unusable", False)
     monkeypatch.setattr(devices, "visible_gpus", lambda: ["a", "b"])
     assert lease_gpu(None) == 0
-    devices.note_failure(error)
-    assert devices.is_lost() == is_lost
+    devices.record_gpu_failure(error)
+    assert devices.gpu_is_unusable() == is_unusable
     with holders(1) as processes:
         # The process that trains in this one's place gets what this one gave up.
-        assert leased(processes) == [0 if is_lost else 1]
+        assert leased(processes) == [0 if is_unusable else 1]

@@ -29,7 +29,7 @@ from palimpsa.sweeps.child_process import run_in_own_process
 from palimpsa.sweeps.launchers import LAUNCHER_VARIABLE, check_launcher, leaving_with_the_sweep, runs_elsewhere
 from palimpsa.sweeps.ledger import Job, Ledger
 from palimpsa.sweeps.sweep import SWEEPER_NAME, Sweep, register_sweeper, under_way
-from palimpsa.training.gpus import is_lost
+from palimpsa.training.gpus import gpu_is_unusable
 from palimpsa.training.preflight import check_run
 
 CONFIG_NAME = "train"
@@ -40,7 +40,7 @@ register_schema()
 def train_task(cfg: DictConfig) -> None:
     """What Hydra calls for each run, in a process of the launcher's."""
     with leaving_with_the_sweep():
-        if is_lost():
+        if gpu_is_unusable():
             run_in_own_process(cfg)
         else:
             # Here and not above: torch.
