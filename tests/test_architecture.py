@@ -15,75 +15,157 @@ PYTHON_FILES = [
 ]
 
 
-def imports(path: Path) -> set[str]:
-    """Names of all modules that a file imports, late imports included; relative ones with their leading dots."""
+# Which rooms a room may import; an arrow of the design is an entry here. `kernels` is src/palimpsa/kernels too.
+ARROWS: dict[str, set[str]] = {
+    "kernels": set(),
+    "config": set(),
+    "mixers": {"kernels"},
+    "theory": {"kernels"},
+    "model": {"kernels", "mixers", "config"},
+    "tasks": {"kernels", "mixers", "config"},
+    "runs": {"config"},
+    "analysis": {"config", "runs"},
+    "training": {"kernels", "mixers", "model", "tasks", "config", "runs"},
+    "sweeps": {"kernels", "mixers", "model", "tasks", "training", "config", "runs", "analysis"},
+    "benchmark": {"kernels", "mixers", "model", "tasks", "training", "config", "runs", "analysis", "sweeps", "theory"},
+    "scripts": {"kernels", "model", "tasks", "theory", "training", "config", "runs", "analysis", "sweeps", "benchmark"},
+}
+# Packages that a room never imports, at the top of a file or late; and those that it imports late at most.
+NEVER = {
+    "kernels": {"hydra", "omegaconf", "lightning", "wandb", "pandas", "matplotlib", "rich"},
+    "mixers": {"hydra", "omegaconf", "lightning", "wandb", "pandas", "fla"},
+    "theory": {"hydra", "lightning", "wandb", "triton"},
+    "model": {"lightning", "wandb"},
+    "tasks": {"lightning", "wandb", "hydra"},
+    "config": {"lightning", "wandb", "torch"},
+    "runs": {"lightning", "wandb", "hydra"},
+    "analysis": {"torch", "lightning", "triton", "wandb", "hydra", "fla"},
+    "sweeps": {"wandb", "fla"},
+    "benchmark": {"wandb"},
+    "training": {"fla"},
+    "scripts": {"wandb", "fla"},
+}
+LATE = {
+    "runs": {"torch"},
+    "sweeps": {"torch", "lightning", "pandas"},
+    "kernels": {"fla"},
+    "tasks": {"triton"},
+    "model": {"triton"},
+    "mixers": {"triton"},
+}
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).parts
+    return parts[2] if parts[0] == "src" else parts[0]
+
+
+def imported(source: str, *, early: bool = False) -> set[str]:
+    """Dotted names of what a file imports, `from x import y` as x and x.y; early: not inside functions.
+
+    Relative imports keep their leading dots.
+    """
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            names.add("." * node.level + (node.module or ""))
-    return names
-
-
-def roots(path: Path) -> set[str]:
-    return {name.split(".")[0] for name in imports(path) if not name.startswith(".")}
-
-
-def early_roots(path: Path) -> set[str]:
-    """Names of the packages that are imported as soon as a file is: not those inside a function."""
-    names: set[str] = set()
-    pending: list[ast.AST] = [ast.parse(path.read_text())]
+    pending: list[ast.AST] = [ast.parse(source)]
     while pending:
         node = pending.pop()
         if isinstance(node, ast.Import):
-            names.update(alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            names.add((node.module or "").split(".")[0])
-        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            stem = base if base.endswith(".") else f"{base}."
+            names.update([base, *(f"{stem}{alias.name}" for alias in node.names)])
+        if not (early and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
             pending.extend(ast.iter_child_nodes(node))
     return names
 
 
-# Triton is published for Linux only: what else is imported with `palimpsa.kernels` must not need it.
-TRITON_FILES = {"primitives.py", "forward.py", "backward.py", "step.py", "convolve.py"}
-# beta = None on a GPU: flash-linear-attention, imported when it is called.
-FLA_FILE = "linear.py"
+def packages(source: str, *, early: bool = False) -> set[str]:
+    return {name.split(".")[0] for name in imported(source, early=early) if not name.startswith(".")}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda path: path.name)
+def wrong_imports(room: str, source: str) -> set[str]:
+    """What a file of a room imports against the rules: rooms without an arrow to it, packages that it must not know."""
+    rooms = {name.split(".")[1] for name in imported(source) if name.startswith("palimpsa.")} & set(ARROWS)
+    wrong = {f"palimpsa.{name}" for name in rooms - ARROWS[room] - {room}}
+    wrong |= packages(source) & NEVER.get(room, set())
+    return wrong | (packages(source, early=True) & LATE.get(room, set()))
+
+
+def test_every_room_has_its_arrows():
+    assert {room_of(path) for path in PYTHON_FILES} - {"__init__.py"} == set(ARROWS)
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_imports_what_its_arrows_allow(path):
+    if room_of(path) != "__init__.py":
+        assert wrong_imports(room_of(path), path.read_text()) == set()
+
+
+@pytest.mark.parametrize("room", ARROWS)
+def test_a_planted_import_is_seen_in_every_room(room):
+    """In each file of the room, at the top and inside a function, from every room without an arrow to it."""
+    path = next(path for path in PYTHON_FILES if room_of(path) == room and path.name != "__init__.py")
+    forbidden = sorted(set(ARROWS) - ARROWS[room] - {room, "scripts"}) or ["mixers"]
+    for other in forbidden:
+        if other in ARROWS[room]:
+            continue
+        for planted in (
+            f"import palimpsa.{other}.something",
+            f"from palimpsa import {other}",
+            f"def late():\n    from palimpsa.{other} import something",
+        ):
+            assert wrong_imports(room, f"{path.read_text()}\n{planted}\n") == {f"palimpsa.{other}"}
+    for package in NEVER.get(room, set()):
+        assert wrong_imports(room, f"{path.read_text()}\ndef late():\n    import {package}\n") >= {package}
+
+
+def test_the_arrows_go_one_way():
+    """Following them never leads back."""
+    for room in ARROWS:
+        reached, pending = set(), [room]
+        while pending:
+            following = ARROWS[pending.pop()] - reached
+            reached |= following
+            pending += following
+        assert room not in reached
+
+
+def test_only_sweeps_of_what_trains_asks_analysis():
+    assert {room for room in ARROWS if "analysis" in ARROWS[room]} == {"sweeps", "benchmark", "scripts"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels").rglob("*.py")), ids=lambda path: path.name)
 def test_kernels_need_torch_and_triton_alone(path):
-    allowed = set(sys.stdlib_module_names) | {"torch"} | ({"triton"} if path.name in TRITON_FILES else set())
-    assert early_roots(path) <= allowed
-    assert roots(path) <= allowed | ({"fla"} if path.name == FLA_FILE else set())
-    assert not any(name.startswith("..") for name in imports(path)), "kernels must work without the rest"
-
-
-def test_flash_linear_attention_is_imported_late_and_in_few_places():
-    assert {path.name for path in PYTHON_FILES if "fla" in roots(path)} == {FLA_FILE, "recurrences.py", "gla_chunks.py"}
-    assert not any("fla" in early_roots(path) for path in PYTHON_FILES)
-
-
-def test_analysis_imports_no_torch_and_no_training():
-    allowed = set(sys.stdlib_module_names) | {"numpy", "pandas", "matplotlib", "rich", "palimpsa"}
-    for path in (ROOT / "src/palimpsa/analysis").glob("*.py"):
-        assert roots(path) <= allowed, path
-        assert all(not n.startswith("palimpsa") or n.startswith("palimpsa.analysis") for n in imports(path)), path
+    source = path.read_text()
+    # Triton is published for Linux only: what is imported with `palimpsa.kernels` must not need it.
+    triton = {"triton"} if path.parent.name == "gpu" else set()
+    fla = {"fla"} if path.parent.name == "fla" else set()
+    allowed = set(sys.stdlib_module_names) | {"torch"} | triton
+    assert packages(source, early=True) <= allowed
+    assert packages(source) <= allowed | fla
+    depth = len(path.relative_to(ROOT / "kernels").parts)
+    beyond = [name for name in imported(source) if len(name) - len(name.lstrip(".")) > depth]
+    assert not beyond, "kernels must work without the rest"
 
 
 def test_wandb_is_imported_by_the_logger_alone():
-    importers = {path.name for path in PYTHON_FILES if "wandb" in roots(path)}
-    assert importers == {"loggers.py"}
+    assert {path.name for path in PYTHON_FILES if "wandb" in packages(path.read_text())} == {"loggers.py"}
 
 
-def test_layers_import_downwards_only():
-    order = ["kernels", "mixers", "model", "training", "cli"]
-    for position, layer in enumerate(order[1:], start=1):
-        higher = tuple(f"palimpsa.{name}" for name in order[position + 1 :])
-        paths = [p for p in PYTHON_FILES if p.stem == layer or (p.parent.name == layer and layer != "kernels")]
-        assert paths
-        for path in paths:
-            assert not any(name.startswith(higher) for name in imports(path)), path
+def test_nothing_outside_the_tasks_names_one():
+    """MQAR is a task: of the other rooms only analysis, which draws its figures, and the config's schema know."""
+    for path in PYTHON_FILES:
+        if room_of(path) not in ("tasks", "analysis", "kernels", "scripts") and path.name != "schema.py":
+            assert "mqar" not in path.read_text().lower(), path
+
+
+def test_every_room_says_what_is_in_it_and_who_may_import_it():
+    for folder in [ROOT / "kernels", *(ROOT / "src/palimpsa").iterdir()]:
+        if folder.is_dir() and not folder.is_symlink() and folder.name != "__pycache__":
+            docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+            assert "import" in docstring.lower(), folder
+            assert len(list(folder.glob("*.py"))) <= 15, folder
 
 
 def test_files_outside_kernels_have_at_most_300_lines():
