@@ -16,7 +16,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from palimpsa.kernels import palimpsa
 from palimpsa.mixers import Mixer
-from palimpsa.mixers.layers import Decay, GatedRMSNorm, ShortConvolution, widen
+from palimpsa.mixers.layers import Decay, GatedRMSNorm, ShortConvolution, at_least_fp32
 from palimpsa.mixers.plasticity import ConstantPlasticity, Plasticity
 
 # Functions that are boxes of their own; everything else only reshapes, casts or picks a part.
@@ -34,7 +34,7 @@ class _Tracer(fx.Tracer):
     """Takes every submodule, the operator and a cast that looks at its dtype as one box."""
 
     def __init__(self) -> None:
-        super().__init__(autowrap_functions=(palimpsa, widen))
+        super().__init__(autowrap_functions=(palimpsa, at_least_fp32))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True

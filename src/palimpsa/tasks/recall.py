@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from palimpsa.mixers.layers import widen
+from palimpsa.mixers.layers import at_least_fp32
 from palimpsa.tasks.mqar import NUM_AGE_SLICES, MQARSpec, age_slices, mqar_examples
 from palimpsa.training.cuda_graph import Replay
 
@@ -54,7 +54,7 @@ def query_loss(logits: Tensor, labels: Tensor, *, with_gradient: bool) -> QueryL
             return QueryLoss(losses.mean(), is_right.view_as(labels), gradient)
     with torch.enable_grad():
         rows.requires_grad_(with_gradient)
-        mean = F.cross_entropy(widen(rows), row_labels)
+        mean = F.cross_entropy(at_least_fp32(rows), row_labels)
         gradient = torch.autograd.grad(mean, rows)[0].view_as(logits) if with_gradient else None
     largest, answers = rows.detach().max(dim=1)
     # An infinite logit, or none that is finite, makes the loss NaN.
