@@ -5,8 +5,7 @@ import torch
 
 from palimpsa.kernels.fla import recurrences
 from palimpsa.mixers import GLA, Attention, GatedDeltaNet, PalimpsaD, SimpleGLA
-from palimpsa.mixers.delta import l2_normalise
-from palimpsa.mixers.layers import Decay, GatedRMSNorm, at_least_fp32
+from palimpsa.mixers.layers import Decay, GatedRMSNorm, at_least_fp32, l2_normalise
 from palimpsa.mixers.parameters import initial_decay, initialise
 from palimpsa.mixers.plasticity import ConstantPlasticity, Plasticity
 

@@ -9,18 +9,9 @@ from torch import Tensor, nn
 
 from palimpsa.kernels.fla.recurrences import delta_rule, gated_delta_rule
 from palimpsa.mixers.base import MemoryTrace, MixerCache
-from palimpsa.mixers.layers import Decay, GatedRMSNorm, at_least_fp32, check_norm_eps, mean_window
+from palimpsa.mixers.layers import Decay, GatedRMSNorm, at_least_fp32, check_norm_eps, l2_normalise, mean_window
 from palimpsa.mixers.parameters import initial_decay
 from palimpsa.mixers.projected import RecurrentMixer
-
-# flash-linear-attention's: |x|^2 + 1e-6 under the root, so that a key of zeros has a gradient.
-_NORM_EPS = 1e-6
-
-
-def l2_normalise(x: Tensor) -> Tensor:
-    """x / sqrt(|x|^2 + 1e-6) over the last axis, computed in fp32 at least, in x's dtype."""
-    wide = at_least_fp32(x)
-    return (wide * torch.rsqrt(wide.square().sum(dim=-1, keepdim=True) + _NORM_EPS)).to(x.dtype)
 
 
 class DeltaNet(RecurrentMixer):

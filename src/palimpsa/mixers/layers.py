@@ -153,6 +153,16 @@ def token_positions(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
     return token - cu_seqlens.long()[sequence]
 
 
+# flash-linear-attention's: under the root, so that a key of zeros has a gradient.
+_L2_NORM_EPS = 1e-6
+
+
+def l2_normalise(x: Tensor) -> Tensor:
+    """x / sqrt(|x|^2 + 1e-6) over the last axis, computed in fp32 at least, in x's dtype: of keys and queries."""
+    wide = at_least_fp32(x)
+    return (wide * torch.rsqrt(wide.square().sum(dim=-1, keepdim=True) + _L2_NORM_EPS)).to(x.dtype)
+
+
 def check_norm_eps(eps: float) -> None:
     """Raises ValueError unless 0 < eps < inf."""
     if not 0 < eps < float("inf"):

@@ -7,12 +7,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from palimpsa.kernels import PalimpsaOutput, PalimpsaState, palimpsa, palimpsa_step
 from palimpsa.mixers.base import MemoryTrace, Mixer, MixerCache, check_packing, checked_range
-from palimpsa.mixers.layers import Decay, GatedRMSNorm, ShortConvolution, at_least_fp32, mean_window
+from palimpsa.mixers.layers import Decay, GatedRMSNorm, ShortConvolution, at_least_fp32, l2_normalise, mean_window
 from palimpsa.mixers.parameters import initial_decay
 from palimpsa.mixers.plasticity import KINDS, make_plasticity
 from palimpsa.mixers.projected import project_and_convolve, project_in_parts
@@ -201,8 +200,8 @@ class PalimpsaD(PalimpsaMixer):
         q, k, value = (y.unflatten(-1, (self.num_heads, -1)) for y in (q, k, value))
         input_gate = torch.sigmoid(at_least_fp32(input_logits))
         return _Operands(
-            q=F.normalize(at_least_fp32(q), dim=-1).to(value.dtype),
-            k=F.normalize(at_least_fp32(k), dim=-1).to(value.dtype),
+            q=l2_normalise(q),
+            k=l2_normalise(k),
             v=(input_gate[..., None] * value).to(value.dtype),
             beta=self._beta(x, input_gate, value.dtype, *for_plasticity),
             log_decay=self.decay(decay_logits)[1],
