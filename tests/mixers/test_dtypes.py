@@ -5,8 +5,7 @@ import torch
 
 from palimpsa.kernels.fla import recurrences
 from palimpsa.mixers import GLA, Attention, GatedDeltaNet, PalimpsaD, SimpleGLA
-from palimpsa.mixers.delta import l2_normalise
-from palimpsa.mixers.layers import Decay, GatedRMSNorm, widen
+from palimpsa.mixers.layers import Decay, GatedRMSNorm, at_least_fp32, l2_normalise
 from palimpsa.mixers.parameters import initial_decay, initialise
 from palimpsa.mixers.plasticity import ConstantPlasticity, Plasticity
 
@@ -15,10 +14,10 @@ def normal(*shape: int, seed: int = 0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_widen_narrows_nothing():
-    assert widen(torch.zeros(1, dtype=torch.bfloat16)).dtype == torch.float32
-    assert widen(torch.zeros(1)).dtype == torch.float32
-    assert widen(torch.zeros(1, dtype=torch.float64)).dtype == torch.float64
+def test_fp64_stays_and_the_rest_becomes_fp32():
+    assert at_least_fp32(torch.zeros(1, dtype=torch.bfloat16)).dtype == torch.float32
+    assert at_least_fp32(torch.zeros(1)).dtype == torch.float32
+    assert at_least_fp32(torch.zeros(1, dtype=torch.float64)).dtype == torch.float64
 
 
 def test_decays_of_bf16_logits_are_those_of_the_same_numbers_in_fp64():
@@ -33,17 +32,20 @@ def test_decays_of_bf16_logits_are_those_of_the_same_numbers_in_fp64():
 
 @pytest.mark.parametrize("mixer_class", [GLA, SimpleGLA, GatedDeltaNet])
 def test_log_decays_are_fp32_under_autocast(mixer_class):
+    def log_decay(mixer, x):
+        return mixer._log_decay((mixer.decay_down if mixer_class is GLA else mixer.decay_proj)(x))
+
     mixer = mixer_class(16, 2, 4, 4)
     initialise(mixer, 0.3, torch.Generator().manual_seed(0))
     x = normal(2, 5, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = mixer._log_decay(x)
+        found = log_decay(mixer, x)
     assert found.dtype == torch.float32
     # Of the bias alone, fp32 gives seven digits; bf16 would give two.
     zero = torch.zeros(1, 1, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = mixer._log_decay(zero)
-    torch.testing.assert_close(found.double(), mixer.double()._log_decay(zero.double()), rtol=1e-5, atol=0)
+        found = log_decay(mixer, zero)
+    torch.testing.assert_close(found.double(), log_decay(mixer.double(), zero.double()), rtol=1e-5, atol=0)
 
 
 def test_windows_under_autocast_are_those_of_fp32():

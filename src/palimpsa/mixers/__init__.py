@@ -1,10 +1,9 @@
 """Sequence mixers: x [B, T, D] -> y [B, T, D], each with `state_size`, `memory` and `step`."""
 
 from palimpsa.mixers.attention import Attention
-from palimpsa.mixers.base import Mixer
+from palimpsa.mixers.base import MemoryTrace, Mixer, MixerCache
 from palimpsa.mixers.delta import DeltaNet, GatedDeltaNet
 from palimpsa.mixers.gla import GLA, SimpleGLA
-from palimpsa.mixers.layers import MemoryTrace, MixerCache
 from palimpsa.mixers.palimpsa import PalimpsaD, PalimpsaM
 
 __all__ = [

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from palimpsa.mixers.base import check_packing
-from palimpsa.mixers.layers import MemoryTrace, MixerCache, token_positions, widen
+from palimpsa.mixers.base import MemoryTrace, MixerCache, check_packing
+from palimpsa.mixers.layers import at_least_fp32, token_positions
 from palimpsa.mixers.projected import ProjectedMixer
 
 
@@ -75,7 +75,7 @@ class Attention(ProjectedMixer):
 
     def forward(self, x: Tensor, cache: MixerCache | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
         check_packing(x, cache, cu_seqlens)
-        q, k, v = self._queries_keys_values(x, cache, cu_seqlens)
+        q, k, v = self._project(x, (), cache, cu_seqlens)
         num_past = 0 if cache is None else cache.state[0].shape[2]
         if cu_seqlens is None:
             position = torch.arange(num_past, num_past + x.shape[1], device=x.device)
@@ -101,7 +101,7 @@ class Attention(ProjectedMixer):
         # fp32: bf16 holds positions up to 256 exactly.
         angle = position.float()[:, None, None] * frequency
         cos, sin = angle.cos(), angle.sin()
-        first, second = widen(x).chunk(2, dim=-1)
+        first, second = at_least_fp32(x).chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
     @torch.no_grad()

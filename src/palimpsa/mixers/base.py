@@ -1,16 +1,42 @@
 """The interface of a mixer: x [B, T, D] -> y [B, T, D], in parallel over a context or token by token."""
 
-# B batch, T time, D model width, H heads, K key dim, V value dim
+# B batch, T time, S all tokens so far, D model width, C channels, H heads, K key dim, V value dim, W convolution width
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from palimpsa.kernels.validation import check_packed, num_sequences, sequence_bounds
-from palimpsa.mixers.layers import MemoryTrace, MixerCache, ShortConvolution, widen
+from palimpsa.mixers.layers import ShortConvolution, at_least_fp32
+
+
+class MemoryTrace(NamedTuple):
+    """What a memory did with a context.
+
+    window: [B, H], N_t = 1 / (1 - alpha_t) in tokens, averaged over the context (and over key channels where the decay
+    has them), or None where nothing decays: an infinite window. importance: [B, H, K, V], the importance left at the
+    end, or None for a mixer that carries none.
+    """
+
+    window: Tensor | None
+    importance: Tensor | None
+
+
+@dataclass
+class MixerCache:
+    """Everything a mixer carries from token to token.
+
+    conv: one [B, C, W-1] tensor of past inputs per short convolution. state: tuple of recurrent state tensors
+    [B, H, K, V], fp32; of attention, the keys and values so far, [B, H, S, K] each, which grow with the context.
+    """
+
+    conv: list[Tensor]
+    state: tuple[Tensor, ...]
 
 
 class Mixer(nn.Module):
@@ -83,7 +109,7 @@ class Mixer(nn.Module):
 
         fp32, whatever the dtype of the weights; fp64 beside weights in fp64.
         """
-        like = widen(next(self.parameters()))
+        like = at_least_fp32(next(self.parameters()))
         return tuple(like.new_zeros(batch_size, *shape) for shape in self.state_shapes())
 
     def new_cache(self, batch_size: int) -> MixerCache:

@@ -8,18 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from palimpsa.kernels.fla.recurrences import delta_rule, gated_delta_rule
-from palimpsa.mixers.layers import Decay, GatedRMSNorm, MemoryTrace, check_norm_eps, mean_window, widen
+from palimpsa.mixers.base import MemoryTrace, MixerCache
+from palimpsa.mixers.layers import Decay, GatedRMSNorm, at_least_fp32, check_norm_eps, l2_normalise, mean_window
 from palimpsa.mixers.parameters import initial_decay
 from palimpsa.mixers.projected import RecurrentMixer
-
-# flash-linear-attention's: |x|^2 + 1e-6 under the root, so that a key of zeros has a gradient.
-_NORM_EPS = 1e-6
-
-
-def l2_normalise(x: Tensor) -> Tensor:
-    """x / sqrt(|x|^2 + 1e-6) over the last axis, computed in fp32 at least, in x's dtype."""
-    wide = widen(x)
-    return (wide * torch.rsqrt(wide.square().sum(dim=-1, keepdim=True) + _NORM_EPS)).to(x.dtype)
 
 
 class DeltaNet(RecurrentMixer):
@@ -39,6 +31,7 @@ class DeltaNet(RecurrentMixer):
         ValueError: for sizes below 1.
     """
 
+    recurrence = staticmethod(delta_rule)
     # Recall, write and read (2 each).
     flops_per_entry = 6
 
@@ -57,14 +50,14 @@ class DeltaNet(RecurrentMixer):
         self.o_norm = nn.RMSNorm(head_v_dim, norm_eps)
         self.o_proj = nn.Linear(self.v_width, d_model, bias=False)
 
-    def _recur(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        beta = torch.sigmoid(widen(self.beta_proj(x)))
-        return delta_rule(l2_normalise(q), l2_normalise(k), v, beta, state, cu_seqlens)
+    def _operands(
+        self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        q, k, v, beta_logits = self._project(x, (self.beta_proj,), cache, cu_seqlens)
+        return (l2_normalise(q), l2_normalise(k), v, torch.sigmoid(at_least_fp32(beta_logits))), None
 
-    def _normalise(self, o: Tensor, x: Tensor) -> Tensor:
-        return self.o_norm(widen(o)).to(o.dtype)
+    def _normalise(self, o: Tensor, gate: Tensor | None) -> Tensor:
+        return self.o_norm(at_least_fp32(o)).to(o.dtype)
 
     @torch.no_grad()
     def memory(self, x: Tensor) -> MemoryTrace:
@@ -89,6 +82,7 @@ class GatedDeltaNet(RecurrentMixer):
         ValueError: for sizes below 1 or another `forgetting`.
     """
 
+    recurrence = staticmethod(gated_delta_rule)
     # DeltaNet's and the decay.
     flops_per_entry = 7
 
@@ -110,16 +104,18 @@ class GatedDeltaNet(RecurrentMixer):
         self.o_norm = GatedRMSNorm(head_v_dim, norm_eps, gate_first=False)
         self.o_proj = nn.Linear(self.v_width, d_model, bias=False)
 
-    def _log_decay(self, x: Tensor) -> Tensor:
-        """[B, T, H] fp32."""
-        return self.decay(self.decay_proj(x))[1]
+    def _operands(
+        self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        others = (self.beta_proj, self.decay_proj, self.gate_proj)
+        q, k, v, beta_logits, decay_logits, gate = self._project(x, others, cache, cu_seqlens)
+        beta = torch.sigmoid(at_least_fp32(beta_logits))
+        return (l2_normalise(q), l2_normalise(k), v, beta, self._log_decay(decay_logits)), gate
 
-    def _recur(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        beta = torch.sigmoid(widen(self.beta_proj(x)))
-        return gated_delta_rule(l2_normalise(q), l2_normalise(k), v, beta, self._log_decay(x), state, cu_seqlens)
+    def _log_decay(self, logits: Tensor) -> Tensor:
+        """[B, T, H] fp32 of W_a x [B, T, H]."""
+        return self.decay(logits)[1]
 
     @torch.no_grad()
     def memory(self, x: Tensor) -> MemoryTrace:
-        return MemoryTrace(mean_window(self._log_decay(x)), None)
+        return MemoryTrace(mean_window(self._log_decay(self.decay_proj(x))), None)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from palimpsa.kernels.fla.recurrences import gla, simple_gla
-from palimpsa.mixers.layers import GatedRMSNorm, MemoryTrace, mean_window, widen
+from palimpsa.mixers.base import MemoryTrace, MixerCache
+from palimpsa.mixers.layers import GatedRMSNorm, at_least_fp32, mean_window
 from palimpsa.mixers.parameters import initial_decay_bias
 from palimpsa.mixers.projected import RecurrentMixer
 
@@ -36,6 +37,7 @@ class GLA(RecurrentMixer):
         ValueError: for sizes below 1 or another `forgetting`.
     """
 
+    recurrence = staticmethod(gla)
     # Decay, write (2), read (2).
     flops_per_entry = 5
 
@@ -62,19 +64,20 @@ class GLA(RecurrentMixer):
         self.o_norm = GatedRMSNorm(head_v_dim, norm_eps, gate_first=False)
         self.o_proj = nn.Linear(self.v_width, d_model, bias=False)
 
-    def _log_decay(self, x: Tensor) -> Tensor:
-        """[B, T, H, K] fp32."""
-        logits = widen(self.decay_up(self.decay_down(x))) + widen(self.decay_bias)
-        return self._heads(F.logsigmoid(logits) / GATE_TEMPERATURE)
+    def _operands(
+        self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        q, k, v, decay_down, gate = self._project(x, (self.decay_down, self.gate_proj), cache, cu_seqlens)
+        return (q, k, v, self._log_decay(decay_down)), gate
 
-    def _recur(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        return gla(q, k, v, self._log_decay(x), state, cu_seqlens)
+    def _log_decay(self, decay_down: Tensor) -> Tensor:
+        """[B, T, H, K] fp32 of W_1 x [B, T, gate_rank]."""
+        logits = at_least_fp32(self.decay_up(decay_down)) + at_least_fp32(self.decay_bias)
+        return self._heads(F.logsigmoid(logits) / GATE_TEMPERATURE)
 
     @torch.no_grad()
     def memory(self, x: Tensor) -> MemoryTrace:
-        return MemoryTrace(mean_window(self._log_decay(x)).mean(dim=-1), None)
+        return MemoryTrace(mean_window(self._log_decay(self.decay_down(x))).mean(dim=-1), None)
 
 
 class SimpleGLA(RecurrentMixer):
@@ -95,6 +98,7 @@ class SimpleGLA(RecurrentMixer):
         ValueError: for sizes below 1 or another `forgetting`.
     """
 
+    recurrence = staticmethod(simple_gla)
     # Decay, write (2), read (2).
     flops_per_entry = 5
 
@@ -115,15 +119,16 @@ class SimpleGLA(RecurrentMixer):
         self.o_norm = GatedRMSNorm(head_v_dim, norm_eps, gate_first=False)
         self.o_proj = nn.Linear(self.v_width, d_model, bias=False)
 
-    def _log_decay(self, x: Tensor) -> Tensor:
-        """[B, T, H] fp32."""
-        return F.logsigmoid(widen(self.decay_proj(x)) + widen(self.decay_bias)) / GATE_TEMPERATURE
+    def _operands(
+        self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        q, k, v, decay_logits, gate = self._project(x, (self.decay_proj, self.gate_proj), cache, cu_seqlens)
+        return (q, k, v, self._log_decay(decay_logits)), gate
 
-    def _recur(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        return simple_gla(q, k, v, self._log_decay(x), state, cu_seqlens)
+    def _log_decay(self, logits: Tensor) -> Tensor:
+        """[B, T, H] fp32 of W_g x [B, T, H]."""
+        return F.logsigmoid(at_least_fp32(logits) + at_least_fp32(self.decay_bias)) / GATE_TEMPERATURE
 
     @torch.no_grad()
     def memory(self, x: Tensor) -> MemoryTrace:
-        return MemoryTrace(mean_window(self._log_decay(x)), None)
+        return MemoryTrace(mean_window(self._log_decay(self.decay_proj(x))), None)

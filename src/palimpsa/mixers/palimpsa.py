@@ -7,24 +7,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from palimpsa.kernels import PalimpsaOutput, PalimpsaState, palimpsa, palimpsa_step
-from palimpsa.mixers.base import Mixer, check_packing, checked_range
-from palimpsa.mixers.layers import (
-    Decay,
-    GatedRMSNorm,
-    MemoryTrace,
-    MixerCache,
-    ShortConvolution,
-    mean_window,
-    project,
-    project_and_convolve,
-    widen,
-)
+from palimpsa.mixers.base import MemoryTrace, Mixer, MixerCache, check_packing, checked_range
+from palimpsa.mixers.layers import Decay, GatedRMSNorm, ShortConvolution, at_least_fp32, l2_normalise, mean_window
 from palimpsa.mixers.parameters import initial_decay
 from palimpsa.mixers.plasticity import KINDS, make_plasticity
+from palimpsa.mixers.projected import project_and_convolve, project_in_parts
 
 
 class _Operands(NamedTuple):
@@ -108,13 +98,15 @@ class PalimpsaMixer(Mixer):
     def _project(self, o: Tensor, gate: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _beside(self) -> tuple[nn.Linear, ...]:
+    def _plasticity_projections(self) -> tuple[nn.Linear, ...]:
         """What compiled code projects together with the rest: the first half of the plasticity."""
-        return self.plasticity.beside if self.plasticity is not None and torch.compiler.is_compiling() else ()
+        if self.plasticity is None or not torch.compiler.is_compiling():
+            return ()
+        return self.plasticity.input_projections
 
-    def _beta(self, x: Tensor, input_gate: Tensor, dtype: torch.dtype, *low: Tensor) -> Tensor | None:
-        """beta_t [B, T, H, V], for input_gate [B, T, H]; low: of `_beside`."""
-        return None if self.plasticity is None else self.plasticity(x, input_gate, *low).to(dtype)
+    def _beta(self, x: Tensor, input_gate: Tensor, dtype: torch.dtype, *projected: Tensor) -> Tensor | None:
+        """beta_t [B, T, H, V], for input_gate [B, T, H]; projected: x by `_plasticity_projections`."""
+        return None if self.plasticity is None else self.plasticity(x, input_gate, *projected).to(dtype)
 
     def forward(self, x: Tensor, cache: MixerCache | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
         check_packing(x, cache, cu_seqlens)
@@ -197,21 +189,21 @@ class PalimpsaD(PalimpsaMixer):
         self.o_proj = nn.Linear(v_width, d_model, bias=False)
 
     def _operands(self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None) -> _Operands:
-        q, k, value, input_logits, decay_logits, gate, *low = project_and_convolve(
+        q, k, value, input_logits, decay_logits, gate, *for_plasticity = project_and_convolve(
             x,
             (self.q_proj, self.k_proj, self.v_proj),
             (self.q_conv, self.k_conv, self.v_conv),
-            (self.input_gate_proj, self.decay_proj, self.gate_proj, *self._beside()),
+            (self.input_gate_proj, self.decay_proj, self.gate_proj, *self._plasticity_projections()),
             cache,
             cu_seqlens,
         )
         q, k, value = (y.unflatten(-1, (self.num_heads, -1)) for y in (q, k, value))
-        input_gate = torch.sigmoid(widen(input_logits))
+        input_gate = torch.sigmoid(at_least_fp32(input_logits))
         return _Operands(
-            q=F.normalize(widen(q), dim=-1).to(value.dtype),
-            k=F.normalize(widen(k), dim=-1).to(value.dtype),
+            q=l2_normalise(q),
+            k=l2_normalise(k),
             v=(input_gate[..., None] * value).to(value.dtype),
-            beta=self._beta(x, input_gate, value.dtype, *low),
+            beta=self._beta(x, input_gate, value.dtype, *for_plasticity),
             log_decay=self.decay(decay_logits)[1],
             value=value,
             gate=gate,
@@ -273,7 +265,8 @@ class PalimpsaM(PalimpsaMixer):
         self.out_proj = nn.Linear(v_width, d_model, bias=False)
 
     def _operands(self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None) -> _Operands:
-        (gate, mixed, logits), low = project(x, self.in_proj, self.in_widths, self._beside())
+        others = self._plasticity_projections()
+        (gate, mixed, logits), for_plasticity = project_in_parts(x, self.in_proj, self.in_widths, others)
         past = None if cache is None else cache.conv[0]
         value, k, q = self.conv(mixed, past, cu_seqlens, self.conv_widths)
         value = value.unflatten(-1, (self.num_heads, -1))
@@ -282,7 +275,7 @@ class PalimpsaM(PalimpsaMixer):
             q=self._per_head(q),
             k=self._per_head(k),
             v=(step_size[..., None] * value).to(value.dtype),
-            beta=self._beta(x, step_size, value.dtype, *low),
+            beta=self._beta(x, step_size, value.dtype, *for_plasticity),
             log_decay=log_decay,
             value=value,
             gate=gate,

@@ -1,8 +1,8 @@
 """What all models' parameters have in common: how they start, and their dtypes.
 
 Dtypes: parameters are stored and updated in fp32 (master weights); matrices are multiplied in the dtype that autocast
-chooses; decays, gates, norms and the recurrent state are computed in fp32 (`widen`), whatever that dtype is. A model
-cast to fp64 computes in fp64, but for flash-linear-attention's references, which are fp32 throughout.
+chooses; decays, gates, norms and the recurrent state are computed in fp32, whatever that dtype is (`at_least_fp32`). A
+model cast to fp64 computes in fp64, but for flash-linear-attention's references, which are fp32 throughout.
 """
 
 # D model width, H heads, W convolution width
@@ -62,4 +62,4 @@ def initialise(model: nn.Module, std: float, generator: torch.Generator) -> None
         if isinstance(module, nn.Linear | nn.Embedding):
             module.weight.normal_(0.0, std, generator=generator)
         elif isinstance(module, ShortConvolution | Plasticity):
-            module.draw(generator)
+            module.reset_parameters(generator)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from palimpsa.mixers.layers import softplus_inverse, widen
+from palimpsa.mixers.layers import at_least_fp32, softplus_inverse
 
 # As published, one u_t for all rows of a head, the same beta for every token.
 KINDS = ("vector", "scalar", "constant")
@@ -19,7 +19,7 @@ KINDS = ("vector", "scalar", "constant")
 class Plasticity(nn.Module):
     """a_t softplus(s) sigmoid(W_up W_down x_t): the observation precision beta_t [B, T, H, V], fp32, >= 0.
 
-    Takes x [B, T, D], the input gate a [B, T, H], and what `beside` makes of x where it has been computed already.
+    Takes x [B, T, D], the input gate a [B, T, H], and W_down x where it has been computed already.
 
     initial_range: (low, high) of the log-uniform draw of softplus(s); None: s starts at 1.
     per_row: a sigmoid for each of the V rows; False: one for all rows of a head.
@@ -41,25 +41,26 @@ class Plasticity(nn.Module):
         self.down = nn.Linear(d_model, rank, bias=False)
         self.up = nn.Linear(rank, num_heads * (head_v_dim if per_row else 1), bias=False)
         self.scale = nn.Parameter(torch.ones(num_heads))
-        self.draw()
+        self.reset_parameters()
 
     @property
-    def beside(self) -> tuple[nn.Linear, ...]:
-        """Projections of x that a mixer may compute together with its own."""
+    def input_projections(self) -> tuple[nn.Linear, ...]:
+        """Projections of x that a mixer may compute together with its own: W_down."""
         return (self.down,)
 
     @torch.no_grad()
-    def draw(self, generator: torch.Generator | None = None) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws s anew where there is an `initial_range`; without a generator from torch's own."""
         if self.initial_range is not None:
             low, high = map(math.log, self.initial_range)
             self.scale.uniform_(low, high, generator=generator)
             self.scale.copy_(softplus_inverse(self.scale.exp()))
 
-    def forward(self, x: Tensor, input_gate: Tensor, low: Tensor | None = None) -> Tensor:
-        gate = torch.sigmoid(widen(self.up(self.down(x) if low is None else low))).unflatten(-1, (self.num_heads, -1))
+    def forward(self, x: Tensor, input_gate: Tensor, projected: Tensor | None = None) -> Tensor:
+        projected = self.down(x) if projected is None else projected
+        gate = torch.sigmoid(at_least_fp32(self.up(projected))).unflatten(-1, (self.num_heads, -1))
         # The small product first: the gradient of s is then a sum over it, and not over all of beta.
-        beta = (input_gate * F.softplus(widen(self.scale)))[..., None] * gate
+        beta = (input_gate * F.softplus(at_least_fp32(self.scale)))[..., None] * gate
         return beta.expand(*beta.shape[:-1], self.head_v_dim)
 
 
@@ -69,7 +70,7 @@ class ConstantPlasticity(nn.Module):
     s [H] starts at 1 and c [H * V] at 0: where `Plasticity` starts on average behind an input gate of 1/2.
     """
 
-    beside: tuple[nn.Linear, ...] = ()
+    input_projections: tuple[nn.Linear, ...] = ()
 
     def __init__(self, num_heads: int, head_v_dim: int) -> None:
         super().__init__()
@@ -78,8 +79,8 @@ class ConstantPlasticity(nn.Module):
         self.logit = nn.Parameter(torch.zeros(num_heads * head_v_dim))
 
     def forward(self, x: Tensor, input_gate: Tensor) -> Tensor:
-        rows = torch.sigmoid(widen(self.logit)).unflatten(0, (len(self.scale), -1))
-        beta = F.softplus(widen(self.scale))[:, None] / 2 * rows
+        rows = torch.sigmoid(at_least_fp32(self.logit)).unflatten(0, (len(self.scale), -1))
+        beta = F.softplus(at_least_fp32(self.scale))[:, None] / 2 * rows
         return beta.expand(*x.shape[:2], *beta.shape)
 
 

@@ -10,13 +10,12 @@ import operator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from palimpsa.kernels import palimpsa
 from palimpsa.mixers import Mixer
-from palimpsa.mixers.layers import Decay, GatedRMSNorm, ShortConvolution, widen
+from palimpsa.mixers.layers import Decay, GatedRMSNorm, ShortConvolution, at_least_fp32, l2_normalise
 from palimpsa.mixers.plasticity import ConstantPlasticity, Plasticity
 
 # Functions that are boxes of their own; everything else only reshapes, casts or picks a part.
@@ -24,7 +23,7 @@ _FUNCTIONS: dict[Any, str] = {
     operator.mul: "×",
     operator.add: "+",
     torch.sigmoid: "sigmoid",
-    F.normalize: "L2 norm",
+    l2_normalise: "L2 norm",
     palimpsa: "Palimpsa",
 }
 _OPERANDS = tuple(inspect.signature(palimpsa).parameters)
@@ -34,7 +33,7 @@ class _Tracer(fx.Tracer):
     """Takes every submodule, the operator and a cast that looks at its dtype as one box."""
 
     def __init__(self) -> None:
-        super().__init__(autowrap_functions=(palimpsa, widen))
+        super().__init__(autowrap_functions=(palimpsa, l2_normalise, at_least_fp32))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from palimpsa.mixers.layers import widen
+from palimpsa.mixers.layers import at_least_fp32
 
 
 class CrossEntropy(NamedTuple):
@@ -33,7 +33,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> CrossEntropy:
 
         if logits.shape[1] <= MAX_CLASSES:
             return CrossEntropy(*_RowKernel.apply(logits, labels))
-    mean = F.cross_entropy(widen(logits), labels)
+    mean = F.cross_entropy(at_least_fp32(logits), labels)
     largest, answers = logits.detach().max(dim=1)
     # An infinite logit, or none that is finite, makes the loss NaN.
     return CrossEntropy(mean, (answers == labels) & largest.isfinite())
