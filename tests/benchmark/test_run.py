@@ -1,12 +1,17 @@
 """One benchmark from end to end, on tiny shapes: its rows, their origin, and that it goes on where it stopped."""
 
 import csv
+import shutil
 from collections import Counter
 
 import pytest
 
 from palimpsa.analysis.collect.operator_columns import COLUMNS
 from palimpsa.benchmark import cases, operators
+from palimpsa.benchmark.run import benchmark_main
+from palimpsa.config.compose import CONFIG_DIR
+
+ROOT = CONFIG_DIR.parent
 
 
 def test_every_row_has_its_error_and_its_origin(bench, read_rows, capsys):
@@ -90,6 +95,28 @@ def test_rows_of_another_origin_are_never_added_to(bench, no_figures, read_rows,
     assert path.read_bytes() == before
     assert bench("cases=[decode]", "fresh=true") == 0
     assert read_rows("operators")[0][column] != "another"
+
+
+@pytest.mark.parametrize(
+    ("folder", "command", "num_rows"),
+    [("kernels", [], 75), ("training", ["benchmark=training", "num_steps=250"], 44)],
+    ids=["operators", "training"],
+)
+def test_committed_rows_are_recognised(no_figures, folder, command, num_rows, tmp_path, monkeypatch, capsys):
+    """The command that measured them finds nothing left to do on the same device, with the same versions."""
+    files = sorted((ROOT / "results" / folder).glob("*_nvidia-h200.csv"))
+    for path in files:
+        shutil.copy(path, tmp_path)
+    with files[0].open(newline="") as file:
+        row = next(csv.DictReader(file))
+    versions = dict(version.split(" ") for version in row["versions"].split(", "))
+    found = {"device": row["device"], "git_revision": row["git_revision"], "git_dirty": None, "versions": versions}
+    monkeypatch.setattr("palimpsa.benchmark.base.provenance", lambda accelerator: found | {"command": "benchmark.py"})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert benchmark_main([*command, f"results_dir={tmp_path}"]) == 0
+    assert f"{num_rows} of {num_rows} rows are there already" in capsys.readouterr().out
+    assert all((tmp_path / path.name).read_bytes() == path.read_bytes() for path in files)
 
 
 def test_a_file_of_other_columns_is_refused(bench, no_figures, tmp_path, capsys):
