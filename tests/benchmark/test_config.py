@@ -91,13 +91,19 @@ def test_the_default_takes_the_h200_sizes_on_a_gpu(monkeypatch):
     assert load(["device=cpu"]).sizes == "cpu"
 
 
-def test_checking_a_command_line_imports_no_fla_and_composing_no_torch():
+def test_what_is_imported_when():
+    """One interpreter: importing takes seconds."""
     program = (
         f"import sys; sys.path.insert(0, {str(CONFIG_DIR.parent / 'src')!r})\n"
         "import palimpsa.benchmark.config, palimpsa.benchmark.run, palimpsa.benchmark.store\n"
-        "assert 'torch' not in sys.modules\n"
+        "assert 'torch' not in sys.modules, 'composing needs no torch'\n"
         "palimpsa.benchmark.config.load(['device=cpu'])\n"
-        "assert 'fla' not in sys.modules and 'triton' not in sys.modules\n"
+        "assert 'fla' not in sys.modules and 'triton' not in sys.modules, 'checking needs no kernels'\n"
+        # What runs are forked from.
+        "import torch\n"
+        "def touched(*_): raise AssertionError('CUDA')\n"
+        "torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = touched\n"
+        "import palimpsa.benchmark.steps\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

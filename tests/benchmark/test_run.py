@@ -1,20 +1,21 @@
-"""One benchmark from end to end, on tiny shapes: its rows, that it goes on, and that a wrong operator gets no time."""
+"""One benchmark from end to end, on tiny shapes: its rows, their origin, and that it goes on where it stopped."""
 
 import csv
-import sys
+import shutil
 from collections import Counter
 
 import pytest
-import torch
 
 from palimpsa.analysis.collect.operator_columns import COLUMNS
 from palimpsa.benchmark import cases, operators
-from palimpsa.kernels import PalimpsaOutput, palimpsa
-from palimpsa.runs.provenance import provenance
+from palimpsa.benchmark.run import benchmark_main
+from palimpsa.config.compose import CONFIG_DIR
+
+ROOT = CONFIG_DIR.parent
 
 
 def test_every_row_has_its_error_and_its_origin(bench, read_rows, capsys):
-    assert bench(figures=True) == 0
+    assert bench() == 0
     rows = read_rows("operators")
     assert Counter(row["case"] for row in rows) == {"copy": 1, "table": 2, "decode": 2, "lengths": 6}
     assert Counter(row["case"] for row in read_rows("throughput")) == {"prefill": 4, "decode": 2}
@@ -41,26 +42,7 @@ def test_every_row_has_its_error_and_its_origin(bench, read_rows, capsys):
     assert "figure5_cpu.png" in out
 
 
-def test_units_follow_from_the_times(bench, read_rows):
-    assert bench("cases=[table,decode,throughput]") == 0
-    by_case = {(row["case"], row["operator"]): row for row in read_rows("operators")}
-    table = by_case["table", "palimpsa"]
-    elements = 2 * 20 * 2 * 4 * 6
-    assert float(table["forward_ps_per_element"]) == pytest.approx(
-        float(table["forward_ms"]) * 1e9 / elements, rel=1e-4
-    )
-    decode, copy = by_case["decode", "palimpsa"], by_case["copy", "copy"]
-    # Mean and importance, float32, read and written.
-    assert int(decode["bytes_moved"]) == 2 * 2 * 4 * 2 * 2 * 4 * 6
-    gb_s = int(decode["bytes_moved"]) / float(decode["forward_ms"]) / 1e6
-    assert float(decode["bandwidth_gb_s"]) == pytest.approx(gb_s, rel=1e-4)
-    assert float(decode["bandwidth_share"]) == pytest.approx(gb_s / float(copy["bandwidth_gb_s"]), rel=1e-4)
-    for row in read_rows("throughput"):
-        tokens = int(row["B"]) * int(row["T"])
-        assert float(row["thousand_tokens_per_s"]) == pytest.approx(tokens / float(row["ms"]), rel=1e-4)
-
-
-def test_a_second_run_measures_only_what_is_missing(bench, read_rows, tmp_path, capsys):
+def test_a_second_run_measures_only_what_is_missing(bench, no_figures, read_rows, tmp_path, capsys):
     assert bench("cases=[table]", "operators=[palimpsa]") == 0
     first = read_rows("operators")
     assert bench("cases=[table]") == 0
@@ -74,27 +56,27 @@ def test_a_second_run_measures_only_what_is_missing(bench, read_rows, tmp_path, 
     assert third[:2] != first
 
 
-def test_an_interrupted_run_keeps_its_rows_and_the_next_goes_on(bench, read_rows, monkeypatch, capsys):
-    whole = cases.Bench.row
+def test_an_interrupted_run_keeps_its_rows_and_the_next_goes_on(bench, no_figures, read_rows, monkeypatch, capsys):
+    whole = cases.OperatorsBenchmark.measure
 
-    def interrupted(self, job):
-        if job.case == "decode":
+    def interrupted(self, row, on_step):
+        if row.case == "decode":
             raise KeyboardInterrupt
-        return whole(self, job)
+        return whole(self, row, on_step)
 
-    monkeypatch.setattr(cases.Bench, "row", interrupted)
+    monkeypatch.setattr(cases.OperatorsBenchmark, "measure", interrupted)
     assert bench("cases=[table,decode]") == 130
     assert "goes on where it stopped" in capsys.readouterr().err
     kept = read_rows("operators")
     assert [row["case"] for row in kept] == ["copy", "table", "table"]
-    monkeypatch.setattr(cases.Bench, "row", whole)
+    monkeypatch.setattr(cases.OperatorsBenchmark, "measure", whole)
     assert bench("cases=[table,decode]") == 0
     assert read_rows("operators")[:3] == kept
     assert len(read_rows("operators")) == 5
 
 
 @pytest.mark.parametrize("column", ["device", "git_revision", "git_dirty", "versions", "sizes", "warmup_ms"])
-def test_rows_of_another_origin_are_never_added_to(bench, read_rows, tmp_path, capsys, column):
+def test_rows_of_another_origin_are_never_added_to(bench, no_figures, read_rows, tmp_path, capsys, column):
     assert bench("cases=[decode]") == 0
     path = tmp_path / "operators_cpu.csv"
     rows = read_rows("operators")
@@ -107,127 +89,55 @@ def test_rows_of_another_origin_are_never_added_to(bench, read_rows, tmp_path, c
     before = path.read_bytes()
     capsys.readouterr()
     assert bench("cases=[table]") == 2
-    told = capsys.readouterr().err
-    assert column in told
-    assert "fresh=true" in told
+    error = capsys.readouterr().err
+    assert column in error
+    assert "fresh=true" in error
     assert path.read_bytes() == before
     assert bench("cases=[decode]", "fresh=true") == 0
     assert read_rows("operators")[0][column] != "another"
 
 
-def test_a_file_of_other_columns_is_refused(bench, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("folder", "command", "num_rows"),
+    [("kernels", [], 75), ("training", ["benchmark=training", "num_steps=250"], 44)],
+    ids=["operators", "training"],
+)
+def test_committed_rows_are_recognised(no_figures, folder, command, num_rows, tmp_path, monkeypatch, capsys):
+    """The command that measured them finds nothing left to do on the same device, with the same versions."""
+    files = sorted((ROOT / "results" / folder).glob("*_nvidia-h200.csv"))
+    for path in files:
+        shutil.copy(path, tmp_path)
+    with files[0].open(newline="") as file:
+        row = next(csv.DictReader(file))
+    versions = dict(version.split(" ") for version in row["versions"].split(", "))
+    found = {"device": row["device"], "git_revision": row["git_revision"], "git_dirty": None, "versions": versions}
+    monkeypatch.setattr("palimpsa.benchmark.base.provenance", lambda accelerator: found | {"command": "benchmark.py"})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert benchmark_main([*command, f"results_dir={tmp_path}"]) == 0
+    assert f"{num_rows} of {num_rows} rows are there already" in capsys.readouterr().out
+    assert all((tmp_path / path.name).read_bytes() == path.read_bytes() for path in files)
+
+
+def test_a_file_of_other_columns_is_refused(bench, no_figures, tmp_path, capsys):
     (tmp_path / "throughput_cpu.csv").write_text("case,ms\nprefill,1\n")
     assert bench("cases=[table]") == 2
     assert "columns" in capsys.readouterr().err
 
 
-def wrong_palimpsa(missing: str):
-    """Palimpsa token by token, with one term left out."""
-
-    def call(q, k, v, beta, g, importance_prior, *, output_final_state=False):
-        dtype = q.dtype
-        q, k, v, beta = (x.float() for x in (q, k, v, beta))
-        prior = importance_prior[:, None, None]
-        importance, scaled = prior.expand(q.shape[0], *q.shape[2:], v.shape[-1]), 0.0
-        outputs = []
-        for t in range(q.shape[1]):
-            alpha = g[:, t].exp()[..., None, None]
-            importance = alpha * importance
-            if missing != "prior":
-                importance = importance + (1 - alpha) * prior
-            if missing != "beta":
-                earned = k[:, t] if missing == "square" else k[:, t].square()
-                importance = importance + earned.abs()[..., :, None] * beta[:, t][..., None, :]
-            scaled = (1 if missing == "decay" else alpha) * scaled + k[:, t][..., :, None] * v[:, t][..., None, :]
-            outputs.append((q[:, t][..., None, :] @ (scaled / importance)).squeeze(-2))
-        scale = 1.0 if missing == "scale" else q.shape[-1] ** -0.5
-        return PalimpsaOutput((scale * torch.stack(outputs, dim=1)).to(dtype), None, None)
-
-    return call
-
-
-def detached(name: str):
-    """Palimpsa, right but for one gradient that is missing."""
-
-    def call(q, k, v, beta, g, importance_prior, **arguments):
-        given = {"q": q, "k": k, "v": v, "beta": beta, "g": g, "importance_prior": importance_prior}
-        given[name] = given[name].detach()
-        return palimpsa(*given.values(), **arguments)
-
-    return call
-
-
-WRONG = {
-    **{f"{term} left out": wrong_palimpsa(term) for term in ("prior", "beta", "square", "decay", "scale")},
-    **{f"gradient of {name} missing": detached(name) for name in ("q", "beta", "g", "importance_prior")},
-}
-
-
-@pytest.mark.parametrize("fault", WRONG)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_wrong_operator_is_refused_and_gets_no_time(bench, read_rows, monkeypatch, capsys, fault, dtype):
-    monkeypatch.setattr(operators, "palimpsa", WRONG[fault])
-    assert bench("cases=[table]", "operators=[palimpsa]", f"presets.cpu.dtype={dtype}") == 1
-    told = capsys.readouterr().err
-    assert told.startswith("error: table palimpsa")
-    assert "float64" in told
-    assert told.count("\n") == 1
-    assert [row["case"] for row in read_rows("operators")] == ["copy"]
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_stand_in_for_a_wrong_operator_is_right_when_nothing_is_missing(bench, read_rows, monkeypatch, dtype):
-    monkeypatch.setattr(operators, "palimpsa", wrong_palimpsa("nothing"))
-    assert bench("cases=[table]", "operators=[palimpsa]", f"presets.cpu.dtype={dtype}") == 0
-    assert len(read_rows("operators")) == 2
-
-
-def test_a_wrong_step_is_refused(bench, read_rows, monkeypatch):
-    right = operators.palimpsa_step
-    monkeypatch.setattr(
-        operators, "palimpsa_step", lambda q, k, v, beta, g, prior, state: right(q, k, v, beta, 0 * g, prior, state)
-    )
-    assert bench("cases=[decode]", "operators=[palimpsa]") == 1
-    assert [row["case"] for row in read_rows("operators")] == ["copy"]
-
-
-def test_a_row_of_the_batch_that_depends_on_its_place_is_refused(bench, read_rows, monkeypatch, capsys):
-    def misplaced(q, *others):
-        out = palimpsa(q, *others)
-        # As an index does that overflows: right in the small check, wrong in a large call.
-        return out._replace(o=torch.cat([out.o[:2], 2 * out.o[2:]]))
-
-    monkeypatch.setattr(operators, "palimpsa", misplaced)
-    assert bench("cases=[table]", "operators=[palimpsa]", "presets.cpu.table.0.B=4") == 1
-    assert "half of the batch alone" in capsys.readouterr().err
-
-
-def test_an_operator_that_fails_leaves_the_others_their_rows(bench, read_rows, monkeypatch, capsys):
+def test_an_operator_that_fails_leaves_the_others_their_rows(bench, no_figures, read_rows, monkeypatch, capsys):
     def refuses(*_, **__):
         raise RuntimeError("this device\nwill not do")
 
     monkeypatch.setattr(operators, "palimpsa_reference", refuses)
     assert bench("cases=[lengths]", "lengths=[32]") == 1
-    told = capsys.readouterr().err
-    assert "2 of 4 rows failed" in told
-    assert "RuntimeError: this device\n" in told
+    error = capsys.readouterr().err
+    assert "2 of 4 rows failed" in error
+    assert "RuntimeError: this device\n" in error
     assert [row["operator"] for row in read_rows("operators")] == ["copy", "softmax_attention"]
 
 
-def test_help_is_printed_and_nothing_is_run(bench, tmp_path, capsys):
+def test_help_is_printed_and_nothing_is_run(bench, no_figures, tmp_path, capsys):
     assert bench("--help") == 0
     assert "usage" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
-
-
-def test_a_revision_told_by_the_environment_comes_first(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["benchmark.py"])
-    monkeypatch.setenv("PALIMPSA_REVISION", "abc")
-    for git in (lambda *_: None, lambda *_: "older"):
-        monkeypatch.setattr("palimpsa.runs.provenance._git", git)
-        found = provenance("cpu")
-        assert (found["git_revision"], found["git_dirty"]) == ("abc", None)
-    monkeypatch.setenv("PALIMPSA_REVISION", "")
-    assert provenance("cpu")["git_revision"] == "older"
-    monkeypatch.setattr("palimpsa.runs.provenance._git", lambda *_: None)
-    assert provenance("cpu")["git_revision"] is None

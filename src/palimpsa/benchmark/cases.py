@@ -1,26 +1,28 @@
-"""What one benchmark measures, in its order, and how each row of the CSV files comes about."""
+"""The operators' benchmark: its cases, and how each row of the CSV files comes about."""
 
 # B batch, T time, H heads, K key dim, V value dim
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 
 from palimpsa.analysis.collect.operator_columns import BASELINE, NEED_CUDA
 from palimpsa.benchmark import measure
+from palimpsa.benchmark.base import Benchmark, RowFailedError, WrongResultError
 from palimpsa.benchmark.operators import REGISTRY, Operator, Shape
 from palimpsa.benchmark.schema import OperatorsConfig
-from palimpsa.benchmark.store import Store
+from palimpsa.benchmark.store import OPERATOR_TABLES
 
 COPY = Shape("copy", 1, 1, 1, 1, 1)
 
 
 @dataclass(frozen=True)
-class Job:
-    """One row to be: its file, and its case, operator and sizes."""
+class OperatorRow:
+    """One row to be: the kind of its file, and its case, operator and sizes."""
 
     kind: str
     case: str
@@ -31,7 +33,7 @@ class Job:
         return self.case if self.case == "copy" else f"{self.case} {self.operator} ({self.shape})"
 
 
-def jobs(config: OperatorsConfig) -> list[Job]:
+def operator_rows(config: OperatorsConfig) -> list[OperatorRow]:
     """Everything that a config asks for, the copy first: later rows state a share of its bandwidth."""
     sizes, against = config.preset, config.preset.against_length
     lengths = config.lengths or []
@@ -46,44 +48,76 @@ def jobs(config: OperatorsConfig) -> list[Job]:
         "lengths": [("operators", "lengths", shape) for shape in shapes],
         "throughput": [*(("throughput", "prefill", shape) for shape in shapes), ("throughput", "decode", step)],
     }
-    found = [Job("operators", "copy", "copy", COPY)]
+    found = [OperatorRow("operators", "copy", "copy", COPY)]
     for case, rows in planned.items():
-        for kind, what, shape in rows if case in config.cases else []:
-            found += [Job(kind, what, name, REGISTRY[name].shape(shape)) for name in config.operators_of(case)]
+        names = config.operators_of(case) if case in config.cases else []
+        for kind, column, shape in rows:
+            found += [OperatorRow(kind, column, name, REGISTRY[name].shape(shape)) for name in names]
     return found
 
 
-class Bench:
-    """Measures jobs on one device.
+class OperatorsBenchmark(Benchmark[OperatorRow]):
+    """The operators on one device, each checked against float64 before it is timed.
 
     Args:
         config: from `config.load`.
-        store: where rows of earlier jobs are found.
     """
 
-    def __init__(self, config: OperatorsConfig, store: Store) -> None:
-        self.config, self.store = config, store
+    tables = OPERATOR_TABLES
+    packages = ("python", "torch", "triton", "flash-linear-attention")
+    summary_formats: ClassVar = {
+        "forward_ms": "forward {:.4g} ms",
+        "forward_backward_ms": "with backward {:.4g} ms",
+        "peak_memory_mib": "{:.4g} MiB",
+        "forward_ps_per_element": "{:.3g} ps/el",
+        "forward_backward_ps_per_element": "with backward {:.3g} ps/el",
+        "bandwidth_gb_s": "{:.4g} GB/s",
+        "bandwidth_share": "{:.0%} of a copy",
+        "ms": "{:.4g} ms",
+        "thousand_tokens_per_s": "{:.5g} thousand tokens/s",
+        "slowdown": "{:.3g}x simple GLA's time",
+        "error_forward": "error {:.1e}",
+        "error_backward": "of gradients {:.1e}",
+    }
+
+    def __init__(self, config: OperatorsConfig) -> None:
+        self.config = config
         self.dtype: torch.dtype = getattr(torch, config.preset.dtype)
         self.clock = measure.Clock(config.device, config.warmup_ms, config.repeat_ms)
         self._checked: dict[tuple[Any, ...], measure.Errors] = {}
+        against = config.preset.against_length
+        sizes = f"{config.sizes}: {against.tokens_per_call} tokens a call, H {against.H}, K {against.K}, V {against.V}"
+        super().__init__(
+            operator_rows(config),
+            accelerator="cpu" if config.device == "cpu" else "gpu",
+            settings={
+                "sizes": f"{sizes}, {config.preset.dtype}",
+                "warmup_ms": config.warmup_ms,
+                "repeat_ms": config.repeat_ms,
+            },
+            results_dir=config.results_dir,
+            fresh=config.fresh,
+        )
 
-    def key(self, job: Job) -> dict[str, Any]:
-        """The cells that tell the job's row from others."""
-        sizes = asdict(job.shape)
+    def headlines(self) -> list[str]:
+        config, origin = self.config, self.store.origin
+        lines = [f"benchmark: {origin['device']}, sizes {config.sizes}, {config.preset.dtype}; {origin['versions']}"]
+        if config.left_out:
+            lines.append(f"left out: {', '.join(config.left_out)} (flash-linear-attention's need an NVIDIA GPU)")
+        return lines
+
+    def address(self, row: OperatorRow) -> tuple[str, dict[str, Any]]:
+        sizes = asdict(row.shape)
         name = sizes.pop("name")
-        if job.case == "copy":
-            return {"case": "copy", "shape": f"{self.config.preset.copy_mib} MiB", "operator": "copy", **sizes} | {
-                "dtype": "uint8"
-            }
-        return {"case": job.case, "shape": name, "operator": job.operator, **sizes, "dtype": self.config.preset.dtype}
+        if row.case == "copy":
+            key = {"case": "copy", "shape": f"{self.config.preset.copy_mib} MiB", "operator": "copy"}
+            return row.kind, key | sizes | {"dtype": "uint8"}
+        key = {"case": row.case, "shape": name, "operator": row.operator}
+        return row.kind, key | sizes | {"dtype": self.config.preset.dtype}
 
-    def row(self, job: Job) -> dict[str, Any]:
-        """Checks a job's operator and measures it: the row without its origin.
-
-        Raises:
-            WrongResultError: the operator errs above its tolerance.
-        """
-        makers: dict[tuple[str, str], Callable[[Job], dict[str, Any]]] = {
+    def measure(self, row: OperatorRow, on_step: Callable[[int], None]) -> dict[str, Any]:
+        """Checks the row's operator and times it. See `Benchmark.measure`."""
+        makers: dict[tuple[str, str], Callable[[OperatorRow], dict[str, Any]]] = {
             ("operators", "copy"): self._copy,
             ("operators", "table"): self._training,
             ("operators", "lengths"): self._training,
@@ -91,7 +125,25 @@ class Bench:
             ("throughput", "prefill"): self._prefill,
             ("throughput", "decode"): self._decode_throughput,
         }
-        return self.key(job) | makers[job.kind, job.case](job)
+        try:
+            return makers[row.kind, row.case](row)
+        except WrongResultError as error:
+            # An operator of others is left without a row; a wrong one of ours is worth nobody's time.
+            if row.operator not in NEED_CUDA:
+                raise
+            raise RowFailedError(str(error)) from error
+        except Exception as error:
+            # Out of memory, or a kernel that refuses this device: the others are still worth their rows.
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+            raise RowFailedError(f"{row}: {type(error).__name__}: {reason}") from error
+        finally:
+            if self.config.device == "cuda":
+                torch.cuda.empty_cache()
+
+    def draw(self) -> list[Path]:
+        from palimpsa.analysis.draw.kernel_figures import draw_device
+
+        return draw_device(self.folder, self.device_slug)
 
     def _generator(self) -> torch.Generator:
         return torch.Generator(self.config.device).manual_seed(self.config.seed)
@@ -102,30 +154,30 @@ class Bench:
         tolerance = self.config.baseline_tolerance if is_library else self.config.tolerance
         return getattr(tolerance, self.config.preset.dtype)
 
-    def _check(self, job: Job, check: Callable[..., measure.Errors]) -> dict[str, Any]:
+    def _check(self, row: OperatorRow, check: Callable[..., measure.Errors]) -> dict[str, Any]:
         """The cells of the errors; each operator, K and V is checked once."""
-        tolerance, shape = self._tolerance(job.operator), job.shape
-        wanted = (check, job.operator, shape.K, shape.V)
+        tolerance, shape = self._tolerance(row.operator), row.shape
+        wanted = (check, row.operator, shape.K, shape.V)
         if wanted not in self._checked:
-            operator = REGISTRY[job.operator]
+            operator = REGISTRY[row.operator]
             self._checked[wanted] = check(operator, shape.K, shape.V, self.dtype, self._generator())
         errors = self._checked[wanted]
-        errors.check(str(job), tolerance)
+        errors.check(str(row), tolerance)
         return {"error_forward": errors.forward, "error_backward": errors.backward, "tolerance": tolerance}
 
-    def _copy(self, job: Job) -> dict[str, Any]:
+    def _copy(self, row: OperatorRow) -> dict[str, Any]:
         num_bytes = self.config.preset.copy_mib * 2**20
         ms, gb_s = self.clock.copy_gb_s(num_bytes)
         return {"forward_ms": ms, "bytes_moved": 2 * num_bytes, "bandwidth_gb_s": gb_s, "bandwidth_share": 1.0}
 
-    def _training(self, job: Job) -> dict[str, Any]:
-        operator, shape = REGISTRY[job.operator], job.shape
+    def _training(self, row: OperatorRow) -> dict[str, Any]:
+        operator, shape = REGISTRY[row.operator], row.shape
         generator = self._generator()
         x = operator.inputs(shape, self.dtype, generator)
         # Kernels that tune themselves do so at their first call: at the size that is timed, not at that of the check.
         operator.forward(x).sum().backward()
-        cells = self._check(job, measure.check_operator)
-        measure.check_batch(operator, x).check(f"{job}, half of the batch alone", self._tolerance(job.operator))
+        cells = self._check(row, measure.check_operator)
+        measure.check_batch(operator, x).check(f"{row}, half of the batch alone", self._tolerance(row.operator))
         with torch.no_grad():
             forward = self.clock.median_ms(lambda: operator.forward(x))
             output_gradient = torch.randn_like(operator.forward(x))
@@ -136,7 +188,7 @@ class Bench:
             "peak_memory_mib": measure.peak_memory_mib(operator, x, output_gradient),
             "note": operator.note,
         }
-        if job.case == "table":
+        if row.case == "table":
             cells["forward_ps_per_element"] = forward * 1e9 / shape.num_elements
             cells["forward_backward_ps_per_element"] = both * 1e9 / shape.num_elements
             if operator.divides and self.config.device == "cuda":
@@ -159,9 +211,9 @@ class Bench:
         return call
 
     @torch.no_grad()
-    def _decode(self, job: Job) -> dict[str, Any]:
-        operator, shape = REGISTRY[job.operator], job.shape
-        cells = self._check(job, measure.check_decode)
+    def _decode(self, row: OperatorRow) -> dict[str, Any]:
+        operator, shape = REGISTRY[row.operator], row.shape
+        cells = self._check(row, measure.check_decode)
         ms = self.clock.median_ms(self._steps(operator, shape, 1))
         # Float32, read and written.
         moved = 2 * 4 * operator.num_states * shape.num_elements
@@ -172,25 +224,25 @@ class Bench:
         return cells | {"note": "one token; bytes are the state's, read and written"}
 
     @torch.no_grad()
-    def _prefill(self, job: Job) -> dict[str, Any]:
-        operator = REGISTRY[job.operator]
-        cells = self._check(job, measure.check_prefill)
-        x = operator.inputs(job.shape, self.dtype, self._generator())
+    def _prefill(self, row: OperatorRow) -> dict[str, Any]:
+        operator = REGISTRY[row.operator]
+        cells = self._check(row, measure.check_prefill)
+        x = operator.inputs(row.shape, self.dtype, self._generator())
         ms = self.clock.median_ms(lambda: operator.prefill(x))
-        return cells | self._throughput(job, ms, job.shape.B * job.shape.T)
+        return cells | self._throughput(row, ms, row.shape.B * row.shape.T)
 
     @torch.no_grad()
-    def _decode_throughput(self, job: Job) -> dict[str, Any]:
-        cells = self._check(job, measure.check_decode)
+    def _decode_throughput(self, row: OperatorRow) -> dict[str, Any]:
+        cells = self._check(row, measure.check_decode)
         num_steps = self.config.preset.against_length.decode_steps
-        ms = self.clock.median_ms(self._steps(REGISTRY[job.operator], job.shape, num_steps)) / num_steps
-        cells |= self._throughput(job, ms, job.shape.B)
+        ms = self.clock.median_ms(self._steps(REGISTRY[row.operator], row.shape, num_steps)) / num_steps
+        cells |= self._throughput(row, ms, row.shape.B)
         return cells | {"note": f"mean of {num_steps} steps in a row; a step costs the same after any length"}
 
-    def _throughput(self, job: Job, ms: float, num_tokens: int) -> dict[str, Any]:
+    def _throughput(self, row: OperatorRow, ms: float, num_tokens: int) -> dict[str, Any]:
         thousands = num_tokens / ms
-        baseline = self.store.find("throughput", case=job.case, operator=BASELINE, T=job.shape.T)
-        slowdown = 1.0 if job.operator == BASELINE else None
+        baseline = self.store.find("throughput", case=row.case, operator=BASELINE, T=row.shape.T)
+        slowdown = 1.0 if row.operator == BASELINE else None
         if baseline is not None:
             slowdown = float(baseline["thousand_tokens_per_s"]) / thousands
         return {"ms": ms, "thousand_tokens_per_s": thousands, "slowdown": slowdown}

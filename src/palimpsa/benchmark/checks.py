@@ -8,10 +8,10 @@ from typing import Any
 from palimpsa.config.errors import ConfigError, nearest
 
 
-def listed(values: Iterable[Any]) -> str:
+def as_list(values: Iterable[Any]) -> str:
     """Values as the command line takes them.
 
-    >>> listed([1, "a"])
+    >>> as_list([1, "a"])
     '[1, a]'
     """
     return f"[{', '.join(map(str, values))}]"
@@ -28,7 +28,7 @@ def check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
 def check_several(key: str, values: Sequence[Any]) -> None:
     """Raises ConfigError for an empty list, or one that holds a value twice."""
     if not values or len(set(values)) < len(values):
-        raise ConfigError(f"{key}: got {listed(values)}, expected one or more, each once")
+        raise ConfigError(f"{key}: got {as_list(values)}, expected one or more, each once")
 
 
 def check_positive(key: str, value: float) -> None:

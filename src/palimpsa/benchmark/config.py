@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from palimpsa.analysis.collect.operator_columns import OPERATORS, OPERATORS_OF_CASE
-from palimpsa.benchmark.checks import check_choice, check_positive, check_several, listed
+from palimpsa.benchmark.checks import as_list, check_choice, check_positive, check_several
 from palimpsa.benchmark.schema import SCHEMAS, OperatorsConfig, ShapeConfig, TrainingConfig
 from palimpsa.config.checks import schema_keys
 from palimpsa.config.compose import CONFIG_DIR, check_writable, explain
@@ -30,7 +30,7 @@ def load(overrides: list[str]) -> OperatorsConfig | TrainingConfig:
     """Composes a command line's config and checks its types.
 
     The operators' is checked all through, and what it leaves to `auto` and null is settled;
-    `training_config.plan` does that for the training's.
+    `training_config.plan_runs` does that for the training's.
 
     Raises:
         ConfigError: in one line, naming the key, what came and what was expected.
@@ -90,7 +90,7 @@ def _settle_operators(config: OperatorsConfig) -> None:
     _check_numbers(config)
     if not any(config.operators_of(case) for case in config.cases):
         where = "on the CPU" if config.device == "cpu" else "in the cases asked for"
-        raise ConfigError(f"operators: got {listed(config.operators)}, expected at least one that is measured {where}")
+        raise ConfigError(f"operators: got {as_list(config.operators)}, expected at least one that is measured {where}")
 
 
 def _check_names(config: OperatorsConfig) -> None:

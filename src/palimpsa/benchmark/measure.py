@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from palimpsa.benchmark.base import WrongResultError
 from palimpsa.benchmark.operators import Inputs, Operator, Shape
 
 # Of the small problem: one chunk's multiple and more, and an odd length.
@@ -19,10 +20,6 @@ CHECK_STEPS = 17
 # A Hopper-class multiprocessor's special-function units, and the clock in Hz where the device does not tell its own.
 RECIPROCALS_PER_CLOCK = 16
 DEFAULT_CLOCK = 1.75e9
-
-
-class WrongResultError(Exception):
-    """An operator that computes something else than its definition."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from omegaconf import DictConfig
 
-from palimpsa.benchmark.busy import Interval, UnseenError, busy_ns
+from palimpsa.benchmark.gpu_load import IncompleteProfileError, Interval, gpu_busy_ns
 from palimpsa.benchmark.training_config import Windows
 from palimpsa.config.schema import plain, storable
 from palimpsa.runs.directory import RunDirectory
@@ -157,8 +157,8 @@ class StepTimer(L.Callback):
         if self.profile:
             cells["profiled_ms_per_step"] = 1e3 * self.profiled_s / num_steps
             try:
-                busy = busy_ns(self.intervals, round(1e9 * self.profiled_s))
-            except UnseenError as error:
+                busy = gpu_busy_ns(self.intervals, round(1e9 * self.profiled_s))
+            except IncompleteProfileError as error:
                 cells["note"] = str(error)
             else:
                 cells["busy_ms_per_step"] = busy / 1e6 / num_steps

@@ -14,7 +14,8 @@ from palimpsa.analysis.collect import operator_columns, step_columns
 from palimpsa.config.errors import ConfigError
 from palimpsa.runs.files import write_atomic
 
-Row = dict[str, str]
+# A row by column, as the file has it.
+Cells = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,16 @@ OPERATOR_TABLES = Tables(operator_columns.COLUMNS, operator_columns.KEY, operato
 TRAINING_TABLES = Tables(step_columns.COLUMNS, step_columns.KEY, step_columns.IDENTITY)
 
 
-def slug(device: str) -> str:
+def device_slug(device: str) -> str:
     """A device as part of a file's name.
 
-    >>> slug("NVIDIA H200")
+    >>> device_slug("NVIDIA H200")
     'nvidia-h200'
     """
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
-def text(value: Any) -> str:
+def as_cell(value: Any) -> str:
     """A value as its cell: None is empty, numbers have six digits at most unless they are whole."""
     if value is None:
         return ""
@@ -55,7 +56,7 @@ class Store:
     Args:
         tables: their kinds and columns.
         folder: where they are, or will be.
-        device_slug: "cpu", or `slug` of the GPU's name.
+        slug: "cpu", or `device_slug` of the GPU's name.
         origin: the columns of `tables.identity`, and the command.
         fresh: throw away what they hold.
 
@@ -63,20 +64,18 @@ class Store:
         ConfigError: they hold something else than these columns, or rows of another origin.
     """
 
-    def __init__(
-        self, tables: Tables, folder: Path, device_slug: str, origin: Mapping[str, Any], *, fresh: bool
-    ) -> None:
+    def __init__(self, tables: Tables, folder: Path, slug: str, origin: Mapping[str, Any], *, fresh: bool) -> None:
         self.tables = tables
-        self.paths = {kind: folder / f"{kind}_{device_slug}.csv" for kind in tables.columns}
-        self.origin = {key: text(value) for key, value in origin.items()}
-        self.rows: dict[str, list[Row]] = {kind: [] for kind in tables.columns}
+        self.paths = {kind: folder / f"{kind}_{slug}.csv" for kind in tables.columns}
+        self.origin = {key: as_cell(value) for key, value in origin.items()}
+        self.rows: dict[str, list[Cells]] = {kind: [] for kind in tables.columns}
         for kind, path in self.paths.items():
             if fresh:
                 path.unlink(missing_ok=True)
             elif path.exists():
                 self.rows[kind] = self._read(path, tables.columns[kind])
 
-    def _read(self, path: Path, columns: tuple[str, ...]) -> list[Row]:
+    def _read(self, path: Path, columns: tuple[str, ...]) -> list[Cells]:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
@@ -91,9 +90,9 @@ class Store:
                     )
         return rows
 
-    def find(self, kind: str, **cells: Any) -> Row | None:
+    def find(self, kind: str, **cells: Any) -> Cells | None:
         """The row with these cells, if it is there."""
-        wanted = {name: text(value) for name, value in cells.items()}
+        wanted = {name: as_cell(value) for name, value in cells.items()}
         for row in self.rows[kind]:
             if all(row[name] == value for name, value in wanted.items()):
                 return row
@@ -102,7 +101,7 @@ class Store:
     def append(self, kind: str, row: Mapping[str, Any]) -> None:
         """Adds a row, without its origin, and writes the file anew, whole. Raises ConfigError where it cannot."""
         columns = self.tables.columns[kind]
-        cells = dict.fromkeys(columns, "") | self.origin | {name: text(value) for name, value in row.items()}
+        cells = dict.fromkeys(columns, "") | self.origin | {name: as_cell(value) for name, value in row.items()}
         assert set(cells) == set(columns), set(cells) - set(columns)
         assert set(self.tables.key) <= set(row), row
         self.rows[kind].append(cells)

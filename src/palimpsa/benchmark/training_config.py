@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from palimpsa.analysis.style import model_order
-from palimpsa.benchmark.checks import check_choice, check_positive, check_several, listed
+from palimpsa.benchmark.checks import as_list, check_choice, check_positive, check_several
 from palimpsa.benchmark.schema import TrainingConfig
 from palimpsa.config.compose import CONFIG_DIR, explain
 from palimpsa.config.errors import ConfigError
@@ -29,7 +29,6 @@ OWN_KEYS = {
     "optimizer.lr": "set lr",
     "seed": "set seed",
     "task": "its runs are of one stage of the curriculum",
-    "task.stages": "set lengths",
     "task.stop_accuracy": "no stage ends before its window does",
     "hydra": "it composes without Hydra's own part",
     "logger": "its runs log to history.csv",
@@ -80,7 +79,7 @@ class TrainingRun:
         return f"{self.model} L {self.seq_len}"
 
 
-def plan(config: TrainingConfig) -> list[TrainingRun]:
+def plan_runs(config: TrainingConfig) -> list[TrainingRun]:
     """Settles in `config` what it leaves to `auto` and null, and composes and checks the config of every run.
 
     Raises:
@@ -169,7 +168,9 @@ def _compose_run(config: TrainingConfig, model: str) -> DictConfig:
 
 def _stages(config: TrainingConfig, cfg: DictConfig) -> list[StageConfig]:
     """The stage of each length, `lengths` settled; of two with the same one that is in the figure."""
-    curriculum: list[Any] = [OmegaConf.to_object(stage) for stage in cfg.scale.curriculum]
+    curriculum: list[Any] = [
+        OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StageConfig), stage)) for stage in cfg.task.stages
+    ]
     by_length = {stage.seq_len: stage for stage in sorted(curriculum, key=lambda stage: stage.in_figure)}
     known = sorted(by_length)
     if config.lengths is None:
@@ -178,7 +179,7 @@ def _stages(config: TrainingConfig, cfg: DictConfig) -> list[StageConfig]:
     for length in config.lengths:
         if length not in known:
             raise ConfigError(
-                f"lengths: got {length}, expected lengths of the curriculum of scale={config.scale}: {listed(known)}"
+                f"lengths: got {length}, expected lengths of the curriculum of scale={config.scale}: {as_list(known)}"
             )
     return [by_length[length] for length in config.lengths]
 

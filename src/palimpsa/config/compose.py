@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
+from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,9 +18,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from palimpsa.config.checks import schema_keys
 from palimpsa.config.errors import ConfigError, nearest
-from palimpsa.config.schema import plain
+from palimpsa.config.schema import plain, register_schema
 
 CONFIG_DIR = Path(__file__).resolve().parents[3] / "configs"
+
+
+def compose_config(overrides: Sequence[str], config_name: str = "train") -> DictConfig:
+    """configs/CONFIG_NAME.yaml with overrides, as Hydra composes it."""
+    register_schema()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose(config_name, list(overrides))
 
 
 def parse_overrides(overrides: list[str]) -> list[Override]:

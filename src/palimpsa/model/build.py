@@ -1,4 +1,4 @@
-"""From a `model` config to the network, and what its constructors refuse, told before a run starts."""
+"""From a `model` config to the network; and what is wrong with a config, told before a run starts."""
 
 from __future__ import annotations
 
@@ -15,69 +15,48 @@ from palimpsa import mixers
 from palimpsa.config.errors import ConfigError, nearest
 from palimpsa.model.language_model import LanguageModel
 
+# Keys of the `model` group that `LanguageModel` takes as they are.
+SKELETON_KEYS = (
+    *("vocab_size", "d_model", "num_layers", "norm", "norm_eps"),
+    *("channel_mixer", "channel_width", "init_std"),
+)
+
 
 def build_model(config: Any, seed: int | None) -> LanguageModel:
     """The network of a `model` config.
 
     Args:
-        config: the `model` group of configs/train.yaml.
+        config: the `model` group of configs/train.yaml, checked.
         seed: the initial weights are a function of it alone; None leaves them for a checkpoint to fill.
     """
     return LanguageModel(
-        config.vocab_size,
-        config.d_model,
-        config.num_layers,
-        instantiate(config.mixer, _partial_=True),
-        norm=config.norm,
-        norm_eps=config.norm_eps,
-        channel_mixer=config.channel_mixer,
-        channel_width=config.channel_width,
-        init_std=config.init_std,
+        make_mixer=instantiate(config.mixer, _partial_=True),
         generator=None if seed is None else torch.Generator().manual_seed(seed),
+        **{key: getattr(config, key) for key in SKELETON_KEYS},
     )
 
 
-def check_model(model: dict[str, Any]) -> None:
-    """Checks a plain `model` config by building it without memory.
+def check_model(config: dict[str, Any]) -> None:
+    """Checks a `model` config, as plain containers, by building its network without memory.
 
     Raises:
-        ConfigError: naming the key below model, what came and what was expected.
+        ConfigError: naming the key, what came and what was expected.
     """
-    arguments = dict(model["mixer"])
-    target = arguments.pop("_target_", None)
-    try:
-        module, _, name = str(target).rpartition(".")
-        mixer_class = getattr(importlib.import_module(module), name)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        expected = f"got {target!r}, expected the path of a mixer class ({reason})"
-        shipped = [f"palimpsa.mixers.{name}" for name in mixers.__all__]
-        raise ConfigError(f"model.mixer._target_: {expected}{nearest(str(target), shipped)}") from error
-    if not (isinstance(mixer_class, type) and issubclass(mixer_class, mixers.Mixer)):
-        raise ConfigError(f"model.mixer._target_: got {target!r}, expected a subclass of palimpsa.mixers.Mixer")
-    hints = typing.get_type_hints(mixer_class.__init__)
-    known = [name for name in inspect.signature(mixer_class).parameters if name != "d_model"]
-    for name, parameter in inspect.signature(mixer_class).parameters.items():
-        if parameter.default is parameter.empty and name not in ("d_model", *arguments):
-            raise ConfigError(f"model.mixer.{name}: missing, {target} needs it")
-    for key, value in arguments.items():
-        if key not in known:
-            raise ConfigError(f"model.mixer.{key}: {target} takes no such argument{nearest(key, known)}")
-        if not _fits(value, hints.get(key, Any)):
-            expected = getattr(hints[key], "__name__", str(hints[key]))
-            raise ConfigError(f"model.mixer.{key}: got {value!r}, expected {expected}")
+    arguments = dict(config["mixer"])
+    target = str(arguments.pop("_target_", None))
+    mixer_class = _mixer_class(target)
+    _check_arguments(mixer_class, target, arguments)
 
-    def make_mixer(d_model: int) -> Any:
+    def make_mixer(d_model: int) -> mixers.Mixer:
         try:
             return mixer_class(d_model=d_model, **arguments)
         except ValueError as error:
             raise ConfigError(f"model.mixer.{error}") from error
 
-    sizes = {key: value for key, value in model.items() if key not in ("name", "label", "mixer", "init_std")}
     try:
-        # Shapes without memory: what a constructor refuses is refused before a run starts.
+        # Shapes without memory: no model is too large to be checked.
         with torch.device("meta"):
-            LanguageModel(make_mixer=make_mixer, generator=None, **sizes)
+            LanguageModel(make_mixer=make_mixer, generator=None, **{key: config[key] for key in SKELETON_KEYS})
     except ConfigError:
         raise
     except ValueError as error:
@@ -87,15 +66,54 @@ def check_model(model: dict[str, Any]) -> None:
         raise ConfigError(f"model: got sizes that make no tensor ({str(error).splitlines()[0]})") from error
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a YAML value is of an annotated type: ints pass for floats, lists for tuples, bools for bools alone."""
-    if hint is Any:
+def _mixer_class(target: str) -> type[Any]:
+    """The class at a dotted path. Raises ConfigError where there is none, or where it is no mixer."""
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:
+        # Whatever importing a module of the user's own raises.
+        reason = " ".join(str(error).split())
+        known = [f"palimpsa.mixers.{name}" for name in mixers.__all__]
+        raise ConfigError(
+            f"model.mixer._target_: got {target!r}, expected the path of a mixer class ({reason})"
+            f"{nearest(target, known)}"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, mixers.Mixer)):
+        raise ConfigError(f"model.mixer._target_: got {target!r}, expected a subclass of palimpsa.mixers.Mixer")
+    return found
+
+
+def _check_arguments(mixer_class: type[Any], target: str, arguments: dict[str, Any]) -> None:
+    """Raises ConfigError for an argument that is missing, unknown or of another type than the class annotates."""
+    parameters = {name: one for name, one in inspect.signature(mixer_class).parameters.items() if name != "d_model"}
+    annotations = typing.get_type_hints(mixer_class.__init__)
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in arguments:
+            raise ConfigError(f"model.mixer.{name}: missing, {target} needs it")
+    for name, value in arguments.items():
+        if name not in parameters:
+            raise ConfigError(f"model.mixer.{name}: {target} takes no such argument{nearest(name, parameters)}")
+        annotation = annotations.get(name, Any)
+        if not _is_of_type(value, annotation):
+            expected = getattr(annotation, "__name__", str(annotation))
+            raise ConfigError(f"model.mixer.{name}: got {value!r}, expected {expected}")
+
+
+def _is_of_type(value: Any, annotation: Any) -> bool:
+    """Whether a YAML value is of an annotated type: ints pass for floats, lists for tuples, bools for bools alone.
+
+    >>> _is_of_type(1, float | None), _is_of_type([0, 1], tuple[float, float]), _is_of_type(True, int)
+    (True, True, False)
+    """
+    if annotation is Any:
         return True
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        options = typing.get_args(hint)
-        return isinstance(value, list | tuple) and len(value) == len(options) and all(map(_fits, value, options))
+    if isinstance(annotation, types.UnionType):
+        return any(_is_of_type(value, option) for option in typing.get_args(annotation))
+    if typing.get_origin(annotation) is tuple:
+        options = typing.get_args(annotation)
+        is_list = isinstance(value, list | tuple) and len(value) == len(options)
+        return is_list and all(map(_is_of_type, value, options))
     if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, int | float if hint is float else hint)
+        return annotation is bool
+    return isinstance(value, int | float if annotation is float else annotation)

@@ -17,8 +17,8 @@ from palimpsa.kernels.validation import under_transforms
 class TokenEmbedding(nn.Embedding):
     """tokens [...] int64 in [0, V) -> rows [..., D] of the weight [V, D].
 
-    On a GPU its gradient is summed by a kernel of its own (embedding_kernel.py), in the same order in every run. It has
-    none of the options of nn.Embedding, and is differentiated backwards only.
+    On a GPU its gradient is summed by a kernel of its own (kernels/gpu/embedding.py), in the same order in every run.
+    It has none of the options of nn.Embedding, and is differentiated backwards only.
     """
 
     def __init__(self, vocab_size: int, d_model: int) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
-from hydra import compose, initialize_config_dir
 
-from palimpsa.config.compose import CONFIG_DIR
-from palimpsa.config.schema import ModelConfig, register_schema
+from palimpsa.config.compose import CONFIG_DIR, compose_config
+from palimpsa.config.schema import ModelConfig
 from palimpsa.model.build import build_model
 
 LANGUAGE_MODEL_CONTEXT = 4_096  # tokens, of the published pretraining
@@ -33,34 +30,33 @@ COLUMNS = """\
 
 def models_document() -> str:
     """The whole of docs/models.md."""
-    register_schema()
-    mqar = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
-    mqar += sorted(f"ablation/{path.stem}" for path in (CONFIG_DIR / "model/ablation").glob("*.yaml"))
-    language = sorted(path.stem for path in (CONFIG_DIR / "model/lm").glob("*.yaml"))
-    parts = [HEAD]
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        parts += _mqar_sections(mqar)
-        for size in SIZES:
-            title = f"## Language models of {size.upper()} parameters, context {LANGUAGE_MODEL_CONTEXT:,}"
-            names = [f"lm/{name}" for name in language if name.endswith(f"_{size}")]
-            parts.append(_section(title, names, [], LANGUAGE_MODEL_CONTEXT))
-    return "\n".join(parts)
+    sections = [HEAD, *_sections_by_scale([*_names("*"), *_names("ablation/*")])]
+    for size in SIZES:
+        title = f"Language models of {size.upper()} parameters, context {LANGUAGE_MODEL_CONTEXT:,}"
+        sections.append(f"## {title}{_table(_names(f'lm/*_{size}'), [], LANGUAGE_MODEL_CONTEXT)}")
+    return "\n".join(sections)
 
 
-def _mqar_sections(names: list[str]) -> list[str]:
+def _names(pattern: str) -> list[str]:
+    """The configs of configs/model that match, as `model=NAME` takes them, in alphabetical order."""
+    folder = CONFIG_DIR / "model"
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob(f"{pattern}.yaml"))
+
+
+def _sections_by_scale(names: list[str]) -> list[str]:
     """A section for each set of sizes, under the names of all scales that have it."""
     scales_of: dict[str, list[str]] = {}
     for scale in sorted((path.stem for path in (CONFIG_DIR / "scale").glob("*.yaml")), reverse=True):
-        # The longest of the curriculum.
-        context = max(stage.seq_len for stage in compose("train", [f"scale={scale}"]).scale.curriculum)
-        section = _section(f"context {context:,}", names, [f"scale={scale}"], context)
-        scales_of.setdefault(section, []).append(f"`scale={scale}`")
-    return [f"## MQAR, {' and '.join(scales)}, {section}" for section, scales in scales_of.items()]
+        # Of the longest stage.
+        context = max(stage.seq_len for stage in compose_config([f"scale={scale}"]).task.stages)
+        body = f"context {context:,}{_table(names, [f'scale={scale}'], context)}"
+        scales_of.setdefault(body, []).append(f"`scale={scale}`")
+    return [f"## At {' and '.join(scales)}, {body}" for body, scales in scales_of.items()]
 
 
-def _section(title: str, names: Iterable[str], overrides: list[str], context: int) -> str:
-    rows = [_row(name, compose("train", [f"model={name}", *overrides]).model, context) for name in names]
-    return "\n".join([title, "", COLUMNS, *rows, ""])
+def _table(names: list[str], overrides: list[str], context: int) -> str:
+    rows = [_row(name, compose_config([f"model={name}", *overrides]).model, context) for name in names]
+    return "\n".join(["", "", COLUMNS, *rows, ""])
 
 
 def _row(name: str, config: ModelConfig, context: int) -> str:

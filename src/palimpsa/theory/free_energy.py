@@ -44,34 +44,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from palimpsa.theory.special_cases import (
-    Gaussian,
-    check_range,
-    check_ranges,
-    delta_rule,
-    gated_delta_rule,
-    lift,
-    longhorn,
-    mamba2,
-    mesanet,
-)
-
-__all__ = [
-    "Gaussian",
-    "delta_rule",
-    "diagonal_update",
-    "free_energy",
-    "full_update",
-    "gated_delta_rule",
-    "kl_divergence",
-    "log_decay",
-    "longhorn",
-    "mamba2",
-    "mean_field_update",
-    "memory_free_energy",
-    "memory_window",
-    "mesanet",
-]
+from palimpsa.theory.special_cases import Gaussian, append_dims, check_range, check_ranges
 
 
 def memory_window(g: Tensor | float) -> Tensor:
@@ -80,7 +53,7 @@ def memory_window(g: Tensor | float) -> Tensor:
     >>> round(memory_window(log_decay(100.0)).item(), 6)
     100.0
     """
-    g = _double(g)
+    g = _float64(g)
     check_range("g", g, g <= 0, "<= 0 (a log decay, alpha = exp(g))")
     # expm1: 1 - exp(g) loses its digits where windows are long. abs: -1 / expm1(0) is -inf.
     return 1 / torch.expm1(g).abs()
@@ -88,7 +61,7 @@ def memory_window(g: Tensor | float) -> Tensor:
 
 def log_decay(window: Tensor | float) -> Tensor:
     """g = log(1 - 1 / N) of a memory window N >= 1, in tokens: `memory_window`'s inverse."""
-    window = _double(window)
+    window = _float64(window)
     check_range("window", window, window >= 1, ">= 1 token")
     return torch.log1p(-1 / window)
 
@@ -186,10 +159,10 @@ def full_update(
     k, v, beta, alpha, prior = _row_inputs(previous, k, v, beta, g, importance_prior)
     before = _dense("previous", previous)
     identity = torch.eye(k.shape[-1], dtype=torch.float64, device=k.device)
-    evidence = lift(beta, 2) * k[..., :, None] * k[..., None, :]
-    precision = lift(alpha, 2) * before + lift((1 - alpha) * prior, 2) * identity + evidence
-    weighted_mean = lift(alpha) * (before @ lift(previous.mean.double())).squeeze(-1) + lift(v) * k
-    return Gaussian(torch.linalg.solve(precision, lift(weighted_mean)).squeeze(-1), precision)
+    evidence = append_dims(beta, 2) * k[..., :, None] * k[..., None, :]
+    precision = append_dims(alpha, 2) * before + append_dims((1 - alpha) * prior, 2) * identity + evidence
+    weighted_mean = append_dims(alpha) * (before @ append_dims(previous.mean.double())).squeeze(-1) + append_dims(v) * k
+    return Gaussian(torch.linalg.solve(precision, append_dims(weighted_mean)).squeeze(-1), precision)
 
 
 def mean_field_update(
@@ -221,8 +194,8 @@ def diagonal_update(
     if previous.precision.shape != previous.mean.shape:
         raise ValueError(f"previous has a precision of shape {tuple(previous.precision.shape)}, expected its mean's")
     before = previous.precision.double()
-    importance = lift(alpha) * before + lift((1 - alpha) * prior) + lift(beta) * k.square()
-    weighted_mean = lift(alpha) * before * previous.mean.double() + lift(v) * k
+    importance = append_dims(alpha) * before + append_dims((1 - alpha) * prior) + append_dims(beta) * k.square()
+    weighted_mean = append_dims(alpha) * before * previous.mean.double() + append_dims(v) * k
     return Gaussian(weighted_mean / importance, importance)
 
 
@@ -241,7 +214,7 @@ def _row_inputs(
         raise ValueError(f"k has shape {tuple(k.shape)}, expected K = {shape[-1]}, as the mean has, in its last place")
     sizes = {"k": (k, shape)}
     sizes |= {
-        name: (_double(x, k.device), shape[:-1])
+        name: (_float64(x, k.device), shape[:-1])
         for name, x in (("v", v), ("beta", beta), ("g", g), ("importance_prior", importance_prior))
     }
     found = {}
@@ -255,7 +228,7 @@ def _row_inputs(
     return found["k"], found["v"], found["beta"], found["g"].exp(), found["importance_prior"]
 
 
-def _double(x: Tensor | float, device: torch.device | None = None) -> Tensor:
+def _float64(x: Tensor | float, device: torch.device | None = None) -> Tensor:
     return torch.as_tensor(x, dtype=torch.float64, device=device)
 
 

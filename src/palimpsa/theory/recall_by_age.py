@@ -56,11 +56,11 @@ def recall_by_age(
     prior = torch.ones(1, dtype=torch.float64)
     # First every pair is stored, then every key asks: a token without key, value, precision and decay changes nothing.
     o = palimpsa(
-        _then(torch.zeros_like(k), k),
-        _then(k, torch.zeros_like(k)),
-        _then(v, torch.zeros_like(v)),
-        None if beta is None else _then(beta, torch.zeros_like(beta)),
-        _then(g, torch.zeros_like(g)),
+        _one_after_the_other(torch.zeros_like(k), k),
+        _one_after_the_other(k, torch.zeros_like(k)),
+        _one_after_the_other(v, torch.zeros_like(v)),
+        None if beta is None else _one_after_the_other(beta, torch.zeros_like(beta)),
+        _one_after_the_other(g, torch.zeros_like(g)),
         prior,
         scale=1.0,
     ).o
@@ -76,7 +76,7 @@ def recall_by_age(
     ]
 
 
-def _then(first: Tensor, second: Tensor) -> Tensor:
+def _one_after_the_other(first: Tensor, second: Tensor) -> Tensor:
     return torch.cat([first, second], dim=1)
 
 

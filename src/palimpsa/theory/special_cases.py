@@ -47,7 +47,7 @@ def mamba2(
     v is Mamba-2's d_t x_t. With g = 0 it is linear attention, which is Hebbian.
     """
     (q, k, v, g), S = _inputs(q, k, v, initial_state, g=g)
-    return _scan(q, S, scale, lambda t, S: lift(g[:, t].exp(), 2) * S + _outer(k[:, t], v[:, t]))
+    return _run_recurrence(q, S, scale, lambda t, S: append_dims(g[:, t].exp(), 2) * S + _outer(k[:, t], v[:, t]))
 
 
 def gated_delta_rule(
@@ -69,10 +69,10 @@ def gated_delta_rule(
     (q, k, v, beta, g), S = _inputs(q, k, v, initial_state, beta=beta, g=g)
 
     def step(t: int, S: Tensor) -> Tensor:
-        S = lift(g[:, t].exp(), 2) * S
-        return S + _outer(k[:, t], v[:, t] - lift(beta[:, t]) * _read(k[:, t], S))
+        S = append_dims(g[:, t].exp(), 2) * S
+        return S + _outer(k[:, t], v[:, t] - append_dims(beta[:, t]) * _read(k[:, t], S))
 
-    return _scan(q, S, scale, step)
+    return _run_recurrence(q, S, scale, step)
 
 
 def delta_rule(
@@ -84,7 +84,9 @@ def delta_rule(
     with beta_t and v_t divided by 1 + beta_t |k_t|^2.
     """
     (q, k, v, beta), S = _inputs(q, k, v, initial_state, beta=beta)
-    return _scan(q, S, scale, lambda t, S: S + _outer(k[:, t], v[:, t] - lift(beta[:, t]) * _read(k[:, t], S)))
+    return _run_recurrence(
+        q, S, scale, lambda t, S: S + _outer(k[:, t], v[:, t] - append_dims(beta[:, t]) * _read(k[:, t], S))
+    )
 
 
 def longhorn(
@@ -99,7 +101,9 @@ def longhorn(
     (q, k, v, beta), S = _inputs(q, k, v, initial_state, beta=beta, beta_per_row=True)
     step_size = 1 / (1 + beta * k.square().sum(-1, keepdim=True))
     v, beta = v * step_size, beta * step_size
-    return _scan(q, S, scale, lambda t, S: (1 - _outer(k[:, t].square(), beta[:, t])) * S + _outer(k[:, t], v[:, t]))
+    return _run_recurrence(
+        q, S, scale, lambda t, S: (1 - _outer(k[:, t].square(), beta[:, t])) * S + _outer(k[:, t], v[:, t])
+    )
 
 
 def mesanet(
@@ -130,7 +134,7 @@ def mesanet(
     B, _, H, K = q.shape
     if K > MAX_DENSE_KEY_DIM:
         raise ValueError(f"q has K = {K}, expected K <= {MAX_DENSE_KEY_DIM}: each token solves a dense K x K system")
-    regularizer = lift(prior, 2) * torch.eye(K, dtype=torch.float64, device=q.device)
+    regularizer = append_dims(prior, 2) * torch.eye(K, dtype=torch.float64, device=q.device)
     if initial_state is None:
         precision = regularizer.expand(B, H, K, K)
     else:
@@ -140,16 +144,16 @@ def mesanet(
 
     def step(t: int, S: Tensor) -> Tensor:
         nonlocal precision, weighted_mean
-        alpha, x = lift(g[:, t].exp(), 2), k[:, t]
-        precision = alpha * precision + (1 - alpha) * regularizer + lift(beta[:, t], 2) * _outer(x, x)
+        alpha, x = append_dims(g[:, t].exp(), 2), k[:, t]
+        precision = alpha * precision + (1 - alpha) * regularizer + append_dims(beta[:, t], 2) * _outer(x, x)
         weighted_mean = alpha * weighted_mean + _outer(x, v[:, t])
         return torch.linalg.solve(precision, weighted_mean)
 
-    o, mean = _scan(q, mean, scale, step)
+    o, mean = _run_recurrence(q, mean, scale, step)
     return o, Gaussian(mean, precision)
 
 
-def lift(x: Tensor, num_dims: int = 1) -> Tensor:
+def append_dims(x: Tensor, num_dims: int = 1) -> Tensor:
     """x with `num_dims` dimensions of size 1 after its own."""
     return x[(..., *(None,) * num_dims)]
 
@@ -216,7 +220,9 @@ def _read(x: Tensor, S: Tensor) -> Tensor:
     return (x[..., :, None] * S).sum(-2)
 
 
-def _scan(q: Tensor, S: Tensor, scale: float | None, step: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def _run_recurrence(
+    q: Tensor, S: Tensor, scale: float | None, step: Callable[[int, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
     """Runs S_t = step(t, S_{t-1}) over all tokens and reads each S_t with q_t."""
     factor: float = q.shape[-1] ** -0.5 if scale is None else scale
     # An empty slice first, so that T = 0 gives an empty result.

@@ -6,17 +6,17 @@ from collections.abc import Iterable
 
 # ns, start and end.
 Interval = tuple[int, int]
-# Of the window: a profiler whose buffers are full goes on without a word, and its last event ends early.
-MOST_UNSEEN = 0.1
+# Of the window's length: a profiler whose buffers are full goes on without a word, and its last event ends early.
+MAX_UNSEEN_SHARE = 0.1
 # A window of few steps ends with the host's work after the last kernel.
-MOST_UNSEEN_NS = 100_000_000
+MAX_UNSEEN_NS = 100_000_000
 
 
-class UnseenError(Exception):
+class IncompleteProfileError(Exception):
     """The profiler saw too little of the window."""
 
 
-def union(intervals: Iterable[Interval]) -> int:
+def union_length(intervals: Iterable[Interval]) -> int:
     """The length of the union: what overlaps, on two streams, say, counts once.
 
     Args:
@@ -25,7 +25,7 @@ def union(intervals: Iterable[Interval]) -> int:
     Returns:
         in their unit.
 
-    >>> union([(5, 9), (0, 4), (3, 5), (6, 7)])
+    >>> union_length([(5, 9), (0, 4), (3, 5), (6, 7)])
     9
     """
     total = 0
@@ -40,7 +40,7 @@ def union(intervals: Iterable[Interval]) -> int:
     return total
 
 
-def busy_ns(intervals: list[Interval], window_ns: int) -> int:
+def gpu_busy_ns(intervals: list[Interval], window_ns: int) -> int:
     """The union of a window's kernels, copies and fills.
 
     Args:
@@ -48,13 +48,13 @@ def busy_ns(intervals: list[Interval], window_ns: int) -> int:
         window_ns: the window's length by the host's clock.
 
     Raises:
-        UnseenError: there are none, or they end long before the window does.
+        IncompleteProfileError: there are none, or they end long before the window does.
     """
     if not intervals:
-        raise UnseenError("the profiler saw no work on the GPU; is CUPTI allowed here?")
+        raise IncompleteProfileError("the profiler saw no work on the GPU; is CUPTI allowed here?")
     seen = max(end for _, end in intervals) - min(start for start, _ in intervals)
-    if window_ns - seen > MOST_UNSEEN * window_ns + MOST_UNSEEN_NS:
-        raise UnseenError(
+    if window_ns - seen > MAX_UNSEEN_SHARE * window_ns + MAX_UNSEEN_NS:
+        raise IncompleteProfileError(
             f"the profiler saw {seen / 1e9:.2f} s of a window of {window_ns / 1e9:.2f} s; take fewer num_steps"
         )
-    return union(intervals)
+    return union_length(intervals)

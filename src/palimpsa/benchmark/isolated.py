@@ -17,18 +17,17 @@ from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any
 
+from palimpsa.benchmark.base import RowFailedError
 from palimpsa.benchmark.training_config import TrainingRun
 
 REFRESH_S = 0.5
-# How long a process that has told its result may take to end.
+# flash-linear-attention, which starts CUDA when it is imported where there is a GPU.
+PRELOADED_ON_CPU = ("fla.ops",)
+# How long a process that has sent its result may take to end.
 PATIENCE_S = 30.0
 
 
-class RunFailedError(Exception):
-    """A run without a result: why, in one line."""
-
-
-def measure_apart(run: TrainingRun, on_step: Callable[[int], None]) -> dict[str, Any]:
+def measure_in_own_process(run: TrainingRun, on_step: Callable[[int], None]) -> dict[str, Any]:
     """Measures a run.
 
     Args:
@@ -39,41 +38,41 @@ def measure_apart(run: TrainingRun, on_step: Callable[[int], None]) -> dict[str,
         the cells of `steps.measure_steps`.
 
     Raises:
-        RunFailedError: the run failed, or its process ended.
+        RowFailedError: the run failed, or its process ended.
     """
-    _start_server(on_cpu=run.cfg.trainer.accelerator == "cpu")
+    _start_forkserver(on_cpu=run.cfg.trainer.accelerator == "cpu")
     context = multiprocessing.get_context("forkserver")
     with tempfile.TemporaryDirectory(prefix="palimpsa-benchmark-") as name:
         folder = Path(name)
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(run, folder, sender))
+        process = context.Process(target=_measure_and_send, args=(run, folder, sender))
         process.start()
         # Now the process has the only end to write to: the pipe closes when it ends.
         sender.close()
         try:
             while not receiver.poll(REFRESH_S):
-                on_step(_steps_done(folder))
-            outcome, told = receiver.recv()
+                on_step(_num_steps_done(folder))
+            status, result = receiver.recv()
             process.join(PATIENCE_S)
         except EOFError:
             process.join()
-            raise RunFailedError(f"its process ended with exit code {process.exitcode}{_last_line(folder)}") from None
+            reason = f"its process ended with exit code {process.exitcode}{_last_line(folder)}"
+            raise RowFailedError(f"{run}: {reason}") from None
         finally:
             process.kill()
             process.join()
             receiver.close()
-    if outcome == "failed":
-        raise RunFailedError(told)
-    return told
+    if status == "failed":
+        raise RowFailedError(f"{run}: {result}")
+    return result
 
 
-def _start_server(*, on_cpu: bool) -> None:
+def _start_forkserver(*, on_cpu: bool) -> None:
     """Starts the process that runs are forked from, unless it runs: imports take seconds, and are done there once.
 
     It must not start CUDA, which no fork survives.
     """
-    # flash-linear-attention starts CUDA when it is imported where there is a GPU.
-    forkserver.set_forkserver_preload(["palimpsa.benchmark.steps", *(["fla.ops"] if on_cpu else [])])
+    forkserver.set_forkserver_preload(["palimpsa.benchmark.steps", *(PRELOADED_ON_CPU if on_cpu else ())])
     # A look for GPUs that asks CUDA itself would start it.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     # On a CPU flash-linear-attention's reference code is what is meant to run.
@@ -86,7 +85,7 @@ def _start_server(*, on_cpu: bool) -> None:
         signal.signal(signal.SIGINT, handler)
 
 
-def _work(run: TrainingRun, folder: Path, sender: connection.Connection) -> None:
+def _measure_and_send(run: TrainingRun, folder: Path, sender: connection.Connection) -> None:
     """What the process does: measures, and sends ("measured", cells) or ("failed", why)."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # So that runs after the first need not time the variants of each kernel again.
@@ -113,7 +112,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _steps_done(folder: Path) -> int:
+def _num_steps_done(folder: Path) -> int:
     for file in folder.glob("*.json"):
         with contextlib.suppress(OSError, ValueError):
             return int(json.loads(file.read_text())["step"])
@@ -121,6 +120,7 @@ def _steps_done(folder: Path) -> int:
 
 
 def _last_line(folder: Path) -> str:
-    lines = (folder / "log").read_text(errors="replace").split("\n") if (folder / "log").exists() else []
-    said = [line.strip() for line in lines if line.strip()]
-    return f" ({said[-1]})" if said else ""
+    """The last line that the process printed, in brackets; nothing where it printed none."""
+    text = (folder / "log").read_text(errors="replace") if (folder / "log").exists() else ""
+    printed = [line.strip() for line in text.split("\n") if line.strip()]
+    return f" ({printed[-1]})" if printed else ""
