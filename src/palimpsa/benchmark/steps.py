@@ -13,12 +13,11 @@ from omegaconf import DictConfig
 
 from palimpsa.benchmark.gpu_load import IncompleteProfileError, Interval, gpu_busy_ns
 from palimpsa.benchmark.training_config import Windows
-from palimpsa.config.schema import plain, storable
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.progress import JobProgress
-from palimpsa.training.curriculum import Curriculum, History
+from palimpsa.training.curriculum import Curriculum
 from palimpsa.training.memory_probe import MemoryProbe
-from palimpsa.training.run import make_curriculum, train
+from palimpsa.training.run import TrainingRun, make_task
 
 
 def measure_steps(cfg: DictConfig, windows: Windows, folder: Path, progress: JobProgress) -> dict[str, Any]:
@@ -33,12 +32,12 @@ def measure_steps(cfg: DictConfig, windows: Windows, folder: Path, progress: Job
     Returns:
         the cells of the row that the run measures: see `analysis.collect.step_columns`.
     """
-    curriculum = make_curriculum(cfg, History(), progress)
+    task = make_task(cfg)
     timer = StepTimer(windows, profile=cfg.trainer.accelerator == "gpu")
     timer.start()
-    train(cfg, storable(plain(cfg)), RunDirectory(folder), progress.name, curriculum, callbacks=[timer])
-    stage = curriculum.stages[0]
-    return timer.cells(stage.batch_size * stage.spec.seq_len) | {
+    TrainingRun(cfg, task, RunDirectory(folder), progress.update).fit([timer])
+    (stage,) = task.stages
+    return timer.cells(stage.tokens_per_step) | {
         "batch_size": stage.batch_size,
         "num_probes": windows.num_due(cfg.trainer.probe_every),
         "num_validations": windows.num_due(cfg.task.validation_every),

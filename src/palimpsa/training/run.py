@@ -53,8 +53,7 @@ def run(config: Any) -> dict[str, Any]:
         RunDirectoryError: where the run's directory holds another config or a damaged file.
     """
     check_run(config)
-    task = build_task(config.task, config.seed, Replay if config.trainer.cuda_graphs else None)
-    check_ranks(task, uses_graphs=config.trainer.cuda_graphs)
+    task = make_task(config)
     directory, stored = RunDirectory(config.run_dir), storable(plain(config))
     progress = JobProgress.from_environment(run_name(config), task.max_steps)
     if not is_first_rank():
@@ -76,6 +75,17 @@ def run(config: Any) -> dict[str, Any]:
     headlines = [task.headline(stage) for stage in result["stages"] if stage["test_accuracy"] is not None]
     progress.finish("finished", f"{', '.join(headlines)} ({result['provenance']['wall_time_s']:.0f} s)")
     return result
+
+
+def make_task(config: Any) -> Task[Any, Any]:
+    """What a run trains on, evaluated by CUDA graphs where the trainer has them.
+
+    Raises:
+        ConfigError: see `build_task` and `check_ranks`.
+    """
+    task = build_task(config.task, config.seed, Replay if config.trainer.cuda_graphs else None)
+    check_ranks(task, uses_graphs=config.trainer.cuda_graphs)
+    return task
 
 
 def run_name(config: Any) -> str:
