@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from palimpsa.analysis.collect.operator_columns import COLUMNS
+from palimpsa.analysis.collect.benchmark_columns import OPERATOR_COLUMNS
 from palimpsa.benchmark import cases, operators
 from palimpsa.kernels import PalimpsaOutput, palimpsa
 from palimpsa.runs.provenance import provenance
@@ -101,7 +101,7 @@ def test_rows_of_another_origin_are_never_added_to(bench, read_rows, tmp_path, c
     for row in rows:
         row[column] = "another"
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS["operators"], lineterminator="\n")
+        writer = csv.DictWriter(file, OPERATOR_COLUMNS["operators"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     before = path.read_bytes()

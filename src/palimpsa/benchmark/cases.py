@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from palimpsa.analysis.collect.operator_columns import BASELINE, NEED_CUDA
+from palimpsa.analysis.collect.benchmark_columns import BASELINE, NEED_CUDA
 from palimpsa.benchmark import measure
 from palimpsa.benchmark.operators import REGISTRY, Operator, Shape
 from palimpsa.benchmark.schema import OperatorsConfig

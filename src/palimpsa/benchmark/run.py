@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from palimpsa.analysis.collect.operator_columns import NEED_CUDA
+from palimpsa.analysis.collect.benchmark_columns import NEED_CUDA
 from palimpsa.benchmark.config import load
 from palimpsa.benchmark.schema import OperatorsConfig
 from palimpsa.benchmark.store import OPERATOR_TABLES, Store, slug
@@ -144,9 +144,9 @@ def _summary(row: dict[str, Any]) -> str:
 
 
 def _draw(config: OperatorsConfig, device_slug: str) -> list[Path]:
-    from palimpsa.analysis.draw.kernel_figures import draw_device
+    from palimpsa.analysis.build import build_operator_benchmark
 
-    return draw_device(Path(config.results_dir), device_slug)
+    return build_operator_benchmark(Path(config.results_dir), device_slug)
 
 
 def _free(device: str) -> None:

@@ -45,9 +45,9 @@ def run_training(config: TrainingConfig) -> int:
     rows = [row for run in runs if (row := _find(store, run)) is not None]
     if rows:
         _print_table(rows, config)
-        from palimpsa.analysis.draw.training_figures import draw_training
+        from palimpsa.analysis.build import build_training_benchmark
 
-        for path in draw_training(Path(config.results_dir), device_slug):
+        for path in build_training_benchmark(Path(config.results_dir), device_slug):
             console.print(str(path))
     if failures:
         _tell(f"error: {len(failures)} of {len(runs)} runs failed, and the same command tries them again:")
