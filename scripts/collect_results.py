@@ -2,13 +2,15 @@
 
 Folders of several machines are merged: of a run that failed in one and finished in another the finished one is
 taken; two finished results of a run must agree, or nothing is written.
+
+Of the learning curves curves.csv holds what Figure 3 shows, at a few steps of each run; run directories keep all.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from palimpsa.analysis.collect.collect import collect, write_collected
+from palimpsa.analysis.collect.result_files import collect, write_collected
 from palimpsa.runs.read import find_run_dirs
 from palimpsa.runs.schema import ResultError
 
@@ -30,9 +32,11 @@ def main() -> int:
         metavar="DIR",
         help="more folders of run directories, at any depth, brought from other machines",
     )
+    parser.add_argument("--full-curves", action="store_true", help="all learning curves, at every logged step")
     arguments = parser.parse_args()
+    roots = [*_own_runs(arguments.runs, arguments.others), *arguments.others]
     try:
-        collected = collect([*_own_runs(arguments.runs, arguments.others), *arguments.others], arguments.out)
+        collected = collect(roots, arguments.out, full_curves=arguments.full_curves)
         paths = write_collected(collected, arguments.out)
     except (ResultError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -11,7 +11,8 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from palimpsa.analysis.draw.illustrations import CAPACITY_COLUMNS, RECALL_COLUMNS, draw_illustrations
+from palimpsa.analysis.build import build_illustrations
+from palimpsa.analysis.collect.illustration_files import CAPACITY_COLUMNS, RECALL_COLUMNS
 from palimpsa.config.compose import CONFIG_DIR
 from palimpsa.config.schema import register_schema
 from palimpsa.model.data_flow import data_flow
@@ -35,7 +36,7 @@ def main() -> int:
         recall = [row for memory in MEMORIES for row in recall_by_age(memory)]
         write_atomic(folder / "recall_by_age.csv", as_csv(recall, RECALL_COLUMNS))
         write_atomic(folder / "capacity.csv", as_csv(capacity(), CAPACITY_COLUMNS))
-        paths = draw_illustrations(folder)
+        paths = build_illustrations(folder)
     except (ResultError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -4,8 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from palimpsa.analysis.draw.kernel_figures import draw_all
-from palimpsa.analysis.draw.training_figures import draw_training, training_files
+from palimpsa.analysis.build import build_benchmarks
 from palimpsa.runs.schema import ResultError
 
 
@@ -18,12 +17,8 @@ def main() -> int:
         default=Path("results/kernels"),
         help="folder of operators_*.csv and throughput_*.csv, or of steps_*.csv, where figures go too",
     )
-    folder = parser.parse_args().results
     try:
-        training = training_files(folder)
-        paths = [path for file in training for path in draw_training(folder, file.stem.partition("_")[2])]
-        if not training or [*folder.glob("operators_*.csv"), *folder.glob("throughput_*.csv")]:
-            paths += draw_all(folder)
+        paths = build_benchmarks(parser.parse_args().results)
     except (ResultError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

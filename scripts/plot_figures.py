@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from palimpsa.analysis.build import build_all
+from palimpsa.analysis.build import build_runs
 from palimpsa.analysis.tables import print_table
 from palimpsa.runs.schema import ResultError
 
@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--scale", help="print the tables of this scale only (all are drawn)")
     arguments = parser.parse_args()
     try:
-        reports = list(build_all(arguments.results, required_scale=arguments.scale))
+        reports = list(build_runs(arguments.results, required_scale=arguments.scale))
     except (ResultError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

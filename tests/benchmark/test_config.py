@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from palimpsa.analysis.collect.operator_columns import OPERATORS, OPERATORS_OF_CASE
+from palimpsa.analysis.collect.benchmark_columns import OPERATORS, OPERATORS_OF_CASE
 from palimpsa.benchmark.config import load
 from palimpsa.config.compose import CONFIG_DIR
 from palimpsa.config.errors import ConfigError

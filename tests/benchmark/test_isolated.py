@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from palimpsa.analysis.collect.step_columns import COLUMNS
+from palimpsa.analysis.collect.benchmark_columns import TRAINING_COLUMNS
 from palimpsa.benchmark import isolated
 from palimpsa.benchmark.base import RowFailedError
 from palimpsa.benchmark.config import load
@@ -31,7 +31,7 @@ def test_a_benchmark_writes_a_row_a_run_with_its_origin_goes_on_and_draws(bench_
     assert rows[:1] == first
     assert [(row["model"], row["seq_len"]) for row in rows] == [("mamba2", "16"), ("mamba2", "8")]
     for row in rows:
-        assert list(row) == list(COLUMNS["steps"])
+        assert list(row) == list(TRAINING_COLUMNS["steps"])
         assert float(row["steps_per_s"]) == pytest.approx(1e3 / float(row["ms_per_step"]), rel=1e-4)
         assert float(row["tokens_per_s"]) == pytest.approx(64 * float(row["steps_per_s"]), rel=1e-4)
         assert 0 < float(row["loop_ms_per_step"]) < float(row["ms_per_step"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from palimpsa.analysis.collect.operator_columns import OPERATORS
+from palimpsa.analysis.collect.benchmark_columns import OPERATORS
 from palimpsa.benchmark import measure
 from palimpsa.benchmark.operators import REGISTRY, Shape
 

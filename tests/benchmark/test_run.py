@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from palimpsa.analysis.collect.operator_columns import COLUMNS
+from palimpsa.analysis.collect.benchmark_columns import OPERATOR_COLUMNS
 from palimpsa.benchmark import cases, operators
 from palimpsa.benchmark.run import benchmark_main
 from palimpsa.config.compose import CONFIG_DIR
@@ -83,7 +83,7 @@ def test_rows_of_another_origin_are_never_added_to(bench, no_figures, read_rows,
     for row in rows:
         row[column] = "another"
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS["operators"], lineterminator="\n")
+        writer = csv.DictWriter(file, OPERATOR_COLUMNS["operators"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     before = path.read_bytes()

@@ -9,8 +9,8 @@ import shutil
 
 import pytest
 
-from palimpsa.analysis.build import build_all
-from palimpsa.analysis.collect.collect import collect, write_collected
+from palimpsa.analysis.build import build_runs
+from palimpsa.analysis.collect.result_files import collect, write_collected
 from palimpsa.runs.protocol import protocol_hash
 from palimpsa.runs.read import read_curves_csv, read_runs_csv
 from palimpsa.runs.schema import ResultError
@@ -116,14 +116,14 @@ def test_two_protocols_in_runs_csv_make_no_figure(add_run, tmp_path):
     others = [line.replace(",0.001,1,", ",0.001,2,").replace(hashes[0], "f" * 16) for line in lines[1:]]
     path.write_text("\n".join([*lines, *others]) + "\n")
     with pytest.raises(ResultError, match=f"{hashes[0]} .*seed 1. and {'f' * 16} .*seed 2.; expected one protocol"):
-        list(build_all(tmp_path / "mqar"))
+        list(build_runs(tmp_path / "mqar"))
 
 
 def test_a_failed_run_of_another_protocol_is_no_contradiction(add_run, tmp_path):
     add_run(seed=1)
     add_run(seed=2, stop_accuracy=0.9, status="failed")
     gather(tmp_path)
-    (report,) = build_all(tmp_path / "mqar")
+    (report,) = build_runs(tmp_path / "mqar")
     assert report.paths
 
 
@@ -131,7 +131,7 @@ def test_scales_have_protocols_of_their_own(add_run, tmp_path):
     add_run(seed=1)
     add_run(seed=1, scale="h200", stop_accuracy=0.9)
     gather(tmp_path)
-    assert len(list(build_all(tmp_path / "mqar"))) == 2
+    assert len(list(build_runs(tmp_path / "mqar"))) == 2
 
 
 def test_rows_of_an_older_protocol_are_dropped_and_reported(add_run, tmp_path):

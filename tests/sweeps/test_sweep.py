@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from palimpsa.analysis.collect.collect import collect
-from palimpsa.analysis.statistics.select_lr import choose_learning_rates, one_experiment
+from palimpsa.analysis.collect.result_files import collect
+from palimpsa.analysis.statistics.learning_rate import choose_learning_rates, one_experiment
 from palimpsa.config import compose as composition
 from palimpsa.config.compose import Composer
 from palimpsa.config.errors import RunDirectoryError

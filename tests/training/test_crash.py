@@ -50,7 +50,7 @@ SWEEP = (
 FORKER = """
 import atexit, json, os, resource, subprocess, sys, threading
 import lightning.pytorch, palimpsa.training.run
-from palimpsa.analysis.statistics import select_lr
+from palimpsa.analysis.statistics import learning_rate
 from palimpsa.runs import read
 from palimpsa.sweeps.command import preflight, train_main
 preflight(sys.argv[1:], multirun=True)

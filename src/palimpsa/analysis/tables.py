@@ -7,11 +7,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from palimpsa.analysis.statistics.select_lr import STAGE, choice_text, score_learning_rates, seeds_text, several_rates
-from palimpsa.analysis.statistics.summarize import BEST_PER_SEED, VALIDATION, plateau_exits
+from palimpsa.analysis.statistics.learning_rate import (
+    STAGE,
+    choice_text,
+    score_learning_rates,
+    seeds_text,
+    several_rates,
+)
+from palimpsa.analysis.statistics.summary import BEST_PER_SEED, VALIDATION, plateau_exits
 from palimpsa.analysis.style import model_order
-
-DEMONSTRATION = {"laptop": "laptop scale: demonstrates the pipeline"}
+from palimpsa.analysis.titles import DEMONSTRATION, subtitle, title
 
 _HEADER = [
     "model",
@@ -30,28 +35,6 @@ _HEADER = [
 ]
 # What the first table shows of the other rule.
 _OPTIMISTIC = ["mean ± std*", "seeds > 99%*"]
-
-_VARIANTS = {
-    "mqar_ablation": "ablations of Palimpsa-D",
-    "mqar_long": "curriculum protocol with four times the steps at the last length",
-}
-
-
-def title(task: str) -> str:
-    """What a table or figure of this task is called.
-
-    >>> title("mqar_curriculum")
-    'MQAR (associative recall), curriculum protocol'
-    >>> title("mqar_ablation")
-    'MQAR (associative recall), ablations of Palimpsa-D'
-    """
-    protocol = f"{task.removeprefix('mqar_')} protocol"
-    return f"MQAR (associative recall), {_VARIANTS.get(task, protocol)}"
-
-
-def subtitle(scale: str) -> str:
-    """The scale, and what it may be used for where that is less than it seems."""
-    return DEMONSTRATION.get(scale, f"{scale} scale")
 
 
 def table_cells(summary: pd.DataFrame, rule: str) -> list[list[str]]:
@@ -122,7 +105,7 @@ def to_markdown(summary: pd.DataFrame, rows: pd.DataFrame, chosen: pd.DataFrame,
     """The table file of one task and scale: results, learning rates compared, steps on the plateau.
 
     Args:
-        summary: from `summarize.summarize`.
+        summary: from `summary.summarize`.
         rows, chosen: what it was made from.
     """
     warning = ". No ordering of models follows from it" if scale in DEMONSTRATION else ""

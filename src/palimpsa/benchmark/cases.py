@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from palimpsa.analysis.collect.operator_columns import BASELINE, NEED_CUDA
+from palimpsa.analysis.collect.benchmark_columns import BASELINE, NEED_CUDA
 from palimpsa.benchmark import measure
 from palimpsa.benchmark.base import Benchmark, RowFailedError, WrongResultError
 from palimpsa.benchmark.operators import REGISTRY, Operator, Shape
@@ -141,9 +141,9 @@ class OperatorsBenchmark(Benchmark[OperatorRow]):
                 torch.cuda.empty_cache()
 
     def draw(self) -> list[Path]:
-        from palimpsa.analysis.draw.kernel_figures import draw_device
+        from palimpsa.analysis.build import build_operator_benchmark
 
-        return draw_device(self.folder, self.device_slug)
+        return build_operator_benchmark(self.folder, self.device_slug)
 
     def _generator(self) -> torch.Generator:
         return torch.Generator(self.config.device).manual_seed(self.config.seed)

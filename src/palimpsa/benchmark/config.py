@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from palimpsa.analysis.collect.operator_columns import OPERATORS, OPERATORS_OF_CASE
+from palimpsa.analysis.collect.benchmark_columns import OPERATORS, OPERATORS_OF_CASE
 from palimpsa.benchmark.checks import as_list, check_choice, check_positive, check_several
 from palimpsa.benchmark.schema import SCHEMAS, OperatorsConfig, ShapeConfig, TrainingConfig
 from palimpsa.config.checks import schema_keys

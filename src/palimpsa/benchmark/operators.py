@@ -254,7 +254,7 @@ class SoftmaxAttention(Operator):
         return (scores.masked_fill(future, -torch.inf).softmax(-1) @ v).transpose(1, 2), ()
 
 
-# The names are those of palimpsa.analysis.collect.operator_columns.OPERATORS.
+# The names are those of palimpsa.analysis.collect.benchmark_columns.OPERATORS.
 REGISTRY: dict[str, Operator] = {
     "palimpsa": Palimpsa(metaplastic=True),
     "palimpsa_without_metaplasticity": Palimpsa(metaplastic=False),

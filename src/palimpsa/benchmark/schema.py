@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from palimpsa.analysis.collect.operator_columns import NEED_CUDA, OPERATORS_OF_CASE
+from palimpsa.analysis.collect.benchmark_columns import NEED_CUDA, OPERATORS_OF_CASE
 
 
 @dataclass

@@ -30,7 +30,7 @@ def measure_steps(cfg: DictConfig, windows: Windows, folder: Path, progress: Job
         progress: told of every logged step, as in a sweep.
 
     Returns:
-        the cells of the row that the run measures: see `analysis.collect.step_columns`.
+        the cells of the row that the run measures: see `analysis.collect.benchmark_columns`.
     """
     task = make_task(cfg)
     timer = StepTimer(windows, profile=cfg.trainer.accelerator == "gpu")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from palimpsa.analysis.collect import operator_columns, step_columns
+from palimpsa.analysis.collect import benchmark_columns
 from palimpsa.config.errors import ConfigError
 from palimpsa.runs.files import write_atomic
 
@@ -30,8 +30,12 @@ class Tables:
     identity: tuple[str, ...]
 
 
-OPERATOR_TABLES = Tables(operator_columns.COLUMNS, operator_columns.KEY, operator_columns.IDENTITY)
-TRAINING_TABLES = Tables(step_columns.COLUMNS, step_columns.KEY, step_columns.IDENTITY)
+OPERATOR_TABLES = Tables(
+    benchmark_columns.OPERATOR_COLUMNS, benchmark_columns.OPERATOR_KEY, benchmark_columns.OPERATOR_SHARED
+)
+TRAINING_TABLES = Tables(
+    benchmark_columns.TRAINING_COLUMNS, benchmark_columns.TRAINING_KEY, benchmark_columns.TRAINING_SHARED
+)
 
 
 def device_slug(device: str) -> str:

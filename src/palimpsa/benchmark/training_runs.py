@@ -107,9 +107,9 @@ class TrainingBenchmark(Benchmark[TrainingRun]):
         return table
 
     def draw(self) -> list[Path]:
-        from palimpsa.analysis.draw.training_figures import draw_training
+        from palimpsa.analysis.build import build_training_benchmark
 
-        return draw_training(self.folder, self.device_slug) if self._measured() else []
+        return build_training_benchmark(self.folder, self.device_slug) if self._measured() else []
 
     def _measured(self) -> list[Cells]:
         return [cells for run in self.rows if (cells := self.stored(run)) is not None]

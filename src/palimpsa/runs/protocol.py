@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from palimpsa.runs.schema import IDENTITY, ResultError
+from palimpsa.runs.schema import RUN_KEY, ResultError
 
 # Keys, and what lies below them, in which the runs of one figure may differ: the axes of its sweep, and where
 # and how a run reports. scale.models, learning_rates, seeds and selection_seeds say what to sweep, not how to
@@ -64,8 +64,8 @@ def protocol_hash(config: dict[str, Any]) -> str:
 
 
 def describe_run(identity: Sequence[Any]) -> str:
-    """One run in words, from its values of IDENTITY: those that are empty or 0 are left out."""
-    return ", ".join(f"{name} {value}" for name, value in zip(IDENTITY, identity, strict=True) if value)
+    """One run in words, from its values of RUN_KEY: those that are empty or 0 are left out."""
+    return ", ".join(f"{name} {value}" for name, value in zip(RUN_KEY, identity, strict=True) if value)
 
 
 def difference(config: dict[str, Any], other: dict[str, Any]) -> str:
@@ -94,7 +94,7 @@ def one_protocol(rows: pd.DataFrame, configs: dict[tuple[Any, ...], dict[str, An
     hashes = first["protocol_hash"].tolist()
     if len(hashes) == 1:
         return hashes[0]
-    runs = list(first[IDENTITY].itertuples(index=False, name=None))[:2]
+    runs = list(first[RUN_KEY].itertuples(index=False, name=None))[:2]
     named = " and ".join(f"{digits} ({describe_run(run)})" for digits, run in zip(hashes, runs, strict=False))
     known = f"; {difference(configs[runs[0]], configs[runs[1]])}" if configs else ""
     raise ResultError(f"finished runs of different protocols, {named}{known}; {_ADVICE}")

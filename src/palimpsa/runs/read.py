@@ -17,9 +17,9 @@ from palimpsa.runs.protocol import protocol_hash
 from palimpsa.runs.schema import (
     CURVE_COLUMNS,
     HEAD_PREFIXES,
-    IDENTITY,
     RESULT_FORMAT,
     RUN_COLUMNS,
+    RUN_KEY,
     SESSION_COLUMNS,
     Block,
     ResultError,
@@ -168,7 +168,7 @@ def runs_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
         return [None if value is None else to_cell(value) for value in values]
 
     frame = pd.DataFrame({name: column(name) for name in RUN_COLUMNS})
-    return frame.astype(RUN_COLUMNS).sort_values([*IDENTITY, "stage"], ignore_index=True)
+    return frame.astype(RUN_COLUMNS).sort_values([*RUN_KEY, "stage"], ignore_index=True)
 
 
 def read_run_dir(folder: Path) -> pd.DataFrame:

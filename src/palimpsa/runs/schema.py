@@ -9,7 +9,7 @@ RESULT_FORMAT = 1
 
 # What tells two runs apart. run_seq_len (config.task.seq_len, tokens) is the length of a protocol
 # that trains one run a length, and 0 for a run that walks through several (a curriculum).
-IDENTITY = ["task", "scale", "model", "lr", "seed", "run_seq_len"]
+RUN_KEY = ["task", "scale", "model", "lr", "seed", "run_seq_len"]
 
 # runs.csv, one row a run and stage: column -> dtype. Units: steps and wall_time_s as named;
 # accuracies are fractions of the query positions; losses in nats; state_size in recurrent floats a
@@ -51,7 +51,7 @@ RUN_COLUMNS = {
 
 # curves.csv, one row a run and logged step; window/layer<i>/head<j> and
 # metaplasticity/layer<i>/head<j> may follow.
-CURVE_COLUMNS = {name: RUN_COLUMNS[name] for name in IDENTITY} | {
+CURVE_COLUMNS = {name: RUN_COLUMNS[name] for name in RUN_KEY} | {
     "step": "int64",
     "stage": "Int64",
     "loss": "float64",

@@ -116,7 +116,7 @@ def _sweep(start: Callable[[], None], sweep: Sweep) -> None:
 def _print_learning_rates(ledger: Ledger, console: Console) -> None:
     """The table of a sweep over learning rates; nothing for another one."""
     # Here and not above: pandas.
-    from palimpsa.analysis.rate_table import print_learning_rates
+    from palimpsa.analysis.sweep_table import print_learning_rates
 
     print_learning_rates([entry.job.directory for entry in ledger.entries], console=console)
 

@@ -185,7 +185,7 @@ class Sweep:
 
 def choose(selection: Sequence[Entry]) -> Choice:
     """The learning rate of one model, by the rule of the figures, from its ended selection runs."""
-    from palimpsa.analysis.statistics.select_lr import choose_learning_rates
+    from palimpsa.analysis.statistics.learning_rate import choose_learning_rates
     from palimpsa.runs.read import read_json, result_rows, runs_frame
 
     files = [RunDirectory(entry.job.directory).result_file for entry in selection]

@@ -1,1 +1,5 @@
-"""What the numbers of runs.csv and curves.csv say: chosen learning rates, means over seeds, mean curves."""
+"""What the numbers of runs.csv and curves.csv say: learning rates chosen, means over seeds, mean learning curves.
+
+`learning_rate` chooses each model's learning rate: palimpsa.sweeps asks it too. Needs pandas, not matplotlib, and
+imports nothing else of palimpsa.analysis; all the rest of it may import this.
+"""

@@ -1,38 +1,17 @@
-"""The figure of the training benchmark, from its CSV file alone."""
-
-from pathlib import Path
+"""What a training step of each model costs, from the CSV file of the training benchmark."""
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from palimpsa.analysis.collect.benchmarks import read_columns
-from palimpsa.analysis.collect.step_columns import COLUMNS, TEXT_COLUMNS
-from palimpsa.analysis.draw.drawing import figure_style, heading, log_axis, new_figure, save_figure
-from palimpsa.analysis.draw.kernel_figures import length_axis
+from palimpsa.analysis.draw.canvas import figure_style, heading, length_axis, log_axis, new_figure, origin_line
 from palimpsa.analysis.style import model_order, model_styles
 
-KIND = "steps"
 _MARKERS = "os^Dv<>pP*X"
 
 
-def training_files(folder: Path) -> list[Path]:
-    """The training benchmark's CSV files in a folder, one a device."""
-    return sorted(folder.glob(f"{KIND}_*.csv"))
-
-
-def draw_training(folder: Path, slug: str) -> list[Path]:
-    """Writes steps_SLUG.png and .svg from steps_SLUG.csv; returns their paths.
-
-    Raises ResultError: the file is not what `step_columns` says.
-    """
-    path = folder / f"{KIND}_{slug}.csv"
-    rows = read_columns(path, COLUMNS[KIND], TEXT_COLUMNS)
-    return save_figure(step_times(rows), path.with_suffix(""))
-
-
-def step_times(rows: pd.DataFrame) -> Figure:
+def training_speed(rows: pd.DataFrame) -> Figure:
     """Time of a training step against sequence length, both axes logarithmic, one line a model; where it was measured,
     the GPU's busy share beside it.
 
@@ -48,7 +27,7 @@ def step_times(rows: pd.DataFrame) -> Figure:
             figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
         ):
             for model in models:
-                _line(axes, rows, column, model)
+                _draw_line(axes, rows, column, model)
             length_axis(axes, rows["seq_len"])
             axes.set_title(name)
             axes.set_ylabel(unit)
@@ -57,10 +36,11 @@ def step_times(rows: pd.DataFrame) -> Figure:
                 axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
             else:
                 log_axis(axes)
-        heading(figure, f"Training speed at scale {rows['scale'].iloc[0]}", _subtitle(rows))
+        subtitle = origin_line(rows["device"].iloc[0], rows["precision"].iloc[0], rows["date"])
+        heading(figure, f"Training speed at scale {rows['scale'].iloc[0]}", subtitle)
         labels = dict(zip(rows["model"], rows["label"], strict=True))
         figure.legend(
-            [_handle(model, models) for model in models],
+            [_legend_handle(model, models) for model in models],
             [labels[model] for model in models],
             loc="outside lower center",
             ncols=min(len(models), 4),
@@ -70,9 +50,9 @@ def step_times(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def _line(axes: Axes, rows: pd.DataFrame, column: str, model: str) -> None:
+def _draw_line(axes: Axes, rows: pd.DataFrame, column: str, model: str) -> None:
     own = rows.loc[rows["model"] == model].sort_values("seq_len")
-    line = _handle(model, model_order(rows["model"]))
+    line = _legend_handle(model, model_order(rows["model"]))
     axes.plot(
         own["seq_len"],
         own[column],
@@ -85,7 +65,7 @@ def _line(axes: Axes, rows: pd.DataFrame, column: str, model: str) -> None:
     )
 
 
-def _handle(model: str, models: list[str]) -> Line2D:
+def _legend_handle(model: str, models: list[str]) -> Line2D:
     style = model_styles(models)[model]
     marker = _MARKERS[models.index(model) % len(_MARKERS)]
     return Line2D([], [], color=style.color, linestyle=style.linestyle, marker=marker, markersize=4.5, linewidth=1.8)
@@ -93,17 +73,11 @@ def _handle(model: str, models: list[str]) -> Line2D:
 
 def _caption(rows: pd.DataFrame) -> str:
     return (
-        f"Mean of {int(rows['num_steps'].iloc[0]):,} steps of {_tokens(rows)} tokens, with the logging, probes, "
+        f"Mean of {int(rows['num_steps'].iloc[0]):,} steps of {_tokens_text(rows)} tokens, with the logging, probes, "
         "validations and checkpoints among them."
     )
 
 
-def _tokens(rows: pd.DataFrame) -> str:
+def _tokens_text(rows: pd.DataFrame) -> str:
     sizes = sorted({int(size) for size in rows["tokens_per_step"]})
     return f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
-
-
-def _subtitle(rows: pd.DataFrame) -> str:
-    days = sorted({date[:10] for date in rows["date"]})
-    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    return f"{rows['device'].iloc[0]} · {rows['precision'].iloc[0]} · {when}"

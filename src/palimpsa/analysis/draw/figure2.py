@@ -1,4 +1,4 @@
-"""Figure 2 (accuracy by sequence length) and Figure 3 (learning dynamics) of arXiv 2602.09075."""
+"""Figure 2 of arXiv 2602.09075: test accuracy of every model by sequence length."""
 
 import numpy as np
 import pandas as pd
@@ -8,37 +8,16 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from palimpsa.analysis.draw.drawing import (
-    draw_failures,
-    failed_mark,
-    figure_style,
-    heading,
-    log_axis,
-    new_figure,
-    ratio_axis,
-)
-from palimpsa.analysis.statistics.curves import finished_curves, mean_curve
-from palimpsa.analysis.statistics.select_lr import (
-    STAGE,
-    at_chosen_rates,
-    choice_text,
-    finished_stages,
-)
-from palimpsa.analysis.statistics.summarize import VALIDATION
+from palimpsa.analysis.draw.canvas import draw_failures, failed_mark, figure_style, heading, new_figure
+from palimpsa.analysis.statistics.learning_rate import STAGE, at_chosen_rates, choice_text, finished_stages
+from palimpsa.analysis.statistics.summary import VALIDATION
 from palimpsa.analysis.style import ModelStyle, model_order, model_styles
-from palimpsa.analysis.tables import subtitle, title
+from palimpsa.analysis.titles import subtitle, title
 
 _GROUP_WIDTH = 0.84
 _WIDEST = 0.2
 # A lower line could not be told from the axis.
 _LOWEST_VISIBLE_CHANCE = 0.005
-
-_CAPTION = (
-    "Line: mean over the seeds still training at that step (of windows and ratios the geometric mean); band: ±1 std. A "
-    "stage may end early,\nand the loss jumps where a longer one begins. So seeds differ in length: a curve stops "
-    "where fewer than half of them, or only one, remain.\nThe ratio is 0 without metaplasticity, and its axis linear "
-    "below 1; the other baselines have no importance."
-)
 
 
 def figure2(rows: pd.DataFrame, summary: pd.DataFrame, chosen: pd.DataFrame, *, task: str, scale: str) -> Figure:
@@ -49,8 +28,8 @@ def figure2(rows: pd.DataFrame, summary: pd.DataFrame, chosen: pd.DataFrame, *, 
 
     Args:
         rows: rows of runs.csv of one task and scale.
-        summary: `summarize.summarize(rows, chosen)`.
-        chosen: `select_lr.choose_learning_rates(rows)`.
+        summary: `summary.summarize(rows, chosen)`.
+        chosen: `learning_rate.choose_learning_rates(rows)`.
     """
     shown = summary.loc[summary["rule"] == VALIDATION]
     dots = finished_stages(at_chosen_rates(rows, chosen))
@@ -72,7 +51,7 @@ def figure2(rows: pd.DataFrame, summary: pd.DataFrame, chosen: pd.DataFrame, *, 
                 at = (dots["seq_len"] == row["seq_len"]) & (dots["num_pairs"] == row["num_pairs"])
                 seeds = dots.loc[at & (dots["model"] == model)].sort_values("seed")["test_accuracy"]
                 _draw_seeds(axes, row, seeds.to_numpy(dtype=float), position, width)
-            handles.append(_patch(styles[model]))
+            handles.append(_legend_patch(styles[model]))
             labels.append(_legend_label(own))
         chance = _draw_chance(axes, rows)
         axes.set_xticks(range(len(stages)), [f"{length:,}\n{pairs} pairs" for length, pairs in stages])
@@ -87,7 +66,7 @@ def figure2(rows: pd.DataFrame, summary: pd.DataFrame, chosen: pd.DataFrame, *, 
         heading(figure, title(task), subtitle(scale))
         any_failed = bool(shown["num_failed"].gt(0).any())
         caption = f"state: recurrent floats a layer and sequence; lr: learning rate, {choice_text(rows)}"
-        _legend(figure, caption, handles, labels, *_marks(any_failed, chance))
+        _legend(figure, caption, handles, labels, *_mark_legend(any_failed, chance))
     return figure
 
 
@@ -95,7 +74,7 @@ def _stages_of(own: pd.DataFrame) -> list[tuple[int, int]]:
     return list(own.loc[:, STAGE].itertuples(index=False, name=None))
 
 
-def _patch(style: ModelStyle) -> Patch:
+def _legend_patch(style: ModelStyle) -> Patch:
     return Patch(facecolor=style.color, hatch=style.hatch, edgecolor="white", linewidth=0)
 
 
@@ -165,7 +144,7 @@ def _draw_chance(axes: Axes, rows: pd.DataFrame) -> float | None:
     return float(2 / vocab_sizes[0])
 
 
-def _marks(any_failed: bool, chance: float | None) -> tuple[list, list[str]]:
+def _mark_legend(any_failed: bool, chance: float | None) -> tuple[list, list[str]]:
     dot = Line2D([], [], linestyle="", marker="o", color="black", markersize=4)
     whisker = Line2D([], [], linestyle="", marker="|", color="#222222", markersize=11, mew=1.4)
     median = Patch(facecolor="white", edgecolor="black", linewidth=0.9)
@@ -195,77 +174,4 @@ def _legend(
         ncols=columns + 1,
         title=caption,
         title_fontsize=8.5,
-    )
-
-
-def figure3(rows: pd.DataFrame, curves: pd.DataFrame, chosen: pd.DataFrame, *, task: str, scale: str) -> Figure:
-    """Learning dynamics: memory window, metaplasticity ratio and training loss by training step.
-
-    Mean and +-1 std over the finished seeds at each model's chosen learning rate, as far as
-    `curves.mean_curve` draws them; of the window the geometric mean, since a head that never forgets
-    has one of any size, and of the ratio, which differs by decades as well. Models without the quantity
-    have no line in its panel.
-
-    Args:
-        rows, curves: rows of runs.csv and curves.csv of one task and scale.
-        chosen: `select_lr.choose_learning_rates(rows)`.
-    """
-    shown = finished_curves(rows, curves, chosen)
-    by_model = chosen.set_index("model")
-    models = model_order(shown["model"].unique())
-    styles = model_styles(rows["model"].unique())
-    panels = {
-        "window_mean": ("Memory window", "$N_t$ (tokens), mean over the context"),
-        "metaplasticity_mean": (
-            "Metaplasticity ratio",
-            r"$(I_{\max} - I_{\min})\,/\,I_{\min}$ of the final importance",
-        ),
-        "loss": ("Training loss", "cross-entropy (nats a query)"),
-    }
-    with figure_style():
-        figure = new_figure(12.5, 4.9)
-        for axes, (column, (name, unit)) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-            for model in models:
-                _draw_curve(axes, shown.loc[shown["model"] == model], column, styles[model], model)
-            if column == "window_mean" and axes.lines:
-                log_axis(axes)
-            elif column == "metaplasticity_mean":
-                ratio_axis(axes)
-            else:
-                axes.set_ylim(bottom=0)
-            if not axes.lines:
-                axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center")
-            axes.set_title(name)
-            axes.set_xlabel("training step")
-            axes.set_ylabel(unit)
-        heading(figure, f"Learning dynamics: {title(task)}", subtitle(scale))
-        handles = [Line2D([], [], color=styles[m].color, linestyle=styles[m].linestyle, linewidth=1.8) for m in models]
-        legend = figure.legend(
-            handles,
-            [f"{by_model.loc[m, 'label']} · lr {by_model.loc[m, 'lr']:g}" for m in models],
-            loc="outside lower center",
-            ncols=min(len(models), 5 if len(models) <= 5 else 4) or 1,
-            title=_CAPTION,
-            title_fontsize=8.5,
-        )
-        legend.get_title().set_multialignment("center")
-    return figure
-
-
-def _draw_curve(axes: Axes, own: pd.DataFrame, column: str, style: ModelStyle, model: str) -> None:
-    curve = mean_curve(own, column, geometric=column != "loss")
-    if curve.empty:
-        return
-    axes.plot(
-        curve["step"],
-        curve["mean"],
-        color=style.color,
-        linestyle=style.linestyle,
-        linewidth=1.8,
-        label=model,
-    )
-    band = curve.loc[curve["low"].notna()]
-    # None of the three can be below 0.
-    axes.fill_between(
-        band["step"], np.maximum(band["low"], 0), band["high"], color=style.color, alpha=0.15, linewidth=0
     )

@@ -1,7 +1,8 @@
-"""What all figures share: the look, and files that are the same byte for byte."""
+"""What all figures share: one style, axes, marks, and files that are the same byte for byte."""
 
 import io
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from palimpsa.runs.files import write_atomic
 PNG_DPI = 150
 FAILED_COLOR = "#B00020"
 
-_LOOK = {
+_STYLE = {
     "axes.edgecolor": "#444444",
     "axes.grid": True,
     "axes.grid.axis": "y",
@@ -41,8 +42,8 @@ _LOOK = {
 
 @contextmanager
 def figure_style() -> Iterator[None]:
-    """Matplotlib's defaults and the look of this project's figures, whatever matplotlibrc says."""
-    with matplotlib.style.context(["default", _LOOK]):
+    """Matplotlib's defaults and the style of this project's figures, whatever matplotlibrc says."""
+    with matplotlib.style.context(["default", _STYLE]):
         yield
 
 
@@ -76,6 +77,32 @@ def ratio_axis(axes: Axes) -> None:
     """A y axis from 0 for what may be 0 and spans decades: linear up to 1, logarithmic above."""
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(bottom=0)
+
+
+def length_axis(axes: Axes, lengths: Iterable[int]) -> None:
+    """A logarithmic x axis of sequence lengths with a tick at each."""
+    ticks = sorted({int(length) for length in lengths})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [_length_label(length) for length in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    margin = math.sqrt(2) if len(ticks) > 1 else 2
+    axes.set_xlim(ticks[0] / margin, ticks[-1] * margin)
+    axes.set_xlabel("sequence length T (tokens)")
+
+
+def _length_label(length: int) -> str:
+    return f"{length // 1024}k" if length >= 1024 and length % 1024 == 0 else f"{length:,}"
+
+
+def origin_line(device: str, precision: str, dates: Iterable[str]) -> str:
+    """Where and when a benchmark was run, for the line under a title: dates are ISO 8601, the first and last are told.
+
+    >>> origin_line("NVIDIA H200", "bfloat16", ["2026-11-23T09:00", "2026-11-24T10:00"])
+    'NVIDIA H200 · bfloat16 · 2026-11-23 to 2026-11-24'
+    """
+    days = sorted({date[:10] for date in dates})
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    return f"{device} · {precision} · {when}"
 
 
 def draw_failures(axes: Axes, place: tuple[float, float], count: int, *, beside: bool = False) -> None:

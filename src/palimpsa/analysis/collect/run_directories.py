@@ -9,14 +9,24 @@ import pandas as pd
 
 from palimpsa.runs.protocol import describe_run, difference, protocol_hash
 from palimpsa.runs.read import find_run_dirs, history_length, read_history, read_json, result_rows, runs_frame
-from palimpsa.runs.schema import CURVE_COLUMNS, IDENTITY, ResultError
+from palimpsa.runs.schema import CURVE_COLUMNS, RUN_KEY, ResultError
 
 # Two directories of one run hold the same result when all other columns of runs.csv are equal.
-_INCIDENTAL = ["label", "git_revision", "git_dirty", "versions", "device", "started", "wall_time_s", "command"]
+_NOT_PART_OF_THE_RESULT = [
+    "label",
+    "git_revision",
+    "git_dirty",
+    "versions",
+    "device",
+    "started",
+    "wall_time_s",
+    "command",
+]
 
-Identity = tuple[Any, ...]
-# What a run computed: its rows of runs.csv without _INCIDENTAL; None for an empty cell.
-Computed = list[dict[str, Any]]
+# The values of RUN_KEY.
+RunKey = tuple[Any, ...]
+# What a run computed: its rows of runs.csv without _NOT_PART_OF_THE_RESULT; None for an empty cell.
+RunResult = list[dict[str, Any]]
 
 
 @dataclass
@@ -36,22 +46,22 @@ class Run:
         return self.rows[0]["status"] == "finished"
 
     @property
-    def computed(self) -> Computed:
-        (only,) = computed(runs_frame(self.rows)).values()
-        return only
+    def result(self) -> RunResult:
+        (result,) = result_by_run(runs_frame(self.rows)).values()
+        return result
 
 
 @dataclass
-class OnDisk:
+class FoundRuns:
     """What the run directories hold, see `read_runs`.
 
-    runs: one a run, by identity; not_ended: directories without result.json; unreadable: a line for each file that
+    runs: by RunKey; not_ended: directories without result.json; unreadable: a line for each file that
     could not be read, and so was left out; num_duplicates: directories that repeat another one's result; num_other:
     results of other tasks; notes: which failed runs gave way; disagreements: a line for each two directories with
     finished, different results of one run.
     """
 
-    runs: dict[Identity, Run] = field(default_factory=dict)
+    runs: dict[RunKey, Run] = field(default_factory=dict)
     not_ended: list[Path] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     num_duplicates: int = 0
@@ -60,7 +70,7 @@ class OnDisk:
     disagreements: list[str] = field(default_factory=list)
 
 
-def read_runs(roots: Sequence[Path], task_prefix: str) -> OnDisk:
+def read_runs(roots: Sequence[Path], task_prefix: str) -> FoundRuns:
     """Every run below `roots` of a task whose name starts with `task_prefix`.
 
     A directory counts once, by however many roots it is reached. Of several directories of one run a finished one
@@ -70,7 +80,7 @@ def read_runs(roots: Sequence[Path], task_prefix: str) -> OnDisk:
     Raises ResultError: a root that is missing or holds no run directory; directories with finished, different results
     of one run, all of which it names.
     """
-    found = OnDisk()
+    found = FoundRuns()
     seen: set[Path] = set()
     for root in roots:
         ended, not_ended = find_run_dirs(root)
@@ -85,13 +95,13 @@ def read_runs(roots: Sequence[Path], task_prefix: str) -> OnDisk:
     return found
 
 
-def _check_agreement(found: OnDisk) -> None:
+def _check_agreement(found: FoundRuns) -> None:
     if found.disagreements:
         expected = "expected one result a run. Move one of them away. Nothing was written"
         raise ResultError(f"{'; '.join(found.disagreements)}; {expected}")
 
 
-def _read_run(folder: Path, task_prefix: str, found: OnDisk) -> None:
+def _read_run(folder: Path, task_prefix: str, found: FoundRuns) -> None:
     path = folder / "result.json"
     try:
         result = read_json(path)
@@ -107,11 +117,11 @@ def _read_run(folder: Path, task_prefix: str, found: OnDisk) -> None:
     if not rows[0]["task"].startswith(task_prefix):
         found.num_other += 1
         return
-    key = tuple(rows[0][name] for name in IDENTITY)
+    key = tuple(rows[0][name] for name in RUN_KEY)
     known = found.runs.setdefault(key, new)
     if known is new:
         return
-    if known.computed == new.computed:
+    if known.result == new.result:
         known.folders += new.folders
         known.history_rows += new.history_rows
         found.num_duplicates += 1
@@ -128,16 +138,16 @@ def _read_run(folder: Path, task_prefix: str, found: OnDisk) -> None:
     )
 
 
-def computed(runs: pd.DataFrame) -> dict[Identity, Computed]:
+def result_by_run(runs: pd.DataFrame) -> dict[RunKey, RunResult]:
     """What the rows of runs.csv say of each run, apart from where and when it ran."""
-    kept = runs.drop(columns=_INCIDENTAL).astype(object)
-    results: dict[Identity, Computed] = {}
+    kept = runs.drop(columns=_NOT_PART_OF_THE_RESULT).astype(object)
+    results: dict[RunKey, RunResult] = {}
     for row in kept.where(kept.notna(), None).to_dict("records"):
-        results.setdefault(tuple(row[name] for name in IDENTITY), []).append(row)
+        results.setdefault(tuple(row[name] for name in RUN_KEY), []).append(row)
     return results
 
 
-def first_difference(one: Computed, other: Computed) -> str:
+def first_difference(one: RunResult, other: RunResult) -> str:
     """The first cell, in the order of runs.csv, in which two results of a run differ, and both values."""
     for row, other_row in zip(one, other, strict=False):
         for name, value in row.items():
@@ -147,15 +157,15 @@ def first_difference(one: Computed, other: Computed) -> str:
     return f"{len(one)} and {len(other)} stages"
 
 
-def _disagreement(key: Identity, known: Run, new: Run) -> str:
-    detail = first_difference(known.computed, new.computed)
+def _disagreement(key: RunKey, known: Run, new: Run) -> str:
+    detail = first_difference(known.result, new.result)
     if protocol_hash(known.config) != protocol_hash(new.config):
         detail += f"; their configs differ in {difference(known.config, new.config)}"
     places = f"{known.folders[0]} and {new.folders[0]}"
     return f"{places} hold different results of the same run ({describe_run(key)}): {detail}"
 
 
-def read_curves(found: OnDisk) -> tuple[pd.DataFrame, list[Path]]:
+def read_curves(found: FoundRuns) -> tuple[pd.DataFrame, list[Path]]:
     """The rows of curves.csv of all runs, and the runs without history.csv (their first directory).
 
     Where several directories hold a run's result, its curves are those of the first whose history.csv is whole. One
@@ -163,9 +173,9 @@ def read_curves(found: OnDisk) -> tuple[pd.DataFrame, list[Path]]:
 
     Raises ResultError: where two whole ones of one run differ in these columns; names all of them.
     """
-    frames, without = [], []
+    frames, no_history = [], []
     for key, run in found.runs.items():
-        problems, taken = [], None
+        problems, first_whole = [], None
         for folder, num_rows in zip(run.folders, run.history_rows, strict=True):
             path = folder / "history.csv"
             if not path.exists():
@@ -175,19 +185,21 @@ def read_curves(found: OnDisk) -> tuple[pd.DataFrame, list[Path]]:
             except ResultError as error:
                 problems.append(str(error))
                 continue
-            if taken is None:
-                taken = path, history
-                identity = pd.DataFrame([key] * len(history), columns=IDENTITY)
-                frames.append(pd.concat([identity, history], axis=1))
-            elif not taken[1].equals(history):
+            if first_whole is None:
+                first_whole = path, history
+                key_columns = pd.DataFrame([key] * len(history), columns=RUN_KEY)
+                frames.append(pd.concat([key_columns, history], axis=1))
+            elif not first_whole[1].equals(history):
                 run_text = describe_run(key)
-                found.disagreements.append(f"{taken[0]} and {path} hold different curves of the same run ({run_text})")
-        if taken is None:
+                found.disagreements.append(
+                    f"{first_whole[0]} and {path} hold different curves of the same run ({run_text})"
+                )
+        if first_whole is None:
             found.unreadable += problems
-            without += [] if problems else [run.folders[0]]
+            no_history += [] if problems else [run.folders[0]]
     _check_agreement(found)
     empty = pd.DataFrame({name: [] for name in CURVE_COLUMNS})
-    return concat([empty, *frames]).astype(CURVE_COLUMNS), sorted(without)
+    return concat([empty, *frames]).astype(CURVE_COLUMNS), sorted(no_history)
 
 
 def concat(frames: list[pd.DataFrame]) -> pd.DataFrame:

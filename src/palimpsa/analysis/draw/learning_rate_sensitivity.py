@@ -12,10 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from palimpsa.analysis.draw.drawing import FAILED_COLOR, draw_failures, failed_mark, figure_style, heading, new_figure
-from palimpsa.analysis.statistics.select_lr import STAGE, choice_text, finished_stages
+from palimpsa.analysis.draw.canvas import FAILED_COLOR, draw_failures, failed_mark, figure_style, heading, new_figure
+from palimpsa.analysis.statistics.learning_rate import STAGE, choice_text, finished_stages
 from palimpsa.analysis.style import ModelStyle, model_order, model_styles
-from palimpsa.analysis.tables import subtitle, title
+from palimpsa.analysis.titles import subtitle, title
 
 POINT_COLUMNS = ["model", "lr", "seed", *STAGE, "test_accuracy"]
 
@@ -52,7 +52,7 @@ def sensitivity_points(rows: pd.DataFrame) -> pd.DataFrame:
     return points.sort_values(POINT_COLUMNS[:-1], ignore_index=True)
 
 
-def sensitivity(rows: pd.DataFrame, chosen: pd.DataFrame, *, task: str, scale: str) -> Figure:
+def learning_rate_sensitivity(rows: pd.DataFrame, chosen: pd.DataFrame, *, task: str, scale: str) -> Figure:
     """Test accuracy by learning rate (logarithmic): a row of panels a sequence length, a column a model.
 
     A model's panel has a dot a finished seed, the mean over them with +-1 sample standard deviation (none for a single
@@ -62,7 +62,7 @@ def sensitivity(rows: pd.DataFrame, chosen: pd.DataFrame, *, task: str, scale: s
 
     Args:
         rows: rows of runs.csv of one task and scale, at least one of them with a test accuracy.
-        chosen: `select_lr.choose_learning_rates(rows)`.
+        chosen: `learning_rate.choose_learning_rates(rows)`.
     """
     points = sensitivity_points(rows)
     stages = list(points.loc[:, STAGE].drop_duplicates().sort_values(STAGE).itertuples(index=False, name=None))
@@ -115,7 +115,7 @@ def _scale_axes(grid: np.ndarray, points: pd.DataFrame, *, any_failed: bool) -> 
     # A single rate stands in the middle.
     margin = 0.16 * (high - low) or np.log10(2)
     axes.set_xlim(10 ** (low - margin), 10 ** (high + margin))
-    labelled = _labelled(rates, _LABEL_GAP * (high - low + 2 * margin))
+    labelled = _labelled_rates(rates, _LABEL_GAP * (high - low + 2 * margin))
     axes.xaxis.set_major_locator(FixedLocator(np.sort(rates).tolist()))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:g}" if rate in labelled else "")
@@ -133,7 +133,7 @@ def _scale_axes(grid: np.ndarray, points: pd.DataFrame, *, any_failed: bool) -> 
         axes.tick_params(axis="x", labelsize=8, labelrotation=60)
 
 
-def _labelled(rates: np.ndarray, gap: float) -> set[float]:
+def _labelled_rates(rates: np.ndarray, gap: float) -> set[float]:
     """The rates, the first ones first, whose labels do not run into another's; gap in decades."""
     labelled: list[float] = []
     for rate in rates.tolist():

@@ -9,21 +9,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from palimpsa.analysis.collect.merge import Identity, OnDisk, computed, concat, first_difference, read_curves, read_runs
+from palimpsa.analysis.collect.provenance_summary import summarize_provenance
+from palimpsa.analysis.collect.run_directories import (
+    FoundRuns,
+    RunKey,
+    concat,
+    first_difference,
+    read_curves,
+    read_runs,
+    result_by_run,
+)
+from palimpsa.analysis.collect.thin_curves import thin_curves
 from palimpsa.runs.files import write_all_atomic
 from palimpsa.runs.protocol import describe_run, one_protocol
 from palimpsa.runs.read import head_columns, read_curves_csv, read_gpu_sessions_csv, read_runs_csv, runs_frame
-from palimpsa.runs.schema import CURVE_COLUMNS, IDENTITY, ResultError
+from palimpsa.runs.schema import CURVE_COLUMNS, RUN_KEY, ResultError
 
 
 @dataclass(frozen=True)
 class Collected:
     """What `collect` found.
 
-    runs, curves: the frames of runs.csv and curves.csv, older rows included.
+    runs, curves: the frames of runs.csv and curves.csv, older rows included, curves thinned unless they were asked for.
     num_found: runs on disk; num_kept: runs that only the older runs.csv knows.
     num_duplicates: directories that repeat another one's result.
     num_other: results of other tasks, left alone.
@@ -45,11 +54,12 @@ class Collected:
 
     def report(self) -> list[str]:
         """What was found, in lines for a person."""
-        failed = self.runs.loc[self.runs["status"] == "failed", IDENTITY].drop_duplicates()
+        statuses = self.runs.drop_duplicates(RUN_KEY)["status"].tolist()
         facts = {
             "runs found": self.num_found,
             "kept from the older runs.csv": self.num_kept,
-            "failed": len(failed),
+            "failed": statuses.count("failed"),
+            "diverged": statuses.count("diverged"),
             "repeated directories": self.num_duplicates,
             "directories without result.json, left out": len(self.not_ended),
             "runs without history.csv": len(self.no_history),
@@ -58,7 +68,7 @@ class Collected:
         return [*(f"{name}: {count}" for name, count in facts.items() if count), *self.notes]
 
 
-def collect(roots: Sequence[Path], out: Path, *, task_prefix: str = "mqar") -> Collected:
+def collect(roots: Sequence[Path], out: Path, *, task_prefix: str = "mqar", full_curves: bool = False) -> Collected:
     """Read every run directory below `roots` and what an older collection left in `out`.
 
     Of several directories of one run a finished one wins over failed ones; finished ones must agree. Runs of the older
@@ -68,35 +78,39 @@ def collect(roots: Sequence[Path], out: Path, *, task_prefix: str = "mqar") -> C
     or replaced is in the notes. A file that is cut short or invalid keeps only itself from being collected. Only tasks
     whose name starts with `task_prefix` are collected. Nothing is written: see `write_collected`.
 
+    Of the curves, the older ones too, those are kept that Figure 3 shows, at a few steps each (`thin_curves`); with
+    `full_curves` all, as the runs logged them and the older curves.csv had them.
+
     Raises ResultError: a root that is missing or holds no run; no readable run at all; an older file that is invalid;
     two directories that hold different finished results of the same run (named both); finished runs of one task and
     scale, but of two protocols.
     """
     found = read_runs(roots, task_prefix)
     if not found.runs:
-        raise ResultError(_nothing(roots, found, task_prefix))
+        raise ResultError(_no_run_message(roots, found, task_prefix))
     runs = runs_frame([row for run in found.runs.values() for row in run.rows])
-    protocols = {place: _protocol(own, found) for place, own in runs.groupby(["task", "scale"])}
+    protocols = {place: _protocol_on_disk(own, found) for place, own in runs.groupby(["task", "scale"])}
     curves, no_history = read_curves(found)
     notes = found.notes
-    replaced = set(found.runs)
-    same: set[Identity] = set()
+    superseded = set(found.runs)
+    unchanged: set[RunKey] = set()
     num_kept = 0
     if (out / "runs.csv").exists():
-        older, stale = _of_protocols(read_runs_csv(out / "runs.csv"), protocols, notes)
-        worse = _failed_again(older, runs, found, notes)
-        runs, curves = _without(runs, worse), _without(curves, worse)
-        same = _same_results(older, runs, found, notes)
-        older = _without(older, replaced - worse)
-        replaced = (replaced | stale) - worse
-        num_kept = len(older[IDENTITY].drop_duplicates())
-        runs = concat([older, runs]).sort_values([*IDENTITY, "stage"], ignore_index=True)
+        older, dropped = _drop_other_protocols(read_runs_csv(out / "runs.csv"), protocols, notes)
+        finished_before = _finished_before(older, runs, found, notes)
+        runs, curves = _drop_runs(runs, finished_before), _drop_runs(curves, finished_before)
+        unchanged = _unchanged_runs(older, runs, found, notes)
+        older = _drop_runs(older, superseded - finished_before)
+        superseded = (superseded | dropped) - finished_before
+        num_kept = len(older[RUN_KEY].drop_duplicates())
+        runs = concat([older, runs]).sort_values([*RUN_KEY, "stage"], ignore_index=True)
     if (out / "curves.csv").exists():
         # Of the very same result, but without a readable curve on disk: the older curve is this run's.
-        lost = same - _identities(curves)
-        curves = concat([_without(read_curves_csv(out / "curves.csv"), replaced - lost), curves])
+        without_curve = unchanged - _run_keys(curves)
+        curves = concat([_drop_runs(read_curves_csv(out / "curves.csv"), superseded - without_curve), curves])
     columns = [*CURVE_COLUMNS, *head_columns(curves)]
-    curves = curves.loc[:, columns].sort_values([*IDENTITY, "step"], ignore_index=True)
+    curves = curves.loc[:, columns].sort_values([*RUN_KEY, "step"], ignore_index=True)
+    curves = curves if full_curves else thin_curves(runs, curves)
     return Collected(
         runs=runs,
         curves=curves,
@@ -111,17 +125,17 @@ def collect(roots: Sequence[Path], out: Path, *, task_prefix: str = "mqar") -> C
     )
 
 
-def _protocol(own: pd.DataFrame, found: OnDisk) -> str | None:
+def _protocol_on_disk(own: pd.DataFrame, found: FoundRuns) -> str | None:
     """`one_protocol` of the runs on disk of one task and scale; its error names their directories too."""
     try:
         return one_protocol(own, {key: run.config for key, run in found.runs.items()})
     except ResultError as error:
         firsts = own.loc[own["status"] == "finished"].drop_duplicates("protocol_hash").head(2)
-        folders = [str(found.runs[key].folders[0]) for key in firsts[IDENTITY].itertuples(index=False, name=None)]
+        folders = [str(found.runs[key].folders[0]) for key in firsts[RUN_KEY].itertuples(index=False, name=None)]
         raise ResultError(f"{' and '.join(folders)}: {error}") from None
 
 
-def _nothing(roots: Sequence[Path], found: OnDisk, task_prefix: str) -> str:
+def _no_run_message(roots: Sequence[Path], found: FoundRuns, task_prefix: str) -> str:
     if found.unreadable:
         rest = len(found.unreadable) - 1
         return found.unreadable[0] + (f"; and {rest} more, no run could be read" if rest else "")
@@ -136,107 +150,55 @@ def write_collected(collected: Collected, out: Path) -> list[Path]:
     """Write runs.csv, curves.csv and provenance.json to `out`; returns their paths.
 
     The files are replaced whole, and none of them where the disk has no room for all. Floats are written exactly in
-    runs.csv and to 6 significant digits in curves.csv. Raises OSError when `out` cannot be written, ResultError for a
-    gpu_sessions.csv there that is invalid.
+    runs.csv and to at most 6 significant digits in curves.csv. Raises OSError when `out` cannot be written,
+    ResultError for a gpu_sessions.csv there that is invalid.
     """
     sessions = out / "gpu_sessions.csv"
-    origins = provenance(collected.runs, read_gpu_sessions_csv(sessions) if sessions.exists() else None)
+    provenance = summarize_provenance(collected.runs, read_gpu_sessions_csv(sessions) if sessions.exists() else None)
     curves = collected.curves.assign(lr=[repr(lr) for lr in collected.curves["lr"].tolist()])
     # All text first: a value that cannot be written must not leave new files beside old ones.
     contents = {
         "runs.csv": collected.runs.to_csv(index=False, lineterminator="\n"),
         "curves.csv": curves.to_csv(index=False, lineterminator="\n", float_format="%.6g"),
-        "provenance.json": json.dumps(origins, indent=2, sort_keys=True) + "\n",
+        "provenance.json": json.dumps(provenance, indent=2, sort_keys=True) + "\n",
     }
     return write_all_atomic({out / name: content for name, content in contents.items()})
 
 
-def provenance(runs: pd.DataFrame, sessions: pd.DataFrame | None = None) -> dict[str, Any]:
-    """Where the rows of runs.csv came from, by "task/scale", and how long GPUs were held ("gpu_sessions").
-
-    Each entry: num_runs, num_finished, num_failed, git_revisions ("+changes" after a revision whose tree had been
-    edited, "+unchecked" after one that the run was told), devices, versions (package -> versions), wall_hours (the sum
-    over runs), started (first and last, ISO 8601), commands.
-    """
-    summary = {}
-    for task, scale in sorted(set(zip(runs["task"], runs["scale"], strict=True))):
-        rows = runs.loc[(runs["task"] == task) & (runs["scale"] == scale)]
-        each = rows.drop_duplicates(IDENTITY)
-        dirty = each["git_dirty"]
-        changed = np.where(dirty == "True", "+changes", np.where(dirty.isna(), "+unchecked", ""))
-        versions: dict[str, set[str]] = {}
-        for entry in each["versions"].dropna().unique():
-            for item in entry.split(";"):
-                name, _, version = item.partition("=")
-                versions.setdefault(name, set()).add(version)
-        started = each["started"].dropna()
-        summary[f"{task}/{scale}"] = {
-            "num_runs": len(each),
-            "num_finished": int((each["status"] == "finished").sum()),
-            "num_failed": int((each["status"] == "failed").sum()),
-            "git_revisions": _unique(each["git_revision"] + changed),
-            "devices": _unique(each["device"]),
-            "versions": {name: sorted(found) for name, found in versions.items()},
-            "wall_hours": round(float(each["wall_time_s"].sum()) / 3600, 4),
-            "started": [started.min(), started.max()] if len(started) else [],
-            "commands": _unique(each["command"]),
-        }
-    if sessions is not None:
-        summary["gpu_sessions"] = _gpu_sessions(sessions)
-    return summary
-
-
-def _gpu_sessions(sessions: pd.DataFrame) -> dict[str, Any]:
-    """How long GPUs were held: starts count here, and wall_hours count a GPU once for each run that shares it."""
-    hours: dict[str, float] = {}
-    for row in sessions.to_dict("records"):
-        hours[row["device"]] = hours.get(row["device"], 0.0) + row["num_gpus"] * row["held_s"] / 3600
-    return {
-        "num_sessions": len(sessions),
-        "gpu_hours": {device: round(held, 2) for device, held in hours.items()},
-        "git_revisions": _unique(sessions.loc[:, "git_revision"]),
-    }
-
-
-def _unique(column: pd.Series) -> list[str]:
-    return sorted(column.dropna().unique())
-
-
-def _identities(frame: pd.DataFrame) -> set[Identity]:
-    return set(frame[IDENTITY].itertuples(index=False, name=None))
-
-
-def _of_protocols(
+def _drop_other_protocols(
     older: pd.DataFrame, protocols: dict[Any, str | None], notes: list[str]
-) -> tuple[pd.DataFrame, set[Identity]]:
+) -> tuple[pd.DataFrame, set[RunKey]]:
     """The older rows without those of another protocol than the runs on disk, and the runs so dropped."""
-    stale: set[Identity] = set()
-    for (task, scale), found in protocols.items():
-        here = (older["task"] == task) & (older["scale"] == scale) & (older["protocol_hash"] != found)
+    dropped: set[RunKey] = set()
+    for (task, scale), on_disk in protocols.items():
         # None: nothing finished on disk, and so nothing that could stand in their place.
-        dropped = _identities(older.loc[here]) if found else set()
-        if dropped:
+        if on_disk is None:
+            continue
+        others = older.loc[(older["task"] == task) & (older["scale"] == scale) & (older["protocol_hash"] != on_disk)]
+        if len(others):
+            runs = _run_keys(others)
             notes.append(
-                f"dropped from the older runs.csv, {task}/{scale}: {len(dropped)} runs of protocol "
-                f"{', '.join(sorted(older.loc[here, 'protocol_hash'].unique()))}; those found are of {found}"
+                f"dropped from the older runs.csv, {task}/{scale}: {len(runs)} runs of protocol "
+                f"{', '.join(sorted(others['protocol_hash'].unique()))}; those found are of {on_disk}"
             )
-        stale |= dropped
-    return _without(older, stale), stale
+            dropped |= runs
+    return _drop_runs(older, dropped), dropped
 
 
-def _failed_again(older: pd.DataFrame, runs: pd.DataFrame, found: OnDisk, notes: list[str]) -> set[Identity]:
+def _finished_before(older: pd.DataFrame, runs: pd.DataFrame, found: FoundRuns, notes: list[str]) -> set[RunKey]:
     """The runs that failed on disk, but are finished ones in the older rows."""
-    worse = _identities(older.loc[older["status"] == "finished"]) & _identities(runs.loc[runs["status"] == "failed"])
+    finished = older["status"] == "finished"
+    keys = _run_keys(older.loc[finished]) & _run_keys(runs.loc[runs["status"] != "finished"])
     notes += [
         f"kept the finished run of the older runs.csv: {found.runs[key].folders[0]} holds a failed one"
-        for key in sorted(worse)
+        for key in sorted(keys)
     ]
-    return worse
+    return keys
 
 
-def _same_results(older: pd.DataFrame, runs: pd.DataFrame, found: OnDisk, notes: list[str]) -> set[Identity]:
+def _unchanged_runs(older: pd.DataFrame, runs: pd.DataFrame, found: FoundRuns, notes: list[str]) -> set[RunKey]:
     """The runs of which the older rows have the same result; of finished ones with another result, a note."""
-    before, now = computed(older), computed(runs)
+    before, now = result_by_run(older), result_by_run(runs)
     known = [key for key in now if key in before]
     changed = [key for key in known if before[key] != now[key] and before[key][0]["status"] == "finished"]
     if changed:
@@ -248,6 +210,10 @@ def _same_results(older: pd.DataFrame, runs: pd.DataFrame, found: OnDisk, notes:
     return {key for key in known if before[key] == now[key]}
 
 
-def _without(frame: pd.DataFrame, identities: set[Identity]) -> pd.DataFrame:
-    keep = [key not in identities for key in frame[IDENTITY].itertuples(index=False, name=None)]
-    return frame.loc[keep]
+def _run_keys(frame: pd.DataFrame) -> set[RunKey]:
+    return set(frame[RUN_KEY].itertuples(index=False, name=None))
+
+
+def _drop_runs(frame: pd.DataFrame, keys: set[RunKey]) -> pd.DataFrame:
+    kept = [key not in keys for key in frame[RUN_KEY].itertuples(index=False, name=None)]
+    return frame.loc[kept]

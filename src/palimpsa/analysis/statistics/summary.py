@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from palimpsa.analysis.statistics.select_lr import (
+from palimpsa.analysis.statistics.learning_rate import (
     STAGE,
     at_chosen_rates,
     best_per_seed,
@@ -27,8 +27,8 @@ def summarize(rows: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
     model and stage of the figure; a model without a finished run has rows whose numbers are NaN.
 
     Args:
-        rows: from `select_lr.one_experiment`.
-        chosen: `select_lr.choose_learning_rates(rows)`.
+        rows: from `learning_rate.one_experiment`.
+        chosen: `learning_rate.choose_learning_rates(rows)`.
 
     Columns: rule ("validation": the learning rate by mean validation accuracy; "best_per_seed": by
     test accuracy for every seed and stage), model, label, seq_len (tokens), num_pairs, lr (NaN when

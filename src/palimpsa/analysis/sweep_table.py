@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from palimpsa.analysis.statistics.select_lr import (
+from palimpsa.analysis.statistics.learning_rate import (
     STAGE,
     choose_learning_rates,
     finished_stages,
@@ -17,7 +17,7 @@ from palimpsa.analysis.statistics.select_lr import (
     score_learning_rates,
 )
 from palimpsa.analysis.style import model_order
-from palimpsa.analysis.tables import subtitle, title
+from palimpsa.analysis.titles import subtitle, title
 from palimpsa.runs.read import read_run_dir
 from palimpsa.runs.schema import ResultError
 

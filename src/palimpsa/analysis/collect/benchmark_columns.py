@@ -1,0 +1,104 @@
+"""Columns of the benchmarks' CSV files. No imports: those who measure, collect and draw all read this.
+
+A device has its own files, KIND_SLUG.csv, one row a measurement: operators_*.csv and throughput_*.csv of the operators,
+steps_*.csv of training. Of each benchmark a KEY tells two rows of a file apart, and SHARED is what all of its rows have
+in common: a run with other values may not add to it.
+"""
+
+# name -> label. The order is that of figures.
+OPERATORS = {
+    "palimpsa": "Palimpsa",
+    "palimpsa_without_metaplasticity": "Palimpsa w/o metaplasticity",
+    "simple_gla": "simple GLA (fla)",
+    "gla": "GLA (fla)",
+    "gated_deltanet": "Gated DeltaNet (fla)",
+    "softmax_attention": "softmax attention",
+}
+# flash-linear-attention's kernels run on an NVIDIA GPU only.
+NEED_CUDA = ("simple_gla", "gla", "gated_deltanet")
+
+_RECURRENT = ("palimpsa", "palimpsa_without_metaplasticity", "simple_gla")
+OPERATORS_OF_CASE = {
+    "table": _RECURRENT,
+    "decode": _RECURRENT,
+    "lengths": ("palimpsa", "palimpsa_without_metaplasticity", "gla", "gated_deltanet", "softmax_attention"),
+    # The one that ratios are taken against comes first.
+    "throughput": ("simple_gla", "palimpsa_without_metaplasticity", "palimpsa"),
+}
+BASELINE = "simple_gla"
+
+OPERATOR_KEY = ("case", "shape", "operator", "B", "T", "H", "K", "V", "dtype")
+
+# sizes: what the figures against length hold fixed.
+OPERATOR_SHARED = ("device", "git_revision", "git_dirty", "versions", "sizes", "warmup_ms", "repeat_ms")
+
+# Errors are relative, ||x - ref|| / ||ref|| against float64 on a small problem of the same K and V, the worst
+# over all outputs and all gradients.
+_ERRORS = ("error_forward", "error_backward", "tolerance", "note")
+_ORIGIN = (*OPERATOR_SHARED, "command", "date")
+
+OPERATOR_COLUMNS = {
+    # case: copy, table, decode or lengths. Times are medians in ms, the forward's without autograd.
+    # peak_memory_mib: of a forward and backward, beyond the inputs, the output's gradient and all gradients included.
+    # Picoseconds are per element, B T H K V of them; the limit is that of one reciprocal an element.
+    # bandwidth_gb_s: bytes_moved per second / 1e9; bandwidth_share: of the copy measured by the same run.
+    "operators": (
+        *OPERATOR_KEY,
+        "forward_ms",
+        "forward_backward_ms",
+        "peak_memory_mib",
+        "forward_ps_per_element",
+        "forward_backward_ps_per_element",
+        "limit_ps_per_element",
+        "bytes_moved",
+        "bandwidth_gb_s",
+        "bandwidth_share",
+        *_ERRORS,
+        *_ORIGIN,
+    ),
+    # case: prefill (T tokens a sequence at once) or decode (one token after the other, B sequences at once).
+    # thousand_tokens_per_s: over the whole batch. slowdown: simple GLA's throughput over this one's.
+    "throughput": (
+        *OPERATOR_KEY,
+        "ms",
+        "thousand_tokens_per_s",
+        "slowdown",
+        *_ERRORS,
+        *_ORIGIN,
+    ),
+}
+
+# seq_len: tokens.
+TRAINING_KEY = ("model", "seq_len")
+
+# num_steps: optimiser steps measured.
+TRAINING_SHARED = (
+    *("device", "git_revision", "git_dirty", "versions", "scale", "trainer", "precision", "lr", "seed"),
+    *("num_warmup_steps", "num_steps", "overrides"),
+)
+
+TRAINING_COLUMNS = {
+    # ms_per_step, steps_per_s and tokens_per_s: over num_steps steps, with the logging, probes, validations and
+    # checkpoints that fall into them. loop_ms_per_step: without the pauses for probes and validations.
+    # first_step_s: from building the model to the end of the first step: late imports, compilation and tuning of
+    # kernels, the first probe; what the disk's caches hold is not compiled again. warmup_s: from building the model to
+    # the end of the warm-up's last step, which the capture of graphs and the first validation come before.
+    # peak_memory_mib: allocated on the GPU by PyTorch at most, from the run's start to the window's end.
+    # busy_ms_per_step: the union of all kernels, copies and fills on the GPU in a second window of as many steps,
+    # profiled; profiled_ms_per_step: that window's length. busy_share: busy_ms_per_step over the ms_per_step of the
+    # unprofiled one. num_*: in the window.
+    "steps": (
+        *("model", "label", "seq_len", "batch_size", "tokens_per_step"),
+        *("ms_per_step", "steps_per_s", "tokens_per_s", "loop_ms_per_step"),
+        *("busy_share", "busy_ms_per_step", "profiled_ms_per_step"),
+        *("first_step_s", "warmup_s", "peak_memory_mib"),
+        *("num_probes", "num_validations", "num_checkpoints", "note"),
+        *(*TRAINING_SHARED, "command", "date"),
+    ),
+}
+
+# All other columns of all files hold numbers.
+TEXT_COLUMNS = (
+    *("case", "shape", "operator", "dtype", "sizes", "model", "label", "scale", "trainer", "precision", "overrides"),
+    *("note", "device", "git_revision", "git_dirty", "versions", "command", "date"),
+)

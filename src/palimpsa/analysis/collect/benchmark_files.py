@@ -1,0 +1,59 @@
+"""Read the CSV files of the benchmarks, checked."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from palimpsa.analysis.collect.benchmark_columns import (
+    OPERATOR_COLUMNS,
+    OPERATORS,
+    TEXT_COLUMNS,
+    TRAINING_COLUMNS,
+)
+from palimpsa.runs.schema import ResultError
+
+
+def read_operator_csv(folder: Path, kind: str, slug: str) -> pd.DataFrame:
+    """The rows of KIND_SLUG.csv (operators or throughput), none where there is no such file.
+
+    Raises ResultError naming the file.
+    """
+    path, columns = folder / f"{kind}_{slug}.csv", OPERATOR_COLUMNS[kind]
+    if not path.exists():
+        return pd.DataFrame(columns=list(columns))
+    rows = _read_columns(path, columns)
+    unknown = set(rows["operator"]) - {*OPERATORS, "copy"}
+    if unknown:
+        raise ResultError(f"{path}: unknown operator {min(unknown)}, expected one of {', '.join(OPERATORS)}")
+    return rows
+
+
+def read_training_csv(folder: Path, slug: str) -> pd.DataFrame:
+    """The rows of steps_SLUG.csv. Raises ResultError naming the file."""
+    return _read_columns(folder / f"steps_{slug}.csv", TRAINING_COLUMNS["steps"])
+
+
+def device_slugs(folder: Path, kinds: Sequence[str]) -> list[str]:
+    """The devices, as they stand in file names, that have a CSV file of one of these kinds in `folder`; sorted."""
+    return sorted({path.stem.partition("_")[2] for kind in kinds for path in folder.glob(f"{kind}_*.csv")})
+
+
+def _read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """The rows of a CSV file that has exactly these columns, numbers but for TEXT_COLUMNS.
+
+    Raises ResultError naming the file.
+    """
+    try:
+        rows = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=True)
+    except (ValueError, OSError) as error:
+        raise ResultError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+    if list(rows.columns) != list(columns):
+        raise ResultError(f"{path}: its columns are not those of this version, expected {', '.join(columns)}")
+    if rows.empty:
+        raise ResultError(f"{path}: holds no row, expected one a measurement")
+    numbers = [name for name in columns if name not in TEXT_COLUMNS]
+    wrong = [name for name in numbers if not pd.api.types.is_numeric_dtype(rows.dtypes[name])]
+    if wrong:
+        raise ResultError(f"{path}: {wrong[0]} holds something else than numbers")
+    return rows

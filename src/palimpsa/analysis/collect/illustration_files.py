@@ -1,0 +1,50 @@
+"""Read the files that scripts/illustrate.py writes, checked."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from palimpsa.runs.schema import ResultError
+
+# Recall of one memory at one age (pairs stored since): mean and standard deviation over memories.
+RECALL_COLUMNS: tuple[str, ...] = ("memory", "age", "similarity", "similarity_std", "error", "error_std")
+# accuracy: share of num_pairs random pairs that a layer recalls by a rule at its best beta; gain: of that over linear
+# attention with the same keys, with its standard error.
+CAPACITY_COLUMNS: tuple[str, ...] = (
+    *("rule", "num_heads", "K", "V", "num_candidates", "num_pairs", "beta", "accuracy", "gain", "gain_error"),
+)
+
+
+def read_blocks(path: Path) -> list[dict[str, Any]]:
+    """architecture.json: for each block its label, and its boxes as `palimpsa.model.data_flow` lists them.
+
+    Raises ResultError: no such file, or it holds something else.
+    """
+    try:
+        blocks = json.loads(path.read_text())
+        for block in blocks:
+            names = [box["name"] for box in block["boxes"]]
+            sources = {one["from"] for box in block["boxes"] for one in box["inputs"]}
+            if names[0] != "x" or not sources <= set(names) or not block["label"]:
+                raise ValueError("a block without a label, or without its input x, or with an unknown input")
+    except FileNotFoundError:
+        raise ResultError(f"{path}: not there, expected what scripts/illustrate.py writes") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ResultError(f"{path}: {error!r}, expected what scripts/illustrate.py writes") from error
+    return blocks
+
+
+def read_illustration_csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    """recall_by_age.csv or capacity.csv. Raises ResultError: no such file, a column is missing, no rows."""
+    try:
+        rows = pd.read_csv(path)
+    except FileNotFoundError:
+        raise ResultError(f"{path}: not there, expected what scripts/illustrate.py writes") from None
+    except ValueError as error:
+        raise ResultError(f"{path}: {error}, expected columns {', '.join(columns)}") from error
+    missing = [name for name in columns if name not in rows]
+    if missing or rows.empty:
+        raise ResultError(f"{path}: no {', '.join(missing) or 'rows'}, expected columns {', '.join(columns)}")
+    return rows

@@ -1,0 +1,80 @@
+"""Figure 5 of arXiv 2602.09075: throughput of prefill and decode against sequence length."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from palimpsa.analysis.collect.benchmark_columns import BASELINE, OPERATORS
+from palimpsa.analysis.draw.canvas import figure_style, heading, length_axis, new_figure
+from palimpsa.analysis.draw.operator_speed import (
+    OPERATOR_STYLES,
+    benchmark_subtitle,
+    draw_operator_line,
+    operator_legend,
+    operators_in,
+    panels_in_a_row,
+    sizes_text,
+)
+
+
+def figure5(rows: pd.DataFrame) -> Figure:
+    """Thousands of tokens a second against sequence length, prefill and decode, and how many times slower than simple
+    GLA. Decoding a token costs the same after any length: it is measured once and drawn as a level line.
+
+    Args:
+        rows: of throughput_SLUG.csv. Without simple GLA the ratio is to Palimpsa without metaplasticity.
+    """
+    prefill, decode = (rows.loc[rows["case"] == case] for case in ("prefill", "decode"))
+    present = operators_in(rows)
+    baseline = BASELINE if BASELINE in present else "palimpsa_without_metaplasticity"
+    with figure_style():
+        figure = new_figure(13.2, 4.6)
+        prefill_axes, decode_axes, ratio_axes = panels_in_a_row(figure, 3)
+        for operator in present:
+            own = prefill.loc[prefill["operator"] == operator].sort_values("T")
+            draw_operator_line(prefill_axes, own, "thousand_tokens_per_s", operator)
+            for value in decode.loc[decode["operator"] == operator, "thousand_tokens_per_s"]:
+                _draw_level(decode_axes, value, operator, label_at=0.98 - 0.2 * present.index(operator))
+            if operator == baseline:
+                continue
+            base = prefill.loc[prefill["operator"] == baseline].set_index("T")["thousand_tokens_per_s"]
+            ratio = own.assign(ratio=own["T"].map(base) / own["thousand_tokens_per_s"])
+            draw_operator_line(ratio_axes, ratio, "ratio", operator)
+            for value in _decode_ratio(decode, operator, baseline):
+                ratio_axes.axhline(value, color=OPERATOR_STYLES[operator].color, linestyle=":", linewidth=1.4)
+        ratio_axes.axhline(1.0, color="#444444", linewidth=0.8)
+        decode_title = "Decode" if decode.empty else f"Decode, {int(decode['B'].iloc[0])} sequences at once"
+        for axes, name in (
+            (prefill_axes, "Prefill"),
+            (decode_axes, decode_title),
+            (ratio_axes, f"Times slower than {OPERATORS[baseline]}"),
+        ):
+            length_axis(axes, prefill["T"])
+            axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+            axes.set_title(name)
+            axes.set_ylabel("ratio of tokens a second" if axes is ratio_axes else "thousand tokens a second")
+        heading(figure, "Throughput (Figure 5)", benchmark_subtitle(rows))
+        operator_legend(figure, rows, f"{sizes_text(rows)}. Right: solid or dashed is prefill, dotted is decode.")
+    return figure
+
+
+def _draw_level(axes: Axes, value: float, operator: str, *, label_at: float) -> None:
+    style = OPERATOR_STYLES[operator]
+    axes.axhline(value, color=style.color, linestyle=style.linestyle, linewidth=1.8, label=operator)
+    axes.annotate(
+        f"{value:,.4g}",
+        (label_at, value),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+    )
+
+
+def _decode_ratio(decode: pd.DataFrame, operator: str, baseline: str) -> list[float]:
+    by_operator = dict(zip(decode["operator"], decode["thousand_tokens_per_s"], strict=True))
+    if not {operator, baseline} <= set(by_operator):
+        return []
+    return [by_operator[baseline] / by_operator[operator]]
