@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from palimpsa.config.compose import CONFIG_DIR
+from palimpsa.config.schema import register_schema
 
 # No test may wait for a network or ask for an account.
 os.environ["WANDB_MODE"] = "offline"
@@ -19,7 +20,6 @@ TINY = (
     "scale.d_model=16",
     "scale.num_heads=2",
     "scale.head_k_dim=4",
-    "scale.wide_head_k_dim=8",
     "scale.head_v_dim=4",
     "task.vocab_size=32",
     "task.tokens_per_step=64",
@@ -59,6 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _compose(*overrides: str) -> DictConfig:
+    register_schema()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return compose("train", list(overrides))
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from omegaconf import DictConfig
 
 from palimpsa.benchmark.busy import Interval, UnseenError, busy_ns
 from palimpsa.benchmark.training_config import Windows
-from palimpsa.config.schema import plain, storable
+from palimpsa.config.schema import plain, typed
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.progress import JobProgress
 from palimpsa.training.curriculum import Curriculum, History
@@ -21,7 +20,7 @@ from palimpsa.training.memory_probe import MemoryProbe
 from palimpsa.training.run import make_curriculum, train
 
 
-def measure_steps(cfg: DictConfig, windows: Windows, folder: Path, progress: JobProgress) -> dict[str, Any]:
+def measure_steps(cfg: Any, windows: Windows, folder: Path, progress: JobProgress) -> dict[str, Any]:
     """Trains until the windows are over.
 
     Args:
@@ -33,10 +32,11 @@ def measure_steps(cfg: DictConfig, windows: Windows, folder: Path, progress: Job
     Returns:
         the cells of the row that the run measures: see `analysis.collect.step_columns`.
     """
+    cfg = typed(cfg)
     curriculum = make_curriculum(cfg, History(), progress)
     timer = StepTimer(windows, profile=cfg.trainer.accelerator == "gpu")
     timer.start()
-    train(cfg, storable(plain(cfg)), RunDirectory(folder), progress.name, curriculum, callbacks=[timer])
+    train(cfg, plain(cfg), RunDirectory(folder), progress.name, curriculum, callbacks=[timer])
     stage = curriculum.stages[0]
     return timer.cells(stage.batch_size * stage.spec.seq_len) | {
         "batch_size": stage.batch_size,

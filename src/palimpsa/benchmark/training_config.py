@@ -17,8 +17,8 @@ from palimpsa.benchmark.checks import check_choice, check_positive, check_severa
 from palimpsa.benchmark.schema import TrainingConfig
 from palimpsa.config.compose import CONFIG_DIR, explain
 from palimpsa.config.errors import ConfigError
-from palimpsa.config.schema import StageConfig, TrainConfig, register_schema
-from palimpsa.runs.directory import flatten
+from palimpsa.config.schema import StageConfig, TrainConfig, register_schema, typed
+from palimpsa.runs.identity import flatten
 from palimpsa.training.preflight import check_run
 
 # What the benchmark sets itself: key of configs/train.yaml -> key of the benchmark, or what it does instead.
@@ -169,7 +169,7 @@ def _compose_run(config: TrainingConfig, model: str) -> DictConfig:
 
 def _stages(config: TrainingConfig, cfg: DictConfig) -> list[StageConfig]:
     """The stage of each length, `lengths` settled; of two with the same one that is in the figure."""
-    curriculum: list[Any] = [OmegaConf.to_object(stage) for stage in cfg.scale.curriculum]
+    curriculum: list[Any] = typed(cfg).task.stages
     by_length = {stage.seq_len: stage for stage in sorted(curriculum, key=lambda stage: stage.in_figure)}
     known = sorted(by_length)
     if config.lengths is None:

@@ -15,9 +15,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from palimpsa.config.checks import schema_keys
 from palimpsa.config.errors import ConfigError, nearest
-from palimpsa.config.schema import plain
+from palimpsa.config.keys import schema_keys
+from palimpsa.config.moved import unknown_key
+from palimpsa.config.schema import plain, typed
 
 CONFIG_DIR = Path(__file__).resolve().parents[3] / "configs"
 
@@ -61,7 +62,7 @@ class Composer:
         if key not in self._bases:
             cfg = compose(self._config_name, overrides, return_hydra_config=True)
             if not all(_is_leaf(cfg, override.key_or_group) for override in values):
-                return cfg, plain(cfg)
+                return cfg, plain(typed(cfg))
             # A copy with the schema's types, which turn the text of an override into what Hydra makes of it.
             own = copy.deepcopy(cfg)
             OmegaConf.set_struct(own, False)
@@ -70,7 +71,7 @@ class Composer:
         cfg, own = self._bases[key]
         for one in (cfg, own):
             ConfigLoaderImpl._apply_overrides_to_config(values, one)
-        return cfg, plain(own)
+        return cfg, plain(typed(own))
 
 
 def _sets_a_value(override: Override) -> bool:
@@ -151,14 +152,15 @@ def explain(error: Exception, overrides: list[str], config_name: str, schema: ty
     siblings = _known_keys(parents, config_name, schema)
     if key in siblings or not siblings:
         return f"{where}{full_key}: {reason}"
-    return f"{where}{full_key}: unknown key, expected one of {', '.join(siblings)}{nearest(key, siblings)}"
+    return f"{where}{unknown_key(full_key, siblings)}"
 
 
 def _group_options(group: str) -> tuple[list[str], dict[str, list[str]]]:
     """The configs of a group, and by folder those below it."""
     loader = GlobalHydra.instance().config_loader()
-    folders = (path for path in sorted((CONFIG_DIR / group).glob("*/")) if any(path.glob("*.yaml")))
-    below = {path.name: loader.get_group_options(f"{group}/{path.name}") for path in folders}
+    # A budget is no option: a task takes the one of its scale.
+    folders = (path for path in sorted((CONFIG_DIR / group).glob("*/")) if not path.name.endswith("_budget"))
+    below = {path.name: loader.get_group_options(f"{group}/{path.name}") for path in folders if any(path.glob("*.yaml"))}
     return loader.get_group_options(group), below
 
 

@@ -52,7 +52,7 @@ def _mqar_sections(names: list[str]) -> list[str]:
     scales_of: dict[str, list[str]] = {}
     for scale in sorted((path.stem for path in (CONFIG_DIR / "scale").glob("*.yaml")), reverse=True):
         # The longest of the curriculum.
-        context = max(stage.seq_len for stage in compose("train", [f"scale={scale}"]).scale.curriculum)
+        context = max(stage.seq_len for stage in compose("train", [f"scale={scale}"]).task.stages)
         section = _section(f"context {context:,}", names, [f"scale={scale}"], context)
         scales_of.setdefault(section, []).append(f"`scale={scale}`")
     return [f"## MQAR, {' and '.join(scales)}, {section}" for section, scales in scales_of.items()]

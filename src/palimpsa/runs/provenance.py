@@ -6,11 +6,13 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 REVISION_VARIABLE = "PALIMPSA_REVISION"
+# Whose versions may change a number, beside Python's.
 PACKAGES = (
     "torch",
     "triton",
@@ -45,6 +47,15 @@ def provenance(accelerator: str) -> dict[str, Any]:
         "device": _device(accelerator),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def versions_text(found: dict[str, Any], names: Iterable[str]) -> str:
+    """The versions of some packages, of what `provenance` found, as a table's cell.
+
+    >>> versions_text({"versions": {"python": "3.11.9", "torch": "2.11.0"}}, ["python", "torch"])
+    'python 3.11.9, torch 2.11.0'
+    """
+    return ", ".join(f"{name} {found['versions'][name]}" for name in names)
 
 
 def _git(directory: Path, *arguments: str) -> str | None:

@@ -8,12 +8,9 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from omegaconf import ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from palimpsa.config.errors import ConfigError, nearest
-from palimpsa.config.schema import StageConfig
+from palimpsa.config.errors import ConfigError
 from palimpsa.tasks.mqar import MQARSpec, epoch_order
 
 
@@ -56,7 +53,7 @@ def stages_from_config(task: Any) -> list[Stage]:
     Raises:
         ConfigError: naming the key that is missing, unknown or out of range.
     """
-    scratch = {key: task[key] for key in ("seq_len", "num_train_examples", "num_epochs")}
+    scratch = {key: getattr(task, key) for key in ("seq_len", "num_train_examples", "num_epochs")}
     if task.stages is not None:
         given = [key for key, value in scratch.items() if value is not None]
         if given:
@@ -69,7 +66,7 @@ def stages_from_config(task: Any) -> list[Stage]:
                 max_steps=stage.max_steps,
                 in_figure=stage.in_figure,
             )
-            for i, stage in enumerate(_stage_configs(task.stages))
+            for i, stage in enumerate(task.stages)
         ]
     for key, value in scratch.items():
         if value is None or value < 1:
@@ -85,28 +82,6 @@ def stages_from_config(task: Any) -> list[Stage]:
             num_train_examples=task.num_train_examples,
         )
     ]
-
-
-def _stage_configs(stages: Any) -> list[StageConfig]:
-    """Checked here and not by Hydra: a typed list cannot be an interpolation, and tasks take theirs from the scale."""
-    if not isinstance(stages, ListConfig):
-        raise ConfigError(f"task.stages: got {stages!r}, expected a list of stages")
-    if not stages:
-        raise ConfigError("task.stages: got an empty list, expected at least one stage")
-    known = list(StageConfig.__dataclass_fields__)
-    checked = []
-    for i, stage in enumerate(stages):
-        try:
-            merged = OmegaConf.merge(OmegaConf.structured(StageConfig), stage)
-            checked.append(OmegaConf.to_object(merged))
-        except (OmegaConfBaseException, TypeError, ValueError) as error:
-            key = str(getattr(error, "key", None) or "")
-            hint = "" if key in known else nearest(key, known)
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"task.stages[{i}]: got {stage}, expected {', '.join(known)} ({reason}){hint}") from error
-        if checked[-1].max_steps < 1:
-            raise ConfigError(f"task.stages[{i}].max_steps: got {checked[-1].max_steps}, expected >= 1")
-    return checked
 
 
 def _spec(path: str, seq_len: int, num_pairs: int, task: Any) -> MQARSpec:

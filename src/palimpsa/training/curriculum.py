@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from palimpsa.model.language_model import LanguageModel
-from palimpsa.runs.directory import atomic_write
+from palimpsa.runs.files import write_atomic
 from palimpsa.runs.progress import JobProgress
 from palimpsa.tasks.recall import Recall, RecallMeter
 from palimpsa.tasks.stages import Stage
@@ -38,7 +38,7 @@ class History(L.Callback):
         if "loss" not in frame:
             # A run that diverged before its first row of training.
             frame["loss"] = math.nan
-        atomic_write(path, frame.to_csv(index=False))
+        write_atomic(path, frame.to_csv(index=False))
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": [{"step": step, **row} for step, row in self.rows.items()]}

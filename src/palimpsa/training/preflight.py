@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from palimpsa.config.checks import check_config
-from palimpsa.config.schema import plain
+from palimpsa.config.schema import typed
 
 
 def check_run(cfg: Any, *, elsewhere: bool = False) -> None:
@@ -24,6 +25,7 @@ def check_run(cfg: Any, *, elsewhere: bool = False) -> None:
     from palimpsa.training.gpus import check_device
 
     check_config(cfg)
-    check_model(plain(cfg)["model"])
-    stages_from_config(cfg.task)
+    config = typed(cfg)
+    check_model(asdict(config.model))
+    stages_from_config(config.task)
     check_device(cfg, elsewhere=elsewhere)

@@ -15,18 +15,18 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
-from omegaconf import DictConfig
 from torch import Tensor
 
 from palimpsa.config.errors import ConfigError, RunDirectoryError
-from palimpsa.config.schema import plain, storable
+from palimpsa.config.schema import TrainConfig, plain, typed
 from palimpsa.kernels.validation import OperandError
 from palimpsa.mixers.parameters import weight_decay_groups
 from palimpsa.model.build import build_model
 from palimpsa.model.language_model import LanguageModel
-from palimpsa.runs.directory import MODEL_CONFIG_KEY, RunDirectory, config_hash
+from palimpsa.runs.directory import MODEL_CONFIG_KEY, RunDirectory
+from palimpsa.runs.identity import config_hash
 from palimpsa.runs.progress import JobProgress
-from palimpsa.runs.result import run_result
+from palimpsa.runs.result import run_result, status_of
 from palimpsa.tasks.stages import stages_from_config
 from palimpsa.training.checkpoint import AtomicCheckpointIO, quiet_lightning
 from palimpsa.training.curriculum import Curriculum, History
@@ -129,7 +129,7 @@ def learning_rate_factor(step: int, *, schedule: str, warmup_steps: int, max_ste
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
+def run(cfg: Any) -> dict[str, Any]:
     """Trains one run, or returns its result where it is finished already; resumes from the last checkpoint.
 
     Args:
@@ -143,7 +143,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         RunDirectoryError: where the run's directory holds another config or a damaged file.
     """
     check_run(cfg)
-    config = storable(plain(cfg))
+    cfg = typed(cfg)
+    config = plain(cfg)
     name = f"{cfg.model.name}{cfg.variant} lr {cfg.optimizer.lr:g} seed {cfg.seed}"
     directory = RunDirectory(cfg.run_dir)
     progress = JobProgress.from_environment(name, sum(stage.max_steps for stage in stages_from_config(cfg.task)))
@@ -166,7 +167,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _run(
-    cfg: DictConfig, config: dict[str, Any], directory: RunDirectory, name: str, progress: JobProgress
+    cfg: TrainConfig, config: dict[str, Any], directory: RunDirectory, name: str, progress: JobProgress
 ) -> dict[str, Any]:
     """Trains and writes history.csv and result.json, the latter also for a failure."""
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
@@ -176,7 +177,7 @@ def _run(
     def end(status: str, error: str | None, summary: dict[str, Any]) -> dict[str, Any]:
         history.write(directory.history_file)
         summary["history_rows"] = len(history.rows)
-        result = run_result(cfg, config, status, error, curriculum.finished_stages, summary, started, clock)
+        result = run_result(cfg, status, error, curriculum.finished_stages, summary, started, clock)
         directory.write_result(result)
         return result
 
@@ -188,11 +189,11 @@ def _run(
     except Exception as error:
         # A full disk has no room for the news of it either.
         with contextlib.suppress(OSError):
-            end("failed", f"{type(error).__name__}: {error}", {"traceback": traceback.format_exc()})
+            end(status_of(error), f"{type(error).__name__}: {error}", {"traceback": traceback.format_exc()})
         raise
 
 
-def make_curriculum(cfg: DictConfig, history: History, progress: JobProgress) -> Curriculum:
+def make_curriculum(cfg: TrainConfig, history: History, progress: JobProgress) -> Curriculum:
     """The stages of a run's config, at their beginning."""
     return Curriculum(
         stages_from_config(cfg.task),
@@ -209,7 +210,7 @@ def make_curriculum(cfg: DictConfig, history: History, progress: JobProgress) ->
 
 
 def train(
-    cfg: DictConfig,
+    cfg: TrainConfig,
     config: dict[str, Any],
     directory: RunDirectory,
     name: str,

@@ -16,7 +16,7 @@ from palimpsa.analysis.collect.merge import Identity, OnDisk, computed, concat, 
 from palimpsa.runs.files import write_all_atomic
 from palimpsa.runs.protocol import describe_run, one_protocol
 from palimpsa.runs.read import head_columns, read_curves_csv, read_gpu_sessions_csv, read_runs_csv, runs_frame
-from palimpsa.runs.schema import CURVE_COLUMNS, IDENTITY, ResultError
+from palimpsa.runs.schema import CURVE_COLUMNS, RUN_KEY, ResultError
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Collected:
 
     def report(self) -> list[str]:
         """What was found, in lines for a person."""
-        failed = self.runs.loc[self.runs["status"] == "failed", IDENTITY].drop_duplicates()
+        failed = self.runs.loc[self.runs["status"] == "failed", RUN_KEY].drop_duplicates()
         facts = {
             "runs found": self.num_found,
             "kept from the older runs.csv": self.num_kept,
@@ -89,14 +89,14 @@ def collect(roots: Sequence[Path], out: Path, *, task_prefix: str = "mqar") -> C
         same = _same_results(older, runs, found, notes)
         older = _without(older, replaced - worse)
         replaced = (replaced | stale) - worse
-        num_kept = len(older[IDENTITY].drop_duplicates())
-        runs = concat([older, runs]).sort_values([*IDENTITY, "stage"], ignore_index=True)
+        num_kept = len(older[RUN_KEY].drop_duplicates())
+        runs = concat([older, runs]).sort_values([*RUN_KEY, "stage"], ignore_index=True)
     if (out / "curves.csv").exists():
         # Of the very same result, but without a readable curve on disk: the older curve is this run's.
         lost = same - _identities(curves)
         curves = concat([_without(read_curves_csv(out / "curves.csv"), replaced - lost), curves])
     columns = [*CURVE_COLUMNS, *head_columns(curves)]
-    curves = curves.loc[:, columns].sort_values([*IDENTITY, "step"], ignore_index=True)
+    curves = curves.loc[:, columns].sort_values([*RUN_KEY, "step"], ignore_index=True)
     return Collected(
         runs=runs,
         curves=curves,
@@ -117,7 +117,7 @@ def _protocol(own: pd.DataFrame, found: OnDisk) -> str | None:
         return one_protocol(own, {key: run.config for key, run in found.runs.items()})
     except ResultError as error:
         firsts = own.loc[own["status"] == "finished"].drop_duplicates("protocol_hash").head(2)
-        folders = [str(found.runs[key].folders[0]) for key in firsts[IDENTITY].itertuples(index=False, name=None)]
+        folders = [str(found.runs[key].folders[0]) for key in firsts[RUN_KEY].itertuples(index=False, name=None)]
         raise ResultError(f"{' and '.join(folders)}: {error}") from None
 
 
@@ -161,7 +161,7 @@ def provenance(runs: pd.DataFrame, sessions: pd.DataFrame | None = None) -> dict
     summary = {}
     for task, scale in sorted(set(zip(runs["task"], runs["scale"], strict=True))):
         rows = runs.loc[(runs["task"] == task) & (runs["scale"] == scale)]
-        each = rows.drop_duplicates(IDENTITY)
+        each = rows.drop_duplicates(RUN_KEY)
         dirty = each["git_dirty"]
         changed = np.where(dirty == "True", "+changes", np.where(dirty.isna(), "+unchecked", ""))
         versions: dict[str, set[str]] = {}
@@ -203,7 +203,7 @@ def _unique(column: pd.Series) -> list[str]:
 
 
 def _identities(frame: pd.DataFrame) -> set[Identity]:
-    return set(frame[IDENTITY].itertuples(index=False, name=None))
+    return set(frame[RUN_KEY].itertuples(index=False, name=None))
 
 
 def _of_protocols(
@@ -249,5 +249,5 @@ def _same_results(older: pd.DataFrame, runs: pd.DataFrame, found: OnDisk, notes:
 
 
 def _without(frame: pd.DataFrame, identities: set[Identity]) -> pd.DataFrame:
-    keep = [key not in identities for key in frame[IDENTITY].itertuples(index=False, name=None)]
+    keep = [key not in identities for key in frame[RUN_KEY].itertuples(index=False, name=None)]
     return frame.loc[keep]

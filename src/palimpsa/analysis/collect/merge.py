@@ -7,9 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from palimpsa.runs.protocol import describe_run, difference, protocol_hash
-from palimpsa.runs.read import find_run_dirs, history_length, read_history, read_json, result_rows, runs_frame
-from palimpsa.runs.schema import CURVE_COLUMNS, IDENTITY, ResultError
+from palimpsa.runs.identity import protocol_hash
+from palimpsa.runs.protocol import describe_run, difference
+from palimpsa.runs.read import find_run_dirs, history_length, read_history, result_rows, runs_frame
+from palimpsa.runs.result import read_result
+from palimpsa.runs.schema import CURVE_COLUMNS, RUN_KEY, ResultError
 
 # Two directories of one run hold the same result when all other columns of runs.csv are equal.
 _INCIDENTAL = ["label", "git_revision", "git_dirty", "versions", "device", "started", "wall_time_s", "command"]
@@ -94,7 +96,7 @@ def _check_agreement(found: OnDisk) -> None:
 def _read_run(folder: Path, task_prefix: str, found: OnDisk) -> None:
     path = folder / "result.json"
     try:
-        result = read_json(path)
+        result = read_result(path)
         rows = result_rows(path, result)
         new = Run(rows, result["config"], [folder], [history_length(path, result)])
     except ResultError as error:
@@ -107,7 +109,7 @@ def _read_run(folder: Path, task_prefix: str, found: OnDisk) -> None:
     if not rows[0]["task"].startswith(task_prefix):
         found.num_other += 1
         return
-    key = tuple(rows[0][name] for name in IDENTITY)
+    key = tuple(rows[0][name] for name in RUN_KEY)
     known = found.runs.setdefault(key, new)
     if known is new:
         return
@@ -133,7 +135,7 @@ def computed(runs: pd.DataFrame) -> dict[Identity, Computed]:
     kept = runs.drop(columns=_INCIDENTAL).astype(object)
     results: dict[Identity, Computed] = {}
     for row in kept.where(kept.notna(), None).to_dict("records"):
-        results.setdefault(tuple(row[name] for name in IDENTITY), []).append(row)
+        results.setdefault(tuple(row[name] for name in RUN_KEY), []).append(row)
     return results
 
 
@@ -177,7 +179,7 @@ def read_curves(found: OnDisk) -> tuple[pd.DataFrame, list[Path]]:
                 continue
             if taken is None:
                 taken = path, history
-                identity = pd.DataFrame([key] * len(history), columns=IDENTITY)
+                identity = pd.DataFrame([key] * len(history), columns=RUN_KEY)
                 frames.append(pd.concat([identity, history], axis=1))
             elif not taken[1].equals(history):
                 run_text = describe_run(key)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from palimpsa.analysis.statistics.select_lr import at_chosen_rates
-from palimpsa.runs.schema import IDENTITY
+from palimpsa.runs.schema import RUN_KEY
 
 MAX_POINTS = 500
 
@@ -18,8 +18,8 @@ def finished_curves(rows: pd.DataFrame, curves: pd.DataFrame, chosen: pd.DataFra
         rows, curves: rows of runs.csv and curves.csv of one task and scale.
         chosen: `select_lr.choose_learning_rates(rows)`.
     """
-    finished = rows.loc[rows["status"] == "finished", IDENTITY].drop_duplicates()
-    shown = at_chosen_rates(curves.merge(finished, on=IDENTITY), chosen)
+    finished = rows.loc[rows["status"] == "finished", RUN_KEY].drop_duplicates()
+    shown = at_chosen_rates(curves.merge(finished, on=RUN_KEY), chosen)
     return shown.loc[shown["run_seq_len"] == shown["run_seq_len"].max()]
 
 
