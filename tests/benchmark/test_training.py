@@ -32,11 +32,12 @@ CURRICULUM = (
     "{seq_len:32,num_pairs:8,max_steps:7}]"
 )
 SIZES = {
-    **{"d_model": 16, "num_heads": 2, "head_k_dim": 4, "wide_head_k_dim": 8, "head_v_dim": 4, "vocab_size": 64},
-    **{"tokens_per_step": 64, "num_validation": 8, "log_every": 2, "validation_every": 3, "probe_every": 5},
-    **{"checkpoint_every": 4, "curriculum": CURRICULUM},
+    **{"scale.d_model": 16, "scale.num_heads": 2, "scale.head_k_dim": 4, "scale.head_v_dim": 4},
+    **{"scale.log_every": 2, "scale.probe_every": 5, "scale.checkpoint_every": 4},
+    **{"task.vocab_size": 64, "task.tokens_per_step": 64, "task.num_validation": 8, "task.validation_every": 3},
+    "task.stages": CURRICULUM,
 }
-OVERRIDES = f"overrides={{{','.join(f'scale.{key}:{value}' for key, value in SIZES.items())}}}"
+OVERRIDES = f"overrides={{{','.join(f'{key}:{value}' for key, value in SIZES.items())}}}"
 TINY = ("benchmark=training", "scale=laptop", "trainer=cpu", OVERRIDES)
 
 

@@ -61,4 +61,3 @@ def _check_agreement(config: TrainConfig) -> None:
             f"model.vocab_size: got {config.model.vocab_size}, expected at least task.vocab_size = "
             f"{config.task.vocab_size}"
         )
-

@@ -134,6 +134,11 @@ def explain(error: Exception, overrides: list[str], config_name: str, schema: ty
     if option:
         group, name = option.groups()
         choices, below = _group_options(group)
+        scales, _ = _group_options("scale")
+        if group.endswith("_budget") and name in scales:
+            return f"scale: got {name!r}, expected configs/{group}/{name}.yaml with it (there are {', '.join(choices)})"
+        if group.endswith("_budget"):
+            group, choices, below = "scale", scales, {}
         listed = ", ".join([*choices, *(f"{folder}/NAME" for folder in below)])
         near = nearest(name, [*choices, *(f"{folder}/{choice}" for folder in below for choice in below[folder])])
         return f"{group}: got {name!r}, expected one of {listed}{near}"
@@ -158,9 +163,10 @@ def explain(error: Exception, overrides: list[str], config_name: str, schema: ty
 def _group_options(group: str) -> tuple[list[str], dict[str, list[str]]]:
     """The configs of a group, and by folder those below it."""
     loader = GlobalHydra.instance().config_loader()
-    # A budget is no option: a task takes the one of its scale.
-    folders = (path for path in sorted((CONFIG_DIR / group).glob("*/")) if not path.name.endswith("_budget"))
-    below = {path.name: loader.get_group_options(f"{group}/{path.name}") for path in folders if any(path.glob("*.yaml"))}
+    folders = (path for path in sorted((CONFIG_DIR / group).glob("*/")) if any(path.glob("*.yaml")))
+    # A budget is no option: a task takes that of its scale.
+    names = [path.name for path in folders if not path.name.endswith("_budget")]
+    below = {name: loader.get_group_options(f"{group}/{name}") for name in names}
     return loader.get_group_options(group), below
 
 

@@ -60,7 +60,9 @@ class RunDirectory:
             RunDirectoryError: where the directory holds another config or a damaged file.
         """
         try:
-            stored = read_json_object(self.config_file, "expected a run's config") if self.config_file.exists() else None
+            stored = (
+                read_json_object(self.config_file, "expected a run's config") if self.config_file.exists() else None
+            )
             result = read_result(self.result_file) if self.result_file.exists() else None
         except ResultError as error:
             raise RunDirectoryError(f"{error}; was it cut short? Delete it to run again") from error

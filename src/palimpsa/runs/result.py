@@ -13,6 +13,7 @@ from palimpsa.runs.identity import config_hash, upgraded
 from palimpsa.runs.provenance import provenance
 from palimpsa.runs.schema import DIVERGED, FAILED, RESULT_FORMAT, ResultError, shorten
 
+
 def status_of(error: BaseException) -> str:
     """How a run ended that an error ended."""
     return DIVERGED if isinstance(error, FloatingPointError) else FAILED

@@ -100,7 +100,10 @@ def _sweep(start: Callable[[], None], sweep: Sweep) -> None:
         if ledger.left():
             os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
             num_jobs = len(ledger.left()) + sum(ledger.num_waiting.values())
-            with SweepProgress(num_jobs, sweep.directory / ".progress") as progress, under_way(sweep, progress.print_lines):
+            with (
+                SweepProgress(num_jobs, sweep.directory / ".progress") as progress,
+                under_way(sweep, progress.print_lines),
+            ):
                 start()
             sweep.learn(progress.failures)
             ledger = sweep.survey()
