@@ -5,13 +5,12 @@ import inspect
 import json
 
 import pytest
-from omegaconf import MISSING
 
 from palimpsa import mixers
 from palimpsa.config.checks import check_config
 from palimpsa.config.compose import CONFIG_DIR
 from palimpsa.config.errors import ConfigError
-from palimpsa.config.keys import KeyRule, key, rules, schema_keys
+from palimpsa.config.keys import MISSING, KeyRule, key, rules, schema_keys
 from palimpsa.config.moved import MOVED_KEYS
 from palimpsa.config.schema import (
     MIXER_DEFAULTS,

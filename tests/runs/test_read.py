@@ -133,7 +133,7 @@ def test_invalid_result_is_named(add_run, place, value, message):
 def test_result_that_is_no_object(add_run):
     path = add_run() / "result.json"
     path.write_text("[1]")
-    with pytest.raises(ResultError, match=r"holds \[1\], expected a complete result"):
+    with pytest.raises(ResultError, match=r"got \[1\], expected a complete result"):
         read_run_dir(path.parent)
 
 

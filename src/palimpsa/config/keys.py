@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
-
 from palimpsa.config.errors import ConfigError, nearest
 from palimpsa.config.moved import unknown_key
+
+# OmegaConf's mark of a value that has to be given. Written out: figures are drawn where there is no OmegaConf.
+MISSING: Any = "???"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from palimpsa.config.keys import MISSING, convert, key
 
-from palimpsa.config.keys import convert, key
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 # torch's generators take 64 bits, and numpy's tools 32.
 MAX_SEED = 2**32 - 1
@@ -190,23 +189,27 @@ class TrainConfig:
 
 def register_schema() -> None:
     """Makes the schemas known to Hydra: configs/train.yaml builds on `train_schema`, a task on that of its kind."""
+    # Here and not above, as OmegaConf below: what reads finished runs does without them.
+    from hydra.core.config_store import ConfigStore
+
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     for kind, schema in TASK_SCHEMAS.items():
         store.store(name=f"{kind}_schema", node=schema)
 
 
-def typed(cfg: DictConfig | Mapping[str, Any]) -> TrainConfig:
+def typed(cfg: DictConfig | dict[str, Any]) -> TrainConfig:
     """The resolved config as its dataclasses, without Hydra's own part; ranges are not looked at.
 
     Raises:
         ConfigError: for a key that is unknown or missing, or a value of another type, in one line.
     """
-    if isinstance(cfg, DictConfig):
+    container: Any = cfg
+    if not isinstance(cfg, dict):
+        from omegaconf import OmegaConf
+
         own = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"]) if "hydra" in cfg else cfg
-        container: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-    else:
-        container = cfg
+        container = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     return convert(TrainConfig, container)
 
 

@@ -67,10 +67,10 @@ def differences(
         swept: also those in which the runs of one figure may differ.
     """
     part = identity if swept else protocol
-    first, second, values = part(one), part(other), (flatten(one), flatten(other))
+    first, second, old, new = part(one), part(other), flatten(one), flatten(other)
     missing = object()
     return [
-        (key, *(repr(flat[key]) if key in flat else None for flat in values))
+        (key, repr(old[key]) if key in old else None, repr(new[key]) if key in new else None)
         for key in sorted(first.keys() | second.keys())
         if first.get(key, missing) != second.get(key, missing)
     ]

@@ -108,7 +108,7 @@ def read_json_object(path: Path, expected: str) -> dict[str, Any]:
     except ValueError as error:
         raise ResultError(f"{path}: got {len(content)} bytes that are not JSON ({error}), {expected}") from None
     if not isinstance(found, dict):
-        raise ResultError(f"{path}: holds {shorten(found)}, {expected}")
+        raise ResultError(f"{path}: got {shorten(found)}, {expected}")
     return found
 
 
