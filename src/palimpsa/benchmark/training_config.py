@@ -29,7 +29,6 @@ OWN_KEYS = {
     "optimizer.lr": "set lr",
     "seed": "set seed",
     "task": "its runs are of one stage of the curriculum",
-    "task.stages": "set lengths",
     "task.stop_accuracy": "no stage ends before its window does",
     "hydra": "it composes without Hydra's own part",
     "logger": "its runs log to history.csv",

@@ -176,18 +176,22 @@ def _convert(value: Any, hint: Any, rule: KeyRule, path: str) -> Any:
         if not value:
             raise ConfigError(f"{path}: got an empty list, expected at least one item")
         return [_convert(item, rule.items, NO_RULE, f"{path}[{i}]") for i, item in enumerate(value)]
-    if rule.kinds and isinstance(value, Mapping) and value.get("kind") not in rule.kinds:
-        found = value.get("kind")
-        expected = f"expected one of {', '.join(rule.kinds)}{nearest(str(found), rule.kinds)}"
-        raise ConfigError(f"{path}.kind: got {found!r}, {expected}")
+    _check_kind(value, rule, path)
     schema = group_schema(rule, hint, value)
     if schema is not None:
-        if not isinstance(value, Mapping):
+        if not isinstance(value, dict):
             raise ConfigError(f"{path}: got {value!r}, expected {', '.join(rules(schema))}")
         return convert(schema, value, f"{path}.")
     if not _is_of(value, hint):
         raise ConfigError(f"{path}: got {value!r}, expected {_type_name(hint)}")
     return float(value) if hint is float else value
+
+
+def _check_kind(value: Any, rule: KeyRule, path: str) -> None:
+    if rule.kinds and isinstance(value, dict) and value.get("kind") not in rule.kinds:
+        found = value.get("kind")
+        expected = f"expected one of {', '.join(rule.kinds)}{nearest(str(found), rule.kinds)}"
+        raise ConfigError(f"{path}.kind: got {found!r}, {expected}")
 
 
 def _is_of(value: Any, hint: Any) -> bool:
