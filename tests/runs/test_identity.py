@@ -9,9 +9,11 @@ import pytest
 
 from palimpsa.config import keys, schema
 from palimpsa.config.compose import CONFIG_DIR
+from palimpsa.config.errors import RunDirectoryError
 from palimpsa.config.keys import key
 from palimpsa.config.schema import plain, typed
 from palimpsa.runs import identity as identities
+from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.identity import (
     config_hash,
     differences,
@@ -21,6 +23,7 @@ from palimpsa.runs.identity import (
     protocol_hash,
     upgraded,
 )
+from palimpsa.runs.schema import DIVERGED
 
 RESULTS = CONFIG_DIR.parent / "results"
 # The pilot's caps were shorter than those of the runs that followed.
@@ -210,33 +213,53 @@ def test_a_stage_is_compared_without_what_is_neutral_in_it(config):
     assert config_hash(other) != config_hash(config)
 
 
-def test_an_old_trees_config_is_that_of_the_same_run_today(config, tmp_path):
-    """As config.json of one stands on disk: MQAR's budget in its scale, and nothing that came since."""
-    for name in ("gla", "palimpsa_d_nometa_wide"):
-        today = compose_committed("mqar", "mqar_curriculum", "laptop", name)
-        old = copy.deepcopy(today)
-        task, mixer = old["task"], old["model"]["mixer"]
-        sweep = task.pop("sweep")
-        stages = [{"seq_len": 8, "num_pairs": 2, "max_steps": 200, "in_figure": False}]
-        scratch = {"seq_len": 16, "num_train_examples": 4096, "num_epochs": 6}
-        old["scale"] |= {"curriculum": stages, "scratch": scratch, "wide_head_k_dim": 16, **sweep}
-        moved = ("vocab_size", "tokens_per_step", "validation_every", "num_validation", "num_test")
-        old["scale"] |= {moved_key: task[moved_key] for moved_key in moved}
-        old["scale"]["warmup_steps"] = task.pop("warmup_steps")
-        del task["kind"], old["trainer"]["strategy"], old["trainer"]["num_processes"]
-        if mixer.pop("key_expansion", None):
-            mixer["head_k_dim"] = 16
-        before = json.dumps(old)
-        found = upgraded(old)
-        assert json.dumps(old) == before
-        assert differences(found, today) == []
-        assert config_hash(found) == config_hash(today)
-        # Nothing but what came since is missing, and nothing is left where it was.
-        absent = {"task.kind", "trainer.strategy", "trainer.num_processes"}
-        assert flatten(today).keys() - flatten(found).keys() == absent
-        assert flatten(found).keys() <= flatten(today).keys()
-        assert upgraded(found) == found
-        assert plain(typed(found | {"task": found["task"] | {"kind": "mqar"}})) == today
+def as_the_old_tree_wrote_it(today: dict) -> dict:
+    """A curriculum's config at laptop scale with MQAR's budget in its scale, and nothing that came since."""
+    old = copy.deepcopy(today)
+    task, mixer = old["task"], old["model"]["mixer"]
+    stages = [{"seq_len": 8, "num_pairs": 2, "max_steps": 200, "in_figure": False}]
+    scratch = {"seq_len": 16, "num_train_examples": 4096, "num_epochs": 6}
+    old["scale"] |= {"curriculum": stages, "scratch": scratch, "wide_head_k_dim": 16, **task.pop("sweep")}
+    moved = ("vocab_size", "tokens_per_step", "validation_every", "num_validation", "num_test")
+    old["scale"] |= {name: task[name] for name in moved} | {"warmup_steps": task.pop("warmup_steps")}
+    del task["kind"], old["trainer"]["strategy"], old["trainer"]["num_processes"]
+    if mixer.pop("key_expansion", None):
+        mixer["head_k_dim"] = 16
+    return old
+
+
+@pytest.mark.parametrize("model", ["gla", "palimpsa_d_nometa_wide"])
+def test_an_old_trees_config_is_that_of_the_same_run_today(model):
+    today = compose_committed("mqar", "mqar_curriculum", "laptop", model)
+    old = as_the_old_tree_wrote_it(today)
+    before = copy.deepcopy(old)
+    found = upgraded(old)
+    assert old == before
+    assert differences(found, today) == []
+    assert config_hash(found) == config_hash(today)
+    # Nothing but what came since is missing, and nothing is left where it was.
+    came_since = {"task.kind", "trainer.strategy", "trainer.num_processes"}
+    assert flatten(today).keys() - flatten(found).keys() == came_since
+    assert flatten(found).keys() <= flatten(today).keys()
+    assert upgraded(found) == found
+    assert plain(typed(found | {"task": found["task"] | {"kind": "mqar"}})) == today
+
+
+@pytest.mark.parametrize("with_config", [True, False])
+def test_an_old_trees_run_directory_is_recognised(with_config, config, tmp_path):
+    old, other = as_the_old_tree_wrote_it(config), config | {"seed": 2}
+    directory = RunDirectory(tmp_path)
+    if with_config:
+        directory.config_file.write_text(json.dumps(old))
+        assert directory.inspect(config) is None
+    error = "FloatingPointError: the loss is nan"
+    result = {"format": 1, "status": "failed", "error": error, "config": old, "config_hash": "0" * 16}
+    directory.result_file.write_text(json.dumps(result))
+    found = directory.inspect(config)
+    assert found is not None
+    assert (found["format"], found["status"], found["config_hash"]) == (2, DIVERGED, config_hash(config))
+    with pytest.raises(RunDirectoryError, match=r"holds a run of another config \(seed: stored 1, now 2\)"):
+        directory.inspect(other)
 
 
 def test_a_config_that_is_damaged_stays_what_it_is():
