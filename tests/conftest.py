@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from palimpsa.config.compose import CONFIG_DIR
-from palimpsa.config.schema import register_schema
+from palimpsa.config.schema import TrainConfig, register_schema, typed
 
 # No test may wait for a network or ask for an account.
 os.environ["WANDB_MODE"] = "offline"
@@ -20,7 +20,6 @@ TINY = (
     "scale.d_model=16",
     "scale.num_heads=2",
     "scale.head_k_dim=4",
-    "scale.wide_head_k_dim=8",
     "scale.head_v_dim=4",
     "task.vocab_size=32",
     "task.tokens_per_step=64",
@@ -87,7 +86,7 @@ def tiny_benchmark() -> tuple[str, ...]:
 def tiny_config(tmp_path: Path):
     """Composes a run of 19 steps below tmp_path: `tiny_config("model=gla", ...)`."""
 
-    def make(*overrides: str) -> DictConfig:
-        return _compose(*TINY, f"results_dir={tmp_path}", *overrides)
+    def make(*overrides: str) -> TrainConfig:
+        return typed(_compose(*TINY, f"results_dir={tmp_path}", *overrides))
 
     return make

@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text()
 # `make test` is what CI runs, and cannot run inside itself.
 RUN_BY_CI = {"make test"}
 # Of the sweep in two phases.
-ONE_SEED = ("seed=1", "scale.selection_seeds=1")
+ONE_SEED = ("seed=1", "task.sweep.selection_seeds=1")
 
 
 def blocks(language: str) -> list[str]:

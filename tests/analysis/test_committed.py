@@ -13,9 +13,9 @@ from palimpsa.analysis.build import build_all
 from palimpsa.analysis.collect.collect import provenance
 from palimpsa.analysis.statistics.select_lr import choose_learning_rates, one_experiment
 from palimpsa.analysis.statistics.summarize import VALIDATION, summarize
-from palimpsa.config.schema import plain
+from palimpsa.config.schema import plain, typed
 from palimpsa.model.build import build_model
-from palimpsa.runs.directory import config_hash
+from palimpsa.runs.identity import config_hash
 from palimpsa.runs.read import read_gpu_sessions_csv, read_runs_csv
 from palimpsa.tasks.stages import stages_from_config
 from palimpsa.theory.capacity import RULES
@@ -54,16 +54,16 @@ def test_committed_runs_are_of_the_configs_that_there_are(compose_config):
         assert set(rows["label"]) == {cfg.model.label}
         assert set(rows["num_parameters"]) == {built.num_parameters}, model
         assert set(rows["state_size"]) == {built.state_size}, model
-        stages = stages_from_config(cfg.task)
+        stages = stages_from_config(typed(cfg).task)
         found = rows[["stage", "seq_len", "num_pairs"]].drop_duplicates().sort_values("stage").to_numpy().tolist()
         assert found == [[stage.index, stage.spec.seq_len, stage.spec.num_pairs] for stage in stages]
         caps = rows["stage"].map(lambda number, stages=stages: stages[number].max_steps)
         assert (rows["steps"] <= caps).all()
-        assert set(rows["vocab_size"]) == {cfg.scale.vocab_size}
+        assert set(rows["vocab_size"]) == {cfg.task.vocab_size}
         # The whole config of each run, not only what has a column.
         for row in rows.drop_duplicates(["lr", "seed"]).itertuples():
             cfg.optimizer.lr, cfg.seed = row.lr, row.seed
-            assert config_hash(plain(cfg)) == row.config_hash, row
+            assert config_hash(plain(typed(cfg))) == row.config_hash, row
 
 
 def test_the_readmes_table_and_numbers_are_those_of_figure_2(compose_config, difference):
@@ -78,8 +78,8 @@ def test_the_readmes_table_and_numbers_are_those_of_figure_2(compose_config, dif
         cells = [f"{100 * mean:.1f} ± {100 * std:.1f}" for mean, std in zip(own["mean"], own["std"], strict=True)]
         line = [label, state, f"{first['lr']:g}", f"{first['num_seeds']}", *cells]
         assert f"| {' | '.join(line)} |" in readme
-    scale = compose_config("scale=h200").scale
-    size = math.prod(len(values.split(",")) for values in (scale.models, scale.learning_rates, scale.seeds))
+    sweep = compose_config("scale=h200").task.sweep
+    size = math.prod(len(values.split(",")) for values in (sweep.models, sweep.learning_rates, sweep.seeds))
     assert len(rows.drop_duplicates(["model", "lr", "seed"])) == size
     assert set(rows["status"]) == {"finished"}
     assert f"all of its {size} runs" in readme

@@ -185,7 +185,7 @@ def test_a_result_cut_short_keeps_only_itself_from_the_merge(add_run, run_script
     assert code == 3
     assert out.splitlines() == ["runs found: 2", "mqar/runs.csv", "mqar/curves.csv", "mqar/provenance.json"]
     (line,) = err.splitlines()
-    assert line.startswith(f"error: left out: {path.relative_to(tmp_path)}: not valid JSON")
+    assert line.startswith(f"error: left out: {path.relative_to(tmp_path)}: got ")
     assert sorted(read_runs_csv(tmp_path / "mqar" / "runs.csv")["seed"].unique()) == [1, 3]
 
 
@@ -213,7 +213,7 @@ def test_the_copy_of_another_machine_stands_in_for_a_cut_result(add_run, tmp_pat
 def test_only_cut_results_are_an_error_that_names_one(add_run, tmp_path):
     for seed in (1, 2, 3):
         (add_run(folder=f"a/{seed}", seed=seed) / "result.json").write_text("{")
-    with pytest.raises(ResultError, match=r"a/1/result\.json: not valid JSON .*; and 2 more, no run could be read"):
+    with pytest.raises(ResultError, match=r"a/1/result\.json: got .* not JSON .*; and 2 more, no run could be read"):
         gather(tmp_path, "a")
     assert not (tmp_path / "mqar").exists()
 

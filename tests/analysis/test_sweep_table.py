@@ -65,7 +65,7 @@ def test_what_is_missing_or_damaged_is_told(add_run, tmp_path, capsys):
     (tmp_path / "started").mkdir()
     lines = printed([*folders, damaged, tmp_path / "started", tmp_path / "not-started"], capsys, width=300)
     assert "runs of this sweep without a result, not in the table: 2" in lines
-    assert any(line.startswith(f"not in the table: {damaged / 'result.json'}: not valid JSON") for line in lines)
+    assert any(line.startswith(f"not in the table: {damaged / 'result.json'}: got ") for line in lines)
     assert sum(line.startswith("  0.00") for line in lines) == 3
 
 

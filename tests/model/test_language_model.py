@@ -3,12 +3,12 @@
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from palimpsa.config.schema import plain
 from palimpsa.mixers import PalimpsaD
 from palimpsa.model.build import build_model
 from palimpsa.model.language_model import LanguageModel
-from palimpsa.runs.directory import flatten
+from palimpsa.runs.identity import flatten
 from palimpsa.sweeps.command import CONFIG_DIR
 from palimpsa.training.optimizer import weight_decay_groups
 
@@ -101,7 +101,7 @@ def test_an_ablation_changes_one_choice_of_its_model(name, compose_config):
     own = compose_config(f"model={name}").model
     base = compose_config(f"model={'palimpsa_d_nometa' if 'nometa' in name else 'palimpsa_d'}").model
     assert own.name == name.removeprefix("ablation/")
-    before, after = (flatten(plain(model)) for model in (base, own))
+    before, after = (flatten(OmegaConf.to_container(model, resolve=True)) for model in (base, own))
     changed = {key for key in before | after if before.get(key) != after.get(key)} - {"name", "label"}
     assert len(changed) == 1
     assert changed < {"mixer.plasticity", "mixer.importance_prior", "mixer.forgetting"}

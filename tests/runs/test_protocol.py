@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
 import shutil
 
 import pytest
 
 from palimpsa.analysis.build import build_runs
 from palimpsa.analysis.collect.result_files import collect, write_collected
-from palimpsa.runs.protocol import protocol_hash
 from palimpsa.runs.read import read_curves_csv, read_runs_csv
 from palimpsa.runs.schema import ResultError
-
-CONFIG = {
-    "seed": 1,
-    "variant": "",
-    "results_dir": "results",
-    "run_dir": "results/runs/x",
-    "scale": {"name": "laptop", "seeds": "1,2", "learning_rates": "1e-3", "curriculum": [{"max_steps": 200}]},
-    "model": {"name": "gla", "mixer": {"num_heads": 2}},
-    "task": {"directory": "d", "seq_len": 16, "stop_accuracy": 0.99},
-    "optimizer": {"lr": 1e-3, "beta1": 0.9},
-    "trainer": {"precision": "32-true", "progress_bar": True},
-    "logger": {"name": "csv"},
-}
-
-
-def changed(place: str, value):
-    config = copy.deepcopy(CONFIG)
-    *blocks, name = place.split(".")
-    block = config
-    for key in blocks:
-        block = block[key]
-    block[name] = value
-    return config
 
 
 def gather(tmp_path, *roots):
@@ -44,48 +17,6 @@ def gather(tmp_path, *roots):
     collected = collect([tmp_path / root for root in roots or ["runs"]], out)
     write_collected(collected, out)
     return collected
-
-
-def test_hash_is_that_of_the_remaining_keys():
-    rest = {
-        "optimizer.beta1": 0.9,
-        "scale.curriculum": [{"max_steps": 200}],
-        "scale.name": "laptop",
-        "task.stop_accuracy": 0.99,
-        "trainer.precision": "32-true",
-    }
-    assert protocol_hash(CONFIG) == hashlib.sha256(json.dumps(rest).encode()).hexdigest()[:16]
-
-
-@pytest.mark.parametrize(
-    "place",
-    [
-        "seed",
-        "variant",
-        "results_dir",
-        "run_dir",
-        "scale.seeds",
-        "scale.learning_rates",
-        "scale.wide_head_k_dim",
-        "model.name",
-        "model.mixer.num_heads",
-        "task.directory",
-        "task.seq_len",
-        "optimizer.lr",
-        "trainer.progress_bar",
-        "logger.name",
-    ],
-)
-def test_runs_of_one_figure_may_differ_here(place):
-    assert protocol_hash(changed(place, "other")) == protocol_hash(CONFIG)
-
-
-@pytest.mark.parametrize(
-    "place",
-    ["scale.curriculum", "task.stop_accuracy", "optimizer.beta1", "trainer.precision", "scale.name", "model_name"],
-)
-def test_runs_of_one_figure_may_not_differ_here(place):
-    assert protocol_hash(changed(place, "other")) != protocol_hash(CONFIG)
 
 
 def test_lengths_of_the_scratch_protocol_share_it(add_run, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from palimpsa.runs.identity import config_hash, protocol_hash, upgraded
 from palimpsa.runs.read import (
     find_run_dirs,
     head_columns,
@@ -50,6 +51,29 @@ def test_failed_run_without_stages_is_one_row(add_run):
     assert frame[["stage", "seq_len", "state_size", "git_revision"]].isna().all(axis=None)
 
 
+def test_a_run_that_diverged_says_so_in_whatever_format_it_was_written(add_run):
+    path = add_run(status="failed", validation=[], lengths=[]) / "result.json"
+    result = json.loads(path.read_text())
+    assert result["format"] == 1
+    result["error"] = "FloatingPointError: the loss is nan"
+    path.write_text(json.dumps(result))
+    assert read_run_dir(path.parent)["status"].tolist() == ["diverged"]
+    path.write_text(json.dumps(result | {"format": 2}))
+    assert read_run_dir(path.parent)["status"].tolist() == ["failed"]
+    path.write_text(json.dumps(result | {"format": 2, "status": "diverged"}))
+    assert read_run_dir(path.parent)["status"].tolist() == ["diverged"]
+
+
+def test_an_old_results_hashes_are_todays(add_run):
+    path = add_run() / "result.json"
+    (row,) = read_run_dir(path.parent)[["config_hash", "protocol_hash"]].drop_duplicates().to_numpy().tolist()
+    old = json.loads(path.read_text())
+    config = upgraded(old["config"])
+    assert config["task"]["sweep"] == {"seeds": "1,2,3", "learning_rates": "0.001"}
+    assert row == [config_hash(config), protocol_hash(config)]
+    assert old["config_hash"] != row[0]
+
+
 def test_scratch_run_carries_its_length(add_run):
     frame = read_run_dir(add_run(task="mqar_scratch", lengths=[32], validation=[0.5]))
     assert frame["run_seq_len"].tolist() == [32]
@@ -59,10 +83,10 @@ def test_scratch_run_carries_its_length(add_run):
 def test_truncated_result_is_named(add_run, keep):
     path = add_run() / "result.json"
     path.write_text(path.read_text()[:keep])
-    with pytest.raises(ResultError, match=f"not valid JSON .{keep} characters") as caught:
+    with pytest.raises(ResultError, match=f"got {keep} bytes that are not JSON") as caught:
         read_run_dir(path.parent)
     assert str(path) in str(caught.value)
-    assert "expected a complete result of format 1" in str(caught.value)
+    assert "expected a complete result of format 2" in str(caught.value)
 
 
 def _set(result, place, value):
@@ -77,14 +101,14 @@ def _set(result, place, value):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (["format"], 2, "format is 2, expected a complete result of format 1"),
+        (["format"], 3, "format is 3, expected a complete result of format 2"),
         (["format"], ..., "format is missing, expected"),
         (["run"], ..., "run is missing, expected an object"),
         (["run", "lr"], "1e-3", 'run.lr is "1e-3", expected a number > 0'),
         (["run", "lr"], 0, "run.lr is 0, expected a number > 0"),
         (["run", "seed"], True, "run.seed is true, expected an integer >= 0"),
         (["run", "model"], " ", 'run.model is " ", expected a non-empty string'),
-        (["status"], "running", 'status is "running", expected "finished" or "failed"'),
+        (["status"], "running", 'status is "running", expected "finished", "failed" or "diverged"'),
         (["stages"], {}, "stages is {}, expected a list"),
         (["stages", 1], 7, "stages[1] is 7, expected an object"),
         (["stages", 1, "seq_len"], 1.5, "stages[1].seq_len is 1.5, expected an integer >= 0"),
@@ -109,7 +133,7 @@ def test_invalid_result_is_named(add_run, place, value, message):
 def test_result_that_is_no_object(add_run):
     path = add_run() / "result.json"
     path.write_text("[1]")
-    with pytest.raises(ResultError, match=r"holds \[1\], expected a complete result"):
+    with pytest.raises(ResultError, match=r"got \[1\], expected a complete result"):
         read_run_dir(path.parent)
 
 

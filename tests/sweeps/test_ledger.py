@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from palimpsa.config.errors import RunDirectoryError
-from palimpsa.config.schema import plain, storable
-from palimpsa.runs.directory import LockHeldError, RunDirectory, hold_lock, lock_holder
+from palimpsa.config.schema import plain, typed
+from palimpsa.runs.directory import RunDirectory
+from palimpsa.runs.files import LockHeldError, hold_lock, lock_holder
 from palimpsa.sweeps.ledger import BEGUN, MOST_LINES, Entry, Job, Ledger, look
 from palimpsa.training.run import run
 
@@ -25,7 +26,7 @@ def finished(tmp_path_factory) -> Path:
 @pytest.fixture
 def job_of(tiny_config):
     def make(*overrides: str) -> Job:
-        return Job(overrides, storable(plain(tiny_config("model=mamba2", *overrides))))
+        return Job(overrides, plain(typed(tiny_config("model=mamba2", *overrides))))
 
     return make
 
@@ -118,7 +119,7 @@ def test_a_run_takes_a_lock_that_was_only_looked_at(tmp_path, monkeypatch):
     import fcntl
 
     fcntl.flock(file, fcntl.LOCK_SH)
-    monkeypatch.setattr("palimpsa.runs.directory.time.sleep", wait)
+    monkeypatch.setattr("palimpsa.runs.files.time.sleep", wait)
     with hold_lock(tmp_path / "lock"):
         assert len(looks) == 1
 
@@ -133,7 +134,7 @@ DAMAGES = {
     "history": (lambda job: cut(job.directory / "history.csv"), r"history\.csv: got \d+ whole rows, expected the 1\d "),
     "value": (lambda job: change_result(job, status="done"), r"result\.json: status is \"done\", expected .*Delete it"),
     "key": (lambda job: change_result(job, run={}), r"result\.json: run\.task is missing, expected .*Delete it"),
-    "format": (lambda job: change_result(job, format=2), r"result\.json: got format 2, expected 1"),
+    "format": (lambda job: change_result(job, format=3), r"result\.json: format is 3, expected .* format 2"),
 }
 
 

@@ -16,8 +16,9 @@ from palimpsa.analysis.statistics.learning_rate import choose_learning_rates, on
 from palimpsa.config import compose as composition
 from palimpsa.config.compose import Composer
 from palimpsa.config.errors import RunDirectoryError
-from palimpsa.config.schema import plain
-from palimpsa.runs.directory import RunDirectory, config_hash
+from palimpsa.config.schema import plain, typed
+from palimpsa.runs.directory import RunDirectory
+from palimpsa.runs.identity import config_hash
 from palimpsa.sweeps import command as cli
 from palimpsa.sweeps.command import CONFIG_DIR, preflight
 from palimpsa.sweeps.ledger import Job
@@ -169,7 +170,7 @@ def test_a_model_that_is_decided_does_not_wait_for_the_others(plan):
 
 
 def test_runs_that_are_not_of_this_sweep_choose_nothing(plan):
-    others = plan("optimizer.lr=1e-2,2e-2", "seed=1,2,3,4,5,6", "scale.selection_seeds='1'")
+    others = plan("optimizer.lr=1e-2,2e-2", "seed=1,2,3,4,5,6", "task.sweep.selection_seeds='1'")
     for job in others.jobs:
         if job.lr == 1e-2 or job.seed > 2:
             write_result(job, 1.0)
@@ -334,11 +335,11 @@ def test_a_finished_sweep_starts_nothing(plan, capsys):
 
 COMMAND_LINES = {
     "groups and values": ["model=gla,mamba2", "task=mqar_curriculum,mqar_scratch", "seed=1,2", "optimizer.lr=1,1e-3"],
-    "a key twice": ["seed=1,2", "scale.seeds='3'", "seed=4,5"],
+    "a key twice": ["seed=1,2", "task.sweep.seeds='3'", "seed=4,5"],
     "strings, null and interpolations": ["variant='',_b", "model.init_std=null,0.1", "logger.project=a,${variant}"],
     "keys above and below": ["task.stages=[{seq_len:8,num_pairs:2,max_steps:3}]", "task.stages.0.max_steps=1,2"],
-    "below, then above": ["scale.scratch.seq_len=8,16", "scale.scratch={seq_len:24}"],
-    "dictionaries": ["scale.scratch={seq_len:8},{num_epochs:2}", "seed=1,2"],
+    "below, then above": ["task.sweep.seeds=8,16", "task.sweep={seeds:24}"],
+    "dictionaries": ["task.sweep={seeds:8},{models:gla}", "seed=1,2"],
     "added and taken away": ["+model.mixer.norm_eps=1e-3,1e-4", "~model.mixer.conv_width", "seed=1,2"],
     "a value of one group alone": ["model=gla,transformer", "model.mixer.head_k_dim=4,8", "seed=1,2"],
     "a file of the sweep": ["+sweep=smoke", "model=gla,mamba2", "seed=1,2"],
@@ -353,7 +354,7 @@ def test_the_configs_of_a_sweep_are_those_that_hydra_composes(name):
         assert len(combinations) > 1
         for combination in combinations:
             cfg, config = composer.compose(combination)
-            assert config == plain(cfg) == plain(compose("train", combination)), combination
+            assert config == plain(typed(cfg)) == plain(typed(compose("train", combination))), combination
 
 
 def test_hydra_composes_once_a_model_however_many_runs_there_are(plan, monkeypatch):
@@ -371,7 +372,7 @@ def test_hydra_composes_once_a_model_however_many_runs_there_are(plan, monkeypat
 
 def test_a_sweep_in_two_phases_from_the_command_line(tiny_overrides, tmp_path, monkeypatch, capfd):
     """The whole way, trained: through Hydra, its launcher in this process, and the results."""
-    words = ["+sweep=mqar_figure2", "model=gla", "optimizer.lr=1e-3,5e-3", "seed=1,2", "scale.selection_seeds=1"]
+    words = ["+sweep=mqar_figure2", "model=gla", "optimizer.lr=1e-3,5e-3", "seed=1,2", "task.sweep.selection_seeds=1"]
     words += ["hydra.sweeper.max_batch_size=1"]
     monkeypatch.setattr("sys.argv", ["train.py", "-m", *words, *tiny_overrides, f"results_dir={tmp_path}"])
     cli.train_main()

@@ -20,7 +20,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from palimpsa.runs.directory import RunDirectory, hold_lock
+from palimpsa.runs.directory import RunDirectory
+from palimpsa.runs.files import hold_lock
 from palimpsa.sweeps.command import CONFIG_DIR
 
 ROOT = CONFIG_DIR.parent
@@ -32,7 +33,6 @@ SWEEP = (
     "scale.d_model=16",
     "scale.num_heads=2",
     "scale.head_k_dim=4",
-    "scale.wide_head_k_dim=8",
     "scale.head_v_dim=4",
     "task.vocab_size=32",
     "task.tokens_per_step=64",

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from palimpsa.config.errors import ConfigError, RunDirectoryError
+from palimpsa.config.schema import typed
 from palimpsa.mixers import MemoryTrace
 from palimpsa.model.build import build_model
 from palimpsa.runs.directory import RunDirectory
@@ -44,7 +45,7 @@ def test_result_and_history_of_every_model(tiny_config, name):
     result = run(cfg)
     directory = Path(cfg.run_dir)
     assert json.loads((directory / "result.json").read_text()) == result
-    assert result["format"] == 1
+    assert result["format"] == 2
     assert result["metrics"]["history_rows"] == len(pd.read_csv(directory / "history.csv"))
     assert result["status"] == "finished"
     assert result["error"] is None
@@ -121,7 +122,7 @@ def test_scratch_goes_through_a_fixed_set_once_an_epoch(tiny_config):
     cfg = tiny_config(
         "task=mqar_scratch", "task.stages=null", "task.seq_len=16", "task.num_train_examples=10", "task.num_epochs=2"
     )
-    (stage,) = stages_from_config(cfg.task)
+    (stage,) = stages_from_config(typed(cfg).task)
     assert (stage.batch_size, stage.max_steps, stage.spec.num_pairs) == (4, 6, 4)
     batches = [
         mqar_examples(stage.spec, seed=1, split="train", stage=0, examples=stage.train_examples(1, step, "cpu")).inputs
@@ -342,7 +343,7 @@ def test_a_diverged_run_fails_and_keeps_what_it_had(tiny_config, model, message)
         run(cfg)
     # NaN is no JSON.
     result = json.loads((Path(cfg.run_dir) / "result.json").read_text(), parse_constant=pytest.fail)
-    assert result["status"] == "failed"
+    assert result["status"] == "diverged"
     assert result["error"].startswith("FloatingPointError")
     assert "Traceback" in result["traceback"]
     assert len(pd.read_csv(Path(cfg.run_dir) / "history.csv")) == result["metrics"]["history_rows"] > 0
@@ -372,8 +373,8 @@ def test_a_result_of_another_format_is_refused(tiny_config):
     cfg = tiny_config()
     run(cfg)
     file = Path(cfg.run_dir) / "result.json"
-    file.write_text(file.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(RunDirectoryError, match="got format 2, expected 1"):
+    file.write_text(file.read_text().replace('"format": 2', '"format": 3'))
+    with pytest.raises(RunDirectoryError, match="format is 3, expected a complete result of format 2"):
         run(cfg)
 
 
@@ -404,5 +405,5 @@ def test_throughput_counts_training_time_only(tiny_config):
 
 def test_what_changes_no_number_makes_no_other_run(tiny_config):
     first = run(tiny_config())
-    again = run(tiny_config("scale.seeds='1,2'", "model.label=Renamed", "trainer.checkpoint_every=7"))
+    again = run(tiny_config("task.sweep.seeds='1,2'", "model.label=Renamed", "trainer.checkpoint_every=7"))
     assert again == first

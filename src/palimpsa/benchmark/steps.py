@@ -9,10 +9,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from omegaconf import DictConfig
 
 from palimpsa.benchmark.gpu_load import IncompleteProfileError, Interval, gpu_busy_ns
 from palimpsa.benchmark.training_config import Windows
+from palimpsa.config.schema import typed
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.progress import JobProgress
 from palimpsa.training.curriculum import Curriculum
@@ -20,7 +20,7 @@ from palimpsa.training.memory_probe import MemoryProbe
 from palimpsa.training.run import TrainingRun, make_task
 
 
-def measure_steps(cfg: DictConfig, windows: Windows, folder: Path, progress: JobProgress) -> dict[str, Any]:
+def measure_steps(cfg: Any, windows: Windows, folder: Path, progress: JobProgress) -> dict[str, Any]:
     """Trains until the windows are over.
 
     Args:
@@ -32,10 +32,11 @@ def measure_steps(cfg: DictConfig, windows: Windows, folder: Path, progress: Job
     Returns:
         the cells of the row that the run measures: see `analysis.collect.benchmark_columns`.
     """
-    task = make_task(cfg)
+    config = typed(cfg)
+    task = make_task(config)
     timer = StepTimer(windows, profile=cfg.trainer.accelerator == "gpu")
     timer.start()
-    TrainingRun(cfg, task, RunDirectory(folder), progress.update).fit([timer])
+    TrainingRun(config, task, RunDirectory(folder), progress.update).fit([timer])
     (stage,) = task.stages
     return timer.cells(stage.tokens_per_step) | {
         "batch_size": stage.batch_size,

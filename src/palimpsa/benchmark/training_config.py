@@ -17,8 +17,8 @@ from palimpsa.benchmark.checks import as_list, check_choice, check_positive, che
 from palimpsa.benchmark.schema import TrainingConfig
 from palimpsa.config.compose import CONFIG_DIR, explain
 from palimpsa.config.errors import ConfigError
-from palimpsa.config.schema import StageConfig, TrainConfig, register_schema
-from palimpsa.runs.directory import flatten
+from palimpsa.config.schema import StageConfig, TrainConfig, register_schema, typed
+from palimpsa.runs.identity import flatten
 from palimpsa.training.preflight import check_run
 
 # What the benchmark sets itself: key of configs/train.yaml -> key of the benchmark, or what it does instead.
@@ -95,7 +95,7 @@ def plan_runs(config: TrainingConfig) -> list[TrainingRun]:
     register_schema()
     composed = {model: _compose_run(config, model) for model in config.models}
     for cfg in composed.values():
-        check_run(cfg)
+        check_run(typed(cfg))
     first = composed[config.models[0]]
     stages = _stages(config, first)
     windows = _windows(config, first)
@@ -168,9 +168,7 @@ def _compose_run(config: TrainingConfig, model: str) -> DictConfig:
 
 def _stages(config: TrainingConfig, cfg: DictConfig) -> list[StageConfig]:
     """The stage of each length, `lengths` settled; of two with the same one that is in the figure."""
-    curriculum: list[Any] = [
-        OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StageConfig), stage)) for stage in cfg.task.stages
-    ]
+    curriculum: list[Any] = typed(cfg).task.stages
     by_length = {stage.seq_len: stage for stage in sorted(curriculum, key=lambda stage: stage.in_figure)}
     known = sorted(by_length)
     if config.lengths is None:

@@ -16,9 +16,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from palimpsa.config.checks import schema_keys
 from palimpsa.config.errors import ConfigError, nearest
-from palimpsa.config.schema import plain, register_schema
+from palimpsa.config.keys import schema_keys
+from palimpsa.config.moved import unknown_key
+from palimpsa.config.schema import plain, register_schema, typed
 
 CONFIG_DIR = Path(__file__).resolve().parents[3] / "configs"
 
@@ -69,7 +70,7 @@ class Composer:
         if key not in self._bases:
             cfg = compose(self._config_name, overrides, return_hydra_config=True)
             if not all(_is_leaf(cfg, override.key_or_group) for override in values):
-                return cfg, plain(cfg)
+                return cfg, plain(typed(cfg))
             # A copy with the schema's types, which turn the text of an override into what Hydra makes of it.
             own = copy.deepcopy(cfg)
             OmegaConf.set_struct(own, False)
@@ -78,7 +79,7 @@ class Composer:
         cfg, own = self._bases[key]
         for one in (cfg, own):
             ConfigLoaderImpl._apply_overrides_to_config(values, one)
-        return cfg, plain(own)
+        return cfg, plain(typed(own))
 
 
 def _sets_a_value(override: Override) -> bool:
@@ -141,6 +142,11 @@ def explain(error: Exception, overrides: list[str], config_name: str, schema: ty
     if option:
         group, name = option.groups()
         choices, below = _group_options(group)
+        scales, _ = _group_options("scale")
+        if group.endswith("_budget") and name in scales:
+            return f"scale: got {name!r}, expected configs/{group}/{name}.yaml with it (there are {', '.join(choices)})"
+        if group.endswith("_budget"):
+            group, choices, below = "scale", scales, {}
         listed = ", ".join([*choices, *(f"{folder}/NAME" for folder in below)])
         near = nearest(name, [*choices, *(f"{folder}/{choice}" for folder in below for choice in below[folder])])
         return f"{group}: got {name!r}, expected one of {listed}{near}"
@@ -159,14 +165,16 @@ def explain(error: Exception, overrides: list[str], config_name: str, schema: ty
     siblings = _known_keys(parents, config_name, schema)
     if key in siblings or not siblings:
         return f"{where}{full_key}: {reason}"
-    return f"{where}{full_key}: unknown key, expected one of {', '.join(siblings)}{nearest(key, siblings)}"
+    return f"{where}{unknown_key(full_key, siblings)}"
 
 
 def _group_options(group: str) -> tuple[list[str], dict[str, list[str]]]:
     """The configs of a group, and by folder those below it."""
     loader = GlobalHydra.instance().config_loader()
     folders = (path for path in sorted((CONFIG_DIR / group).glob("*/")) if any(path.glob("*.yaml")))
-    below = {path.name: loader.get_group_options(f"{group}/{path.name}") for path in folders}
+    # A budget is no option: a task takes that of its scale.
+    names = [path.name for path in folders if not path.name.endswith("_budget")]
+    below = {name: loader.get_group_options(f"{group}/{name}") for name in names}
     return loader.get_group_options(group), below
 
 

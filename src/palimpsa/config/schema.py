@@ -1,71 +1,57 @@
-"""The schema of configs/: every key, its type and its unit. Hydra checks each composed config against it."""
+"""The schema of configs/: every key, its type and its `KeyRule`. Hydra checks each composed config against it."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from palimpsa.config.keys import MISSING, convert, key
 
-# Keys that change no number of a run: how it reports, what it is called, and `scale`, which the other groups have
-# already taken their values from. Two runs that differ only here are the same run.
-IRRELEVANT_KEYS = (
-    *("results_dir", "run_dir", "logger", "model.label", "trainer.progress_bar", "trainer.checkpoint_every"),
-    "trainer.gpus",
-    *(f"scale.{key}" for key in ("models", "learning_rates", "seeds", "selection_seeds", "wide_head_k_dim")),
-    *(f"scale.{key}" for key in ("requires_gpu", "checkpoint_every")),
-)
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
+# torch's generators take 64 bits, and numpy's tools 32.
+MAX_SEED = 2**32 - 1
 
-@dataclass
-class StageConfig:
-    """One stage of an MQAR curriculum."""
-
-    seq_len: int = MISSING  # tokens
-    num_pairs: int = MISSING  # <= seq_len / 4
-    max_steps: int = MISSING  # the cap, optimiser steps
-    in_figure: bool = True  # False: a warm-up stage, not tested
-
-
-@dataclass
-class ScratchConfig:
-    """Size of the scratch protocol: fixed training data, one length."""
-
-    seq_len: int = MISSING  # tokens; num_pairs = seq_len / 4
-    num_train_examples: int = MISSING
-    num_epochs: int = MISSING
+# What a mixer does where its config does not say: the defaults of the constructors' arguments.
+MIXER_DEFAULTS = {
+    "conv_width": 4,
+    "conv_bias": True,
+    "conv_init_std": None,
+    "forgetting": "small",
+    "gate_rank": 16,
+    "importance_prior": 1.0,
+    "initial_plasticity": None,
+    "key_expansion": 1,
+    "metaplastic": True,
+    "norm_eps": 1e-6,
+    "num_groups": None,
+    "num_norm_groups": None,
+    "plasticity": "vector",
+    "projection_bias": False,
+    "rope_base": 10_000.0,
+    "step_size_limit": None,
+}
 
 
 @dataclass
 class ScaleConfig:
-    """Sizes and budgets, nothing else: the same experiment at another cost."""
+    """Sizes of models and cadences of reports: the same experiment at another cost. A task's budget is the task's."""
 
     name: str = MISSING
-    requires_gpu: bool = MISSING
-    d_model: int = MISSING
-    num_layers: int = MISSING
-    num_heads: int = MISSING
-    head_k_dim: int = MISSING
-    wide_head_k_dim: int = MISSING  # 2 head_k_dim: of the control with as large a state as Palimpsa's
-    head_v_dim: int = MISSING
-    vocab_size: int = MISSING
-    tokens_per_step: int = MISSING
-    warmup_steps: int = MISSING
-    validation_every: int = MISSING  # optimiser steps
-    num_validation: int = MISSING  # examples
-    num_test: int = MISSING  # examples
-    log_every: int = MISSING  # optimiser steps
-    probe_every: int = MISSING  # optimiser steps
-    num_probe: int = MISSING  # examples
-    checkpoint_every: int = MISSING  # optimiser steps
-    curriculum: list[StageConfig] = MISSING
-    scratch: ScratchConfig = MISSING
-    models: str = MISSING  # of the Figure 2 sweep, comma-separated
-    learning_rates: str = MISSING  # of the Figure 2 sweep, comma-separated
-    seeds: str = MISSING  # of the Figure 2 sweep, comma-separated
-    selection_seeds: str = MISSING  # those of `seeds` that the learning rate is chosen on, comma-separated
+    # The other groups have taken their values from these.
+    requires_gpu: bool = key(changes_numbers=False)
+    d_model: int = key(changes_numbers=False)
+    num_layers: int = key(changes_numbers=False)
+    num_heads: int = key(changes_numbers=False)
+    head_k_dim: int = key(changes_numbers=False)
+    head_v_dim: int = key(changes_numbers=False)
+    log_every: int = key(unit="optimiser steps", changes_numbers=False)
+    probe_every: int = key(unit="optimiser steps", changes_numbers=False)
+    num_probe: int = key(unit="examples", changes_numbers=False)
+    checkpoint_every: int = key(unit="optimiser steps", changes_numbers=False)
 
 
 @dataclass
@@ -73,49 +59,83 @@ class ModelConfig:
     """A language model: one residual stack around a mixer."""
 
     name: str = MISSING
-    label: str = MISSING  # as figures and tables call it
+    label: str = key(changes_numbers=False)  # as figures and tables call it
     vocab_size: int = MISSING
     d_model: int = MISSING
     num_layers: int = MISSING
     norm: str = MISSING
-    norm_eps: float = MISSING
+    norm_eps: float = key(above=0)
     channel_mixer: str = MISSING
-    channel_width: int | None = None
-    init_std: float | None = None  # null: d_model^-1/2
-    mixer: dict[str, Any] = MISSING  # _target_ and its arguments
+    channel_width: int | None = key(None)
+    init_std: float | None = key(None, above=0)  # null: d_model^-1/2
+    mixer: dict[str, Any] = key(neutral_entries=MIXER_DEFAULTS)  # _target_ and its arguments
+
+
+@dataclass
+class SweepAxes:
+    """What a figure's sweep varies, comma-separated."""
+
+    models: str = MISSING
+    learning_rates: str = MISSING
+    seeds: str = MISSING
+    selection_seeds: str = MISSING  # those of `seeds` that the learning rate is chosen on
 
 
 @dataclass
 class TaskConfig:
+    """What every task has."""
+
+    kind: str = key(MISSING, neutral="mqar")  # of TASK_SCHEMAS
+    name: str = MISSING
+    directory: str = key(swept=True)  # below results/runs
+    vocab_size: int = MISSING
+    tokens_per_step: int = key(above=0, unit="tokens")
+    # optimizer.warmup_steps takes its value from here.
+    warmup_steps: int = key(minimum=0, unit="optimiser steps", changes_numbers=False)
+    validation_every: int = key(above=0, unit="optimiser steps")
+    schedule: str = key(choices=("constant", "cosine"))  # of the learning rate, after the warm-up
+    sweep: SweepAxes = key(factory=SweepAxes, changes_numbers=False)
+
+
+@dataclass
+class StageConfig:
+    """One stage of an MQAR curriculum."""
+
+    seq_len: int = key(unit="tokens")
+    num_pairs: int = MISSING  # <= seq_len / 4
+    max_steps: int = key(minimum=1, unit="optimiser steps")  # the cap
+    in_figure: bool = key(True)  # False: a warm-up stage, not tested
+
+
+@dataclass
+class MQARConfig(TaskConfig):
     """MQAR by either protocol: `stages`, or seq_len with num_train_examples and num_epochs."""
 
-    kind: str = "mqar"
-    name: str = MISSING
-    directory: str = MISSING  # below results/runs
-    vocab_size: int = MISSING
-    power: float = MISSING  # a of the slots' law p(i) ~ i^(a-1)
-    tokens_per_step: int = MISSING
-    stop_accuracy: float = MISSING  # a stage ends at this validation accuracy, a fraction; above 1: never
-    validation_every: int = MISSING  # optimiser steps
-    num_validation: int = MISSING  # examples
-    num_test: int = MISSING  # examples
-    schedule: str = MISSING  # constant or cosine, after the warm-up
-    stages: Any = None  # a list of StageConfig: see palimpsa.tasks.stages
-    seq_len: int | None = None
-    num_train_examples: int | None = None
-    num_epochs: int | None = None
+    kind: str = key("mqar")
+    power: float = key(above=0)  # a of the slots' law p(i) ~ i^(a-1)
+    stop_accuracy: float = key(above=0)  # a stage ends at this validation accuracy, a fraction; above 1: never
+    num_validation: int = key(above=0, unit="examples")
+    num_test: int = key(above=0, unit="examples")
+    # A list of StageConfig, checked by `typed`: Hydra would name a mistake in one of its items by a path of its own.
+    stages: Any = key(None, items=StageConfig)
+    seq_len: int | None = key(None, unit="tokens", swept=True)
+    num_train_examples: int | None = key(None)
+    num_epochs: int | None = key(None)
+
+
+TASK_SCHEMAS: dict[str, type] = {"mqar": MQARConfig}
 
 
 @dataclass
 class OptimizerConfig:
     """AdamW."""
 
-    lr: float = MISSING  # peak learning rate
-    weight_decay: float = MISSING
-    beta1: float = MISSING
-    beta2: float = MISSING
-    warmup_steps: int = MISSING
-    gradient_clip: float = MISSING  # global L2 norm
+    lr: float = key(above=0, swept=True)  # peak learning rate
+    weight_decay: float = key(minimum=0)
+    beta1: float = key(minimum=0, below=1)
+    beta2: float = key(minimum=0, below=1)
+    warmup_steps: int = key(minimum=0, unit="optimiser steps")
+    gradient_clip: float = key(above=0)  # global L2 norm
 
 
 @dataclass
@@ -123,67 +143,87 @@ class TrainerConfig:
     """Where a run computes and how often it reports."""
 
     name: str = MISSING
-    accelerator: str = MISSING  # cpu or gpu
-    precision: str = MISSING  # 32-true or bf16-mixed
-    num_threads: int | None = None  # of one run on the CPU; null: torch's default
-    gpus: list[int] | None = None  # indices of the GPUs that runs may use, as CUDA counts; null: all
-    log_every: int = MISSING  # optimiser steps
-    probe_every: int = MISSING  # optimiser steps
-    num_probe: int = MISSING  # examples
-    checkpoint_every: int = MISSING  # optimiser steps
-    compile: bool = False  # blocks by torch.compile: faster on a GPU, other rounding
-    cuda_graphs: bool = False  # steps and validations captured and replayed; on a GPU alone
-    progress_bar: bool = True
+    # Lightning also takes less explicit names for these.
+    accelerator: str = key(choices=("cpu", "gpu"))
+    precision: str = key(choices=("32-true", "bf16-mixed"))
+    num_threads: int | None = key(None, above=0)  # of one run on the CPU; null: torch's default
+    # Indices of the GPUs that runs may use, as CUDA counts; null: all.
+    gpus: list[int] | None = key(None, changes_numbers=False)
+    log_every: int = key(above=0, unit="optimiser steps")
+    probe_every: int = key(above=0, unit="optimiser steps")
+    num_probe: int = key(above=0, unit="examples")
+    checkpoint_every: int = key(above=0, unit="optimiser steps", changes_numbers=False)
+    compile: bool = key(False)  # blocks by torch.compile: faster on a GPU, other rounding
+    cuda_graphs: bool = key(False)  # steps and validations captured and replayed; on a GPU alone
+    progress_bar: bool = key(True, changes_numbers=False)
 
 
 @dataclass
 class LoggerConfig:
     """Where curves go beside the run's own history.csv."""
 
-    name: str = MISSING
-    project: str | None = None
-    entity: str | None = None
-    mode: str | None = None  # offline, online or disabled (wandb)
-    group: str | None = None
+    name: str = key(choices=("wandb", "csv"))
+    project: str | None = key(None)
+    entity: str | None = key(None)
+    mode: str | None = key(None, choices=("offline", "online", "disabled", None))  # of wandb
+    group: str | None = key(None)
 
 
 @dataclass
 class TrainConfig:
     """configs/train.yaml."""
 
-    seed: int = MISSING
-    variant: str = ""  # added to the model's name in directories, tables and figures
-    results_dir: str = MISSING
-    run_dir: str = MISSING
-    scale: ScaleConfig = field(default_factory=ScaleConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    task: TaskConfig = field(default_factory=TaskConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    seed: int = key(minimum=0, maximum=MAX_SEED, swept=True)
+    variant: str = key("", swept=True)  # added to the model's name in directories, tables and figures
+    results_dir: str = key(changes_numbers=False)
+    run_dir: str = key(changes_numbers=False)
+    scale: ScaleConfig = key(factory=ScaleConfig)
+    model: ModelConfig = key(factory=ModelConfig, swept=True)
+    task: TaskConfig = key(factory=TaskConfig, kinds=TASK_SCHEMAS)
+    optimizer: OptimizerConfig = key(factory=OptimizerConfig)
+    trainer: TrainerConfig = key(factory=TrainerConfig)
+    logger: LoggerConfig = key(factory=LoggerConfig, changes_numbers=False)
 
 
 def register_schema() -> None:
-    """Makes the schema known to Hydra as `train_schema`; configs/train.yaml builds on it."""
-    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    """Makes the schemas known to Hydra: configs/train.yaml builds on `train_schema`, a task on that of its kind."""
+    # Here and not above, as OmegaConf below: what reads finished runs does without them.
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    for kind, schema in TASK_SCHEMAS.items():
+        store.store(name=f"{kind}_schema", node=schema)
+
+
+def typed(cfg: DictConfig | dict[str, Any]) -> TrainConfig:
+    """The resolved config as its dataclasses, without Hydra's own part; ranges are not looked at.
+
+    Raises:
+        ConfigError: for a key that is unknown or missing, or a value of another type, in one line.
+    """
+    container: Any = cfg
+    if not isinstance(cfg, dict):
+        from omegaconf import OmegaConf
+
+        own = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"]) if "hydra" in cfg else cfg
+        container = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    return convert(TrainConfig, container)
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """The config as JSON can hold it: every default spelled out, inf and nan as words."""
+    return storable(dataclasses.asdict(config))
 
 
 def storable(value: Any) -> Any:
-    """A plain config as JSON can hold it: inf and nan as words.
+    """Plain containers as JSON can hold them: inf and nan as words.
 
     >>> storable({"limit": [0, float("inf")]})
     {'limit': [0, 'inf']}
     """
     if isinstance(value, dict):
-        return {key: storable(item) for key, item in value.items()}
-    if isinstance(value, list):
+        return {name: storable(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
         return [storable(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved config as plain containers, without Hydra's own part."""
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]) if "hydra" in cfg else cfg
-    container = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}

@@ -148,6 +148,13 @@ class PalimpsaMixer(Mixer):
         return MemoryTrace(mean_window(operands.log_decay), state.importance)
 
 
+def expanded_key_dim(head_k_dim: int, key_expansion: int) -> int:
+    """The width of the memory's keys."""
+    if key_expansion < 1:
+        raise ValueError(f"key_expansion: got {key_expansion}, expected >= 1")
+    return key_expansion * head_k_dim
+
+
 class PalimpsaD(PalimpsaMixer):
     """Palimpsa in Gated DeltaNet's block: its own input gate, normalised keys, a gated norm per head.
 
@@ -172,7 +179,9 @@ class PalimpsaD(PalimpsaMixer):
         initial_plasticity: tuple[float, float] | None = None,
         norm_eps: float = 1e-6,
         plasticity: str = "vector",
+        key_expansion: int = 1,
     ) -> None:
+        head_k_dim = expanded_key_dim(head_k_dim, key_expansion)
         sizes = (d_model, num_heads, head_k_dim, head_v_dim, conv_width)
         super().__init__(*sizes, metaplastic, importance_prior, forgetting, initial_plasticity, plasticity=plasticity)
         k_width, v_width = num_heads * head_k_dim, num_heads * head_v_dim
@@ -246,7 +255,9 @@ class PalimpsaM(PalimpsaMixer):
         num_norm_groups: int | None = None,
         conv_bias: bool = True,
         step_size_limit: tuple[float, float] | None = None,
+        key_expansion: int = 1,
     ) -> None:
+        head_k_dim = expanded_key_dim(head_k_dim, key_expansion)
         sizes = (d_model, num_heads, head_k_dim, head_v_dim, conv_width)
         super().__init__(*sizes, metaplastic, importance_prior, forgetting, initial_plasticity, step_size_limit)
         self.num_groups = num_heads if num_groups is None else num_groups

@@ -3,119 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import json
-import os
-import socket
-import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from palimpsa.config.errors import RunDirectoryError
-from palimpsa.config.schema import IRRELEVANT_KEYS
+from palimpsa.runs.files import LockHeldError, hold_lock, lock_holder, write_atomic
+from palimpsa.runs.identity import differences, upgraded
+from palimpsa.runs.result import read_json_object, read_result
+from palimpsa.runs.schema import FINISHED, ResultError
 
-RESULT_FORMAT = 1
 # Where a checkpoint keeps the config of its model.
 MODEL_CONFIG_KEY = "model_config"
-# How often, 10 ms apart, a lock is tried: a process that only looks at it (`lock_holder`) holds it for a moment.
-LOCK_TRIES = 20
-
-
-class LockHeldError(Exception):
-    """Another process holds a lock file.
-
-    Args:
-        holder: that process, in words.
-    """
-
-    def __init__(self, holder: str) -> None:
-        super().__init__(holder)
-        self.holder = holder
-
-
-@contextlib.contextmanager
-def hold_lock(path: Path) -> Iterator[None]:
-    """Holds a lock file, which says who does; the system lifts the lock of a killed process.
-
-    Raises:
-        LockHeldError: where another process holds it.
-        OSError: where it cannot be written.
-    """
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+") as file:
-        for attempt in range(LOCK_TRIES):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if attempt == LOCK_TRIES - 1:
-                    raise LockHeldError(_told_holder(file)) from None
-                time.sleep(0.01)
-        # A full disk has no room for the news, and the lock holds without it.
-        with contextlib.suppress(OSError):
-            news = f"process {os.getpid()} on {socket.gethostname()}".encode()
-            os.pwrite(file.fileno(), news, 0)
-            os.ftruncate(file.fileno(), len(news))
-        yield
-
-
-def lock_holder(path: Path) -> str | None:
-    """Which process holds a lock file, in words; None where none does."""
-    try:
-        file = path.open()
-    except FileNotFoundError:
-        return None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _told_holder(file)
-    return None
-
-
-def _told_holder(file: Any) -> str:
-    file.seek(0)
-    return file.read().strip() or "a process that does not say which"
-
-
-def atomic_write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: a crash leaves the old one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a plain config that decides what is computed: all but `IRRELEVANT_KEYS`, as flat dotted keys."""
-    flat = flatten(config)
-    return {k: v for k, v in flat.items() if not any(k == r or k.startswith(f"{r}.") for r in IRRELEVANT_KEYS)}
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def config_hash(config: dict[str, Any]) -> str:
-    """16 hexadecimal digits that two configs share when they describe the same computation."""
-    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:16]
+# Of the keys that differ, how many an error names.
+MOST_CHANGES = 5
 
 
 class RunDirectory:
@@ -149,22 +51,25 @@ class RunDirectory:
             yield
 
     def inspect(self, config: dict[str, Any]) -> dict[str, Any] | None:
-        """The result that the directory holds, finished or failed; None where there is none. Writes nothing.
+        """The result that the directory holds, however the run ended; None where there is none. Writes nothing.
+
+        Args:
+            config: the plain config of the run that is to be here.
 
         Raises:
             RunDirectoryError: where the directory holds another config or a damaged file.
         """
-        stored = self._read(self.config_file)
-        result = self._read(self.result_file)
-        if result is not None and result.get("format") != RESULT_FORMAT:
-            raise RunDirectoryError(
-                f"{self.result_file}: got format {result.get('format')!r}, expected {RESULT_FORMAT}; "
-                "it is of another version of this code: choose another results_dir"
+        try:
+            stored = (
+                read_json_object(self.config_file, "expected a run's config") if self.config_file.exists() else None
             )
+            result = read_result(self.result_file) if self.result_file.exists() else None
+        except ResultError as error:
+            raise RunDirectoryError(f"{error}; was it cut short? Delete it to run again") from error
         if stored is None and result is not None:
             stored = result.get("config")
         if stored is not None:
-            self._compare(stored, config)
+            self._check_same_run(upgraded(stored), config)
         return result
 
     def claim(self, config: dict[str, Any]) -> dict[str, Any] | None:
@@ -174,10 +79,10 @@ class RunDirectory:
             RunDirectoryError: where the directory holds another config or a damaged file, or cannot be written.
         """
         result = self.inspect(config)
-        if result is not None and result.get("status") == "finished":
+        if result is not None and result.get("status") == FINISHED:
             return result
         try:
-            atomic_write(self.config_file, json.dumps(config, indent=1))
+            write_atomic(self.config_file, json.dumps(config, indent=1))
         except OSError as error:
             raise RunDirectoryError(f"results_dir: cannot write to {self.path}: {error.strerror}") from error
         return None
@@ -215,7 +120,7 @@ class RunDirectory:
         try:
             content = torch.load(path, weights_only=True, map_location="cpu")
             stored = {"model": content.get(MODEL_CONFIG_KEY, {})}
-            changes = _changes(stored, {"model": config["model"]}) if stored["model"] else []
+            changes = _config_changes(stored, {"model": config["model"]}) if stored["model"] else []
             changes += _weight_changes(content["state_dict"], weights)
         except Exception as error:
             raise RunDirectoryError(
@@ -230,25 +135,11 @@ class RunDirectory:
         return path
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """The last act of a run."""
-        atomic_write(self.result_file, json.dumps(result, indent=1, allow_nan=False))
+        """The last act of a run: what `result.run_result` makes."""
+        write_atomic(self.result_file, json.dumps(result, indent=1, allow_nan=False))
 
-    def _read(self, path: Path) -> dict[str, Any] | None:
-        if not path.exists():
-            return None
-        try:
-            content = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise RunDirectoryError(
-                f"{path}: got {path.stat().st_size} bytes that are not JSON ({error}), expected a run's {path.name}; "
-                "was it cut short? Delete it to run again"
-            ) from error
-        if not isinstance(content, dict):
-            raise RunDirectoryError(f"{path}: got a JSON {type(content).__name__}, expected an object; delete it")
-        return content
-
-    def _compare(self, stored: dict[str, Any], config: dict[str, Any]) -> None:
-        changes = _changes(stored, config)
+    def _check_same_run(self, stored: dict[str, Any], config: dict[str, Any]) -> None:
+        changes = _config_changes(stored, config)
         if changes:
             raise RunDirectoryError(
                 f"run_dir: {self.path} holds a run of another config ({_shortened(changes)}). "
@@ -256,14 +147,11 @@ class RunDirectory:
             )
 
 
-def _changes(stored: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """What two configs compute differently, a phrase a key."""
-    # Through JSON and back: tuples become lists and 1e-3 the same float on both sides.
-    old, new = identity(stored), identity(json.loads(json.dumps(config)))
+def _config_changes(stored: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """What two plain configs compute differently, a phrase a key."""
     return [
-        f"{key}: stored {old.get(key, 'nothing')!r}, now {new.get(key, 'nothing')!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, ...) != new.get(key, ...)
+        f"{key}: stored {'nothing' if old is None else old}, now {'nothing' if new is None else new}"
+        for key, old, new in differences(stored, config)
     ]
 
 
@@ -277,6 +165,6 @@ def _weight_changes(stored: Mapping[str, Any], weights: Mapping[str, Any]) -> li
     ]
 
 
-def _shortened(changes: list[str], most: int = 5) -> str:
-    more = f"; and {len(changes) - most} more" if len(changes) > most else ""
-    return "; ".join(changes[:most]) + more
+def _shortened(changes: list[str]) -> str:
+    more = f"; and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
+    return "; ".join(changes[:MOST_CHANGES]) + more

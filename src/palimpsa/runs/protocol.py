@@ -1,66 +1,17 @@
-"""What all runs of one figure must share: the protocol, as a hash of the config."""
+"""Runs of one figure must share a protocol (`identity.protocol`): whether they do, and what differs if not."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from palimpsa.runs.schema import RUN_KEY, ResultError
-
-# Keys, and what lies below them, in which the runs of one figure may differ: the axes of its sweep, and where
-# and how a run reports. scale.models, learning_rates, seeds and selection_seeds say what to sweep, not how to
-# train; scale.wide_head_k_dim is a size of one model.
-FREE_KEYS = (
-    "model",
-    "optimizer.lr",
-    "seed",
-    "variant",
-    "task.seq_len",
-    "task.directory",
-    "scale.models",
-    "scale.seeds",
-    "scale.selection_seeds",
-    "scale.learning_rates",
-    "scale.requires_gpu",
-    "scale.wide_head_k_dim",
-    "scale.checkpoint_every",
-    "results_dir",
-    "run_dir",
-    "logger",
-    "trainer.progress_bar",
-    "trainer.checkpoint_every",
-    "trainer.gpus",
-)
+from palimpsa.runs.identity import differences
+from palimpsa.runs.schema import FINISHED, RUN_KEY, ResultError
 
 _ADVICE = (
     "expected one protocol a task and scale, whose runs may differ in model, learning rate, seed and length only. "
     "Collect them apart: a results_dir of its own for one of them, and a --runs and --out for each"
 )
-
-
-def protocol(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The part of a resolved config that all runs of a figure share, with flat dotted keys.
-
-    >>> protocol({"seed": 1, "optimizer": {"lr": 0.01, "beta1": 0.9}})
-    {'optimizer.beta1': 0.9}
-    """
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        key = f"{prefix}{name}"
-        if key in FREE_KEYS:
-            continue
-        if isinstance(value, dict):
-            flat |= protocol(value, f"{key}.")
-        else:
-            flat[key] = value
-    return flat
-
-
-def protocol_hash(config: dict[str, Any]) -> str:
-    """16 hexadecimal digits of the sha256 of `protocol(config)` as JSON with sorted keys."""
-    return hashlib.sha256(json.dumps(protocol(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def describe_run(identity: Sequence[Any]) -> str:
@@ -70,11 +21,9 @@ def describe_run(identity: Sequence[Any]) -> str:
 
 def difference(config: dict[str, Any], other: dict[str, Any]) -> str:
     """The first key, in order, in which the protocols of two configs differ, and both values."""
-    first, second = protocol(config), protocol(other)
-    for key in sorted(first.keys() | second.keys()):
-        if first.get(key, ...) != second.get(key, ...):
-            values = [json.dumps(flat[key]) if key in flat else "no such key" for flat in (first, second)]
-            return f"{key}: {values[0]} and {values[1]}"
+    for key, *values in differences(config, other, swept=False):
+        first, second = ("no such key" if value is None else value for value in values)
+        return f"{key}: {first} and {second}"
     return "no key differs"
 
 
@@ -87,7 +36,7 @@ def one_protocol(rows: pd.DataFrame, configs: dict[tuple[Any, ...], dict[str, An
 
     Raises ResultError: finished runs of more than one protocol (names two of the runs).
     """
-    finished = rows.loc[rows["status"] == "finished"]
+    finished = rows.loc[rows["status"] == FINISHED]
     first = finished.drop_duplicates("protocol_hash")
     if first.empty:
         return None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 REVISION_VARIABLE = "PALIMPSA_REVISION"
+# Whose versions may change a number, beside Python's.
 PACKAGES = (
     "torch",
     "triton",
@@ -35,13 +36,13 @@ def provenance(accelerator: str) -> dict[str, Any]:
         accelerator: "cpu" or "gpu", what the run uses.
     """
     root = Path(__file__).parent
-    told = os.environ.get(REVISION_VARIABLE) or None
-    revision = told or _git(root, "rev-parse", "HEAD")
+    from_environment = os.environ.get(REVISION_VARIABLE) or None
+    revision = from_environment or _git(root, "rev-parse", "HEAD")
     # What a run writes is not what it was computed with.
     changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)results")
     return {
         "git_revision": revision,
-        "git_dirty": None if told or revision is None else bool(changes),
+        "git_dirty": None if from_environment or revision is None else bool(changes),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "device": _device(accelerator),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -1,11 +1,10 @@
-"""Read run directories and the two collected CSV files into tidy data frames.
+"""Reads run directories and the collected CSV files into tidy data frames.
 
-A run directory holds `result.json` (its last act) and `history.csv` (its learning curves).
+A run directory holds `result.json` (its last act: see `runs.result`) and `history.csv` (its learning curves).
 Everything read here is checked: a file that is cut short or of another format is one `ResultError`
 that names the file, what was found and what was expected.
 """
 
-import json
 import os
 import re
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import Any
 
 import pandas as pd
 
-from palimpsa.runs.protocol import protocol_hash
+from palimpsa.runs.identity import protocol_hash
+from palimpsa.runs.result import read_result
 from palimpsa.runs.schema import (
     CURVE_COLUMNS,
     HEAD_PREFIXES,
-    RESULT_FORMAT,
     RUN_COLUMNS,
     RUN_KEY,
     SESSION_COLUMNS,
@@ -61,34 +60,6 @@ def find_run_dirs(root: Path) -> tuple[list[Path], list[Path]]:
         elif {"history.csv", "config.json", ".hydra"} & {*files, *subfolders}:
             not_ended.append(Path(folder))
     return sorted(ended), sorted(not_ended)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A result.json as its dictionary, checked for `format` only.
-
-    Raises ResultError; NaN and Infinity, which Python would read but JSON does not have, are errors too.
-    """
-    expected = f"expected a complete result of format {RESULT_FORMAT}"
-
-    def reject(constant: str) -> None:
-        raise ResultError(f"{path}: holds {constant}, which is not JSON, {expected} (null where there is no number)")
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        result = json.loads(text, parse_constant=reject)
-    except json.JSONDecodeError as error:
-        raise ResultError(
-            f"{path}: not valid JSON ({len(text)} characters; line {error.lineno}, column "
-            f"{error.colno}: {error.msg}), {expected}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ResultError(f"{path}: cannot be read ({error}), {expected}") from None
-    if not isinstance(result, dict):
-        raise ResultError(f"{path}: holds {shorten(result)}, {expected}")
-    if result.get("format") != RESULT_FORMAT:
-        found = shorten(result["format"]) if "format" in result else "missing"
-        raise ResultError(f"{path}: format is {found}, {expected}")
-    return result
 
 
 def result_rows(path: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -174,7 +145,7 @@ def runs_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def read_run_dir(folder: Path) -> pd.DataFrame:
     """The rows of runs.csv of one run directory. Raises ResultError."""
     path = folder / "result.json"
-    return runs_frame(result_rows(path, read_json(path)))
+    return runs_frame(result_rows(path, read_result(path)))
 
 
 def read_history(path: Path, num_rows: int | None = None) -> pd.DataFrame:

@@ -1,11 +1,17 @@
-"""What the result files hold: the columns of the two CSV files, and the checks of a result.json."""
+"""What the result files hold: the columns of the CSV files, and what a value of a result.json may be."""
 
 import json
 import math
 from pathlib import Path
 from typing import Any
 
-RESULT_FORMAT = 1
+# Of result.json. 1 had keys of the config where they were then, and no status for a run that diverged.
+RESULT_FORMAT = 2
+
+# How a run ended. Diverged: its own numbers were the reason, and would be again.
+FINISHED = "finished"
+FAILED = "failed"
+DIVERGED = "diverged"
 
 # What tells two runs apart. run_seq_len (config.task.seq_len, tokens) is the length of a protocol
 # that trains one run a length, and 0 for a run that walks through several (a curriculum).
@@ -14,7 +20,7 @@ RUN_KEY = ["task", "scale", "model", "lr", "seed", "run_seq_len"]
 # runs.csv, one row a run and stage: column -> dtype. Units: steps and wall_time_s as named;
 # accuracies are fractions of the query positions; losses in nats; state_size in recurrent floats a
 # layer and sequence. config_hash: of all that a run computes; protocol_hash: of what the runs of one
-# figure share (`protocol.protocol_hash`).
+# figure share (`identity.protocol_hash`).
 RUN_COLUMNS = {
     "task": "str",
     "scale": "str",
@@ -72,7 +78,7 @@ HEAD_PREFIXES = ("window/", "metaplasticity/")
 _KINDS = {
     "text": "a non-empty string",
     "string": "a string",
-    "status": '"finished" or "failed"',
+    "status": '"finished", "failed" or "diverged"',
     "count": "an integer >= 0",
     "number": "a finite number",
     "positive": "a number > 0",
@@ -99,7 +105,7 @@ def matches(value: Any, kind: str) -> bool:
         case "string":
             return isinstance(value, str)
         case "status":
-            return value in ("finished", "failed")
+            return value in (FINISHED, FAILED, DIVERGED)
         case "count":
             return isinstance(value, int) and not isinstance(value, bool) and value >= 0
         case "number":

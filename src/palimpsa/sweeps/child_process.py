@@ -52,9 +52,10 @@ def serve() -> None:
     try:
         cfg = pickle.load(sys.stdin.buffer)
         threading.Thread(target=_end_with_parent, daemon=True).start()
+        from palimpsa.config.schema import typed
         from palimpsa.training.run import run
 
-        run(cfg)
+        run(typed(cfg))
     except Exception as raised:
         # For the parent to raise.
         error = raised

@@ -22,8 +22,8 @@ from rich.console import Console
 
 from palimpsa.config.compose import CONFIG_DIR, Composer, check_writable, explain, parse_overrides
 from palimpsa.config.errors import ConfigError, RunDirectoryError
-from palimpsa.config.schema import TrainConfig, register_schema, storable
-from palimpsa.runs.directory import LockHeldError
+from palimpsa.config.schema import TrainConfig, register_schema, typed
+from palimpsa.runs.files import LockHeldError
 from palimpsa.runs.progress import SweepProgress
 from palimpsa.sweeps.child_process import run_in_own_process
 from palimpsa.sweeps.launchers import LAUNCHER_VARIABLE, check_launcher, leaving_with_the_sweep, runs_elsewhere
@@ -46,7 +46,7 @@ def train_task(cfg: DictConfig) -> None:
             # Here and not above: torch.
             from palimpsa.training.run import run
 
-            run(cfg)
+            run(typed(cfg))
 
 
 def train_main() -> None:
@@ -100,7 +100,10 @@ def _sweep(start: Callable[[], None], sweep: Sweep) -> None:
         if ledger.left():
             os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
             num_jobs = len(ledger.left()) + sum(ledger.num_waiting.values())
-            with SweepProgress(num_jobs, sweep.directory / ".progress") as progress, under_way(sweep, progress.say):
+            with (
+                SweepProgress(num_jobs, sweep.directory / ".progress") as progress,
+                under_way(sweep, progress.print_lines),
+            ):
                 start()
             sweep.learn(progress.failures)
             ledger = sweep.survey()
@@ -235,7 +238,7 @@ def _jobs(combinations: list[list[str]]) -> list[Job]:
             _check_run(cfg)
         # Hydra's own keys are those of the whole sweep.
         own = tuple(text for text in combination if not text.lstrip("+~").startswith(("hydra.", "hydra/")))
-        job = Job(own, storable(config))
+        job = Job(own, config)
         other = jobs.setdefault(job.directory, job)
         if other is not job:
             different = [text for text in own if text not in other.overrides] or own
@@ -278,5 +281,5 @@ def _compose(overrides: list[str], multirun: bool) -> DictConfig:
 
 
 def _check_run(cfg: DictConfig) -> None:
-    check_run(cfg, elsewhere=runs_elsewhere(cfg))
+    check_run(typed(cfg), elsewhere=runs_elsewhere(cfg))
     check_writable(cfg.results_dir, Path(cfg.run_dir))

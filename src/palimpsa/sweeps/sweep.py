@@ -18,7 +18,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from palimpsa.config.errors import RunDirectoryError
-from palimpsa.runs.directory import RunDirectory, hold_lock
+from palimpsa.runs.directory import RunDirectory
+from palimpsa.runs.files import hold_lock
 from palimpsa.sweeps.ledger import Entry, Group, Job, Ledger, look
 
 # Hydra takes plugins from the package of this name alone, so that is where the class is listed.
@@ -186,10 +187,11 @@ class Sweep:
 def choose(selection: Sequence[Entry]) -> Choice:
     """The learning rate of one model, by the rule of the figures, from its ended selection runs."""
     from palimpsa.analysis.statistics.learning_rate import choose_learning_rates
-    from palimpsa.runs.read import read_json, result_rows, runs_frame
+    from palimpsa.runs.read import result_rows, runs_frame
+    from palimpsa.runs.result import read_result
 
     files = [RunDirectory(entry.job.directory).result_file for entry in selection]
-    rows = runs_frame([row for file in files for row in result_rows(file, read_json(file))])
+    rows = runs_frame([row for file in files for row in result_rows(file, read_result(file))])
     chosen = choose_learning_rates(rows).iloc[0]
     return Choice(
         label=selection[0].job.label,

@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
-from omegaconf import ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from palimpsa.config.errors import ConfigError, nearest
-from palimpsa.config.schema import StageConfig
+from palimpsa.config.errors import ConfigError
+from palimpsa.config.schema import MQARConfig
 from palimpsa.tasks.mqar import MQARSpec, epoch_order
 from palimpsa.tasks.task import Stage
 
@@ -51,13 +48,13 @@ def _epoch_order(seed: int, stage: int, epoch: int, num_examples: int, device: s
     return epoch_order(seed=seed, stage=stage, epoch=epoch, num_examples=num_examples, device=device)
 
 
-def stages_from_config(task: Any) -> list[MQARStage]:
+def stages_from_config(task: MQARConfig) -> list[MQARStage]:
     """The stages of a task config: a curriculum's, or the single one of the scratch protocol (num_pairs = L / 4).
 
     Raises:
         ConfigError: naming the key that is missing, unknown or out of range.
     """
-    scratch = {key: task[key] for key in ("seq_len", "num_train_examples", "num_epochs")}
+    scratch = {key: getattr(task, key) for key in ("seq_len", "num_train_examples", "num_epochs")}
     if task.stages is not None:
         given = [key for key, value in scratch.items() if value is not None]
         if given:
@@ -71,7 +68,7 @@ def stages_from_config(task: Any) -> list[MQARStage]:
                 is_tested=stage.in_figure,
                 spec=_spec(f"task.stages[{i}].", stage.seq_len, stage.num_pairs, task),
             )
-            for i, stage in enumerate(_stage_configs(task.stages))
+            for i, stage in enumerate(task.stages)
         ]
     for key, value in scratch.items():
         if value is None or value < 1:
@@ -91,29 +88,7 @@ def stages_from_config(task: Any) -> list[MQARStage]:
     ]
 
 
-def _stage_configs(stages: Any) -> list[StageConfig]:
-    """Checked here and not by Hydra: a typed list cannot be an interpolation, and tasks take theirs from the scale."""
-    if not isinstance(stages, ListConfig):
-        raise ConfigError(f"task.stages: got {stages!r}, expected a list of stages")
-    if not stages:
-        raise ConfigError("task.stages: got an empty list, expected at least one stage")
-    known = list(StageConfig.__dataclass_fields__)
-    checked = []
-    for i, stage in enumerate(stages):
-        try:
-            merged = OmegaConf.merge(OmegaConf.structured(StageConfig), stage)
-            checked.append(OmegaConf.to_object(merged))
-        except (OmegaConfBaseException, TypeError, ValueError) as error:
-            key = str(getattr(error, "key", None) or "")
-            hint = "" if key in known else nearest(key, known)
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"task.stages[{i}]: got {stage}, expected {', '.join(known)} ({reason}){hint}") from error
-        if checked[-1].max_steps < 1:
-            raise ConfigError(f"task.stages[{i}].max_steps: got {checked[-1].max_steps}, expected >= 1")
-    return checked
-
-
-def _spec(path: str, seq_len: int, num_pairs: int, task: Any) -> MQARSpec:
+def _spec(path: str, seq_len: int, num_pairs: int, task: MQARConfig) -> MQARSpec:
     try:
         return MQARSpec(seq_len, num_pairs, task.vocab_size, task.power)
     except ValueError as error:
@@ -121,7 +96,7 @@ def _spec(path: str, seq_len: int, num_pairs: int, task: Any) -> MQARSpec:
         raise ConfigError(f"{owner}{error}") from error
 
 
-def _batch_size(seq_len: int, task: Any) -> int:
+def _batch_size(seq_len: int, task: MQARConfig) -> int:
     if task.tokens_per_step < seq_len:
         raise ConfigError(
             f"task.tokens_per_step: got {task.tokens_per_step}, expected at least one sequence of {seq_len} tokens"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from palimpsa.model.language_model import LanguageModel
+from palimpsa.runs.directory import MODEL_CONFIG_KEY
 from palimpsa.tasks.loss import unit_gradient
 from palimpsa.tasks.task import Task
 from palimpsa.training.compiled import compiled_code_if
@@ -16,9 +17,6 @@ from palimpsa.training.cuda_graph import run_aside
 from palimpsa.training.curriculum import Curriculum
 from palimpsa.training.gpus import machine_lock
 from palimpsa.training.optimizer import clip_gradients, make_optimizer, make_schedule
-
-# Where a checkpoint keeps the config of its model.
-MODEL_CONFIG_KEY = "model_config"
 
 
 class TrainingModule(L.LightningModule):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
 
 from palimpsa.config.checks import check_config
-from palimpsa.config.schema import plain
+from palimpsa.config.schema import TrainConfig
 
 
-def check_run(cfg: Any, *, elsewhere: bool = False) -> None:
-    """Checks a composed config before any work.
+def check_run(config: TrainConfig, *, elsewhere: bool = False) -> None:
+    """Checks a config before any work.
 
     Args:
-        cfg: configs/train.yaml, composed.
+        config: configs/train.yaml, composed, as `typed` makes it.
         elsewhere: the run starts on another machine, which checks its device itself then.
 
     Raises:
@@ -23,7 +23,7 @@ def check_run(cfg: Any, *, elsewhere: bool = False) -> None:
     from palimpsa.tasks.build import build_task
     from palimpsa.training.gpus import check_device
 
-    check_config(cfg)
-    check_model(plain(cfg)["model"])
-    build_task(cfg.task, cfg.seed)
-    check_device(cfg, elsewhere=elsewhere)
+    check_config(config)
+    check_model(asdict(config.model))
+    build_task(config.task, config.seed)
+    check_device(config, elsewhere=elsewhere)

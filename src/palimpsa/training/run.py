@@ -15,12 +15,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
 
 from palimpsa.config.errors import ConfigError, RunDirectoryError
-from palimpsa.config.schema import plain, storable
+from palimpsa.config.schema import TrainConfig, plain
 from palimpsa.kernels.validation import OperandError
 from palimpsa.model.build import build_model
-from palimpsa.runs.directory import RunDirectory, config_hash
+from palimpsa.runs.directory import RunDirectory
+from palimpsa.runs.identity import config_hash
 from palimpsa.runs.progress import JobProgress
-from palimpsa.runs.result import run_result
+from palimpsa.runs.result import run_result, status_of
+from palimpsa.runs.schema import FINISHED
 from palimpsa.tasks.build import build_task
 from palimpsa.tasks.task import Task
 from palimpsa.training.checkpoint import AtomicCheckpointIO, quiet_lightning
@@ -37,13 +39,13 @@ from palimpsa.training.module import TrainingModule
 from palimpsa.training.preflight import check_run
 
 
-def run(config: Any) -> dict[str, Any]:
+def run(config: TrainConfig) -> dict[str, Any]:
     """Trains one run, or returns its result where it is finished already; resumes from the last checkpoint.
 
     Started by torchrun it is one process of a run: the first one writes the files.
 
     Args:
-        config: configs/train.yaml, composed.
+        config: configs/train.yaml, composed, as `typed` makes it.
 
     Returns:
         the content of result.json: see `run_result`.
@@ -54,11 +56,11 @@ def run(config: Any) -> dict[str, Any]:
     """
     check_run(config)
     task = make_task(config)
-    directory, stored = RunDirectory(config.run_dir), storable(plain(config))
+    directory, stored = RunDirectory(config.run_dir), plain(config)
     progress = JobProgress.from_environment(run_name(config), task.max_steps)
     if not is_first_rank():
         result = directory.inspect(stored)
-        return result if result is not None and result["status"] == "finished" else _train(config, task, directory)
+        return result if result is not None and result["status"] == FINISHED else _train(config, task, directory)
     try:
         with directory.locked():
             finished = directory.claim(stored)
@@ -77,7 +79,7 @@ def run(config: Any) -> dict[str, Any]:
     return result
 
 
-def make_task(config: Any) -> Task[Any, Any]:
+def make_task(config: TrainConfig) -> Task[Any, Any]:
     """What a run trains on, evaluated by CUDA graphs where the trainer has them.
 
     Raises:
@@ -88,13 +90,18 @@ def make_task(config: Any) -> Task[Any, Any]:
     return task
 
 
-def run_name(config: Any) -> str:
+def run_name(config: TrainConfig) -> str:
     """As progress and loggers call a run."""
     return f"{config.model.name}{config.variant} lr {config.optimizer.lr:g} seed {config.seed}"
 
 
 def _train(
-    config: Any, task: Task[Any, Any], directory: RunDirectory, report: Report = ignore, *, show_bar: bool = False
+    config: TrainConfig,
+    task: Task[Any, Any],
+    directory: RunDirectory,
+    report: Report = ignore,
+    *,
+    show_bar: bool = False,
 ) -> dict[str, Any]:
     """Trains and writes history.csv and result.json, the latter also for a failure."""
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
@@ -103,21 +110,21 @@ def _train(
     def record(status: str, error: str | None, summary: dict[str, Any]) -> dict[str, Any]:
         stages = training.curriculum.finished_stages
         summary["history_rows"] = len(training.history.rows)
-        result = run_result(config, storable(plain(config)), status, error, stages, summary, started, clock)
+        result = run_result(config, status, error, stages, summary, started, clock)
         if is_first_rank():
             training.history.write(directory.history_file)
             directory.write_result(result)
         return result
 
     try:
-        return record("finished", None, training.fit(show_bar=show_bar))
+        return record(FINISHED, None, training.fit(show_bar=show_bar))
     except (ConfigError, RunDirectoryError):
         # A damaged checkpoint, say: the directory is left as it is.
         raise
     except Exception as error:
         # A full disk has no room for the news of it either.
         with contextlib.suppress(OSError):
-            record("failed", f"{type(error).__name__}: {error}", {"traceback": traceback.format_exc()})
+            record(status_of(error), f"{type(error).__name__}: {error}", {"traceback": traceback.format_exc()})
         raise
 
 
@@ -131,7 +138,9 @@ class TrainingRun:
         report: told the step and a few words at every row of the curves.
     """
 
-    def __init__(self, config: Any, task: Task[Any, Any], directory: RunDirectory, report: Report = ignore) -> None:
+    def __init__(
+        self, config: TrainConfig, task: Task[Any, Any], directory: RunDirectory, report: Report = ignore
+    ) -> None:
         self.config = config
         self.task = task
         self.directory = directory
@@ -168,7 +177,7 @@ class TrainingRun:
         if trainer_config.compile:
             compile_blocks(model)
         module_class = GraphedTrainingModule if trainer_config.cuda_graphs else TrainingModule
-        stored = storable(plain(config))
+        stored = plain(config)
         module = module_class(
             model, self.task, self.curriculum, config.optimizer, config.task.schedule, stored["model"]
         )

@@ -7,8 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from palimpsa.runs.protocol import describe_run, difference, protocol_hash
-from palimpsa.runs.read import find_run_dirs, history_length, read_history, read_json, result_rows, runs_frame
+from palimpsa.runs.identity import protocol_hash
+from palimpsa.runs.protocol import describe_run, difference
+from palimpsa.runs.read import find_run_dirs, history_length, read_history, result_rows, runs_frame
+from palimpsa.runs.result import read_result
 from palimpsa.runs.schema import CURVE_COLUMNS, RUN_KEY, ResultError
 
 # Two directories of one run hold the same result when all other columns of runs.csv are equal.
@@ -104,7 +106,7 @@ def _check_agreement(found: FoundRuns) -> None:
 def _read_run(folder: Path, task_prefix: str, found: FoundRuns) -> None:
     path = folder / "result.json"
     try:
-        result = read_json(path)
+        result = read_result(path)
         rows = result_rows(path, result)
         new = Run(rows, result["config"], [folder], [history_length(path, result)])
     except ResultError as error:
