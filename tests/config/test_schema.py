@@ -27,11 +27,11 @@ from palimpsa.config.schema import (
 @pytest.fixture
 def config(tiny_config) -> dict:
     """A plain config, all of its own."""
-    return plain(typed(tiny_config()))
+    return plain(tiny_config())
 
 
 def test_a_config_travels_typed_and_back(config, tiny_config):
-    one = typed(tiny_config("+model.mixer.step_size_limit=[0,inf]", "optimizer.lr=1"))
+    one = tiny_config("+model.mixer.step_size_limit=[0,inf]", "optimizer.lr=1")
     assert isinstance(one.task, MQARConfig)
     assert one.task.stages == [StageConfig(8, 2, 7, in_figure=False), StageConfig(16, 4, 12)]
     assert type(one.model.mixer) is dict

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from palimpsa.config.errors import ConfigError, RunDirectoryError
-from palimpsa.config.schema import typed
 from palimpsa.mixers import MemoryTrace
 from palimpsa.model.build import build_model
 from palimpsa.runs.directory import RunDirectory
@@ -122,7 +121,7 @@ def test_scratch_goes_through_a_fixed_set_once_an_epoch(tiny_config):
     cfg = tiny_config(
         "task=mqar_scratch", "task.stages=null", "task.seq_len=16", "task.num_train_examples=10", "task.num_epochs=2"
     )
-    (stage,) = stages_from_config(typed(cfg).task)
+    (stage,) = stages_from_config(cfg.task)
     assert (stage.batch_size, stage.max_steps, stage.spec.num_pairs) == (4, 6, 4)
     batches = [
         mqar_examples(stage.spec, seed=1, split="train", stage=0, examples=stage.train_examples(1, step, "cpu")).inputs

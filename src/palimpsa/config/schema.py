@@ -130,6 +130,7 @@ TASK_SCHEMAS: dict[str, type] = {"mqar": MQARConfig}
 class OptimizerConfig:
     """AdamW."""
 
+    name: str = key("adamw")
     lr: float = key(above=0, swept=True)  # peak learning rate
     weight_decay: float = key(minimum=0)
     beta1: float = key(minimum=0, below=1)
