@@ -108,7 +108,7 @@ class SweepProgress:
         os.environ.pop(DIRECTORY_VARIABLE, None)
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def say(self, lines: Sequence[str]) -> None:
+    def print_lines(self, lines: Sequence[str]) -> None:
         """Prints lines after those of the jobs that have ended; returns when they are printed."""
         self._lines.extend(lines)
         while self._lines and self._thread.is_alive():

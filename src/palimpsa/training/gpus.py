@@ -23,7 +23,7 @@ class _Lease:
 
 
 _lease: _Lease | None = None
-_lost = False
+_unusable = False
 
 
 def visible_gpus() -> list[str]:
@@ -121,7 +121,7 @@ def lease_gpu(gpus: list[int] | None) -> int:
 
 def _take(uuids: list[str]) -> _Lease:
     directory = _own_directory()
-    with only_process("choosing"):
+    with machine_lock("choosing"):
         slots = {uuid: sorted(directory.glob(f"{uuid}.*")) for uuid in uuids}
         free = {uuid: [path for path in slots[uuid] if _is_free(path)] for uuid in uuids}
         # min() takes the first of equals: in the order asked for.
@@ -142,36 +142,36 @@ def _is_free(path: Path) -> bool:
     return True
 
 
-def note_failure(error: Exception) -> None:
-    """After a run that failed on the GPU: unless the numbers, the config or the disk are to blame, the GPU is lost.
+def record_gpu_failure(error: Exception) -> None:
+    """After a run that failed on the GPU: unless the numbers, the config or the disk are to blame, the GPU is unusable.
 
     An illegal access fails every later run of the process that made it, and a capture that failed never gives its
     memory back. The lease ends: it is another process that will train.
     """
-    global _lease, _lost
+    global _lease, _unusable
     if isinstance(error, (FloatingPointError, ConfigError, RunDirectoryError, OSError)):
         return
-    _lost = True
+    _unusable = True
     if _lease is not None:
         _lease.file.close()
         _lease = None
 
 
-def is_lost() -> bool:
-    """Whether a run failed in this process so that later ones need another: see `note_failure`."""
-    return _lost
+def gpu_is_unusable() -> bool:
+    """Whether a run failed in this process so that later ones need another: see `record_gpu_failure`."""
+    return _unusable
 
 
 @contextlib.contextmanager
-def only_process(at: str) -> Iterator[None]:
-    """Waits until no other process of this user and machine is `at` the same; one that is killed is so no longer.
+def machine_lock(name: str) -> Iterator[None]:
+    """Holds a lock of this user and machine: one process at a time; a killed one holds it no longer.
 
-    Within itself, at the same, it waits for ever.
+    Taken twice by one process it waits for ever.
 
     Raises:
         ConfigError: where the directory of the locks cannot be made, or is another user's.
     """
-    with (_own_directory() / at).open("w") as file:
+    with (_own_directory() / name).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield

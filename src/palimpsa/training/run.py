@@ -30,7 +30,7 @@ from palimpsa.runs.result import run_result
 from palimpsa.tasks.stages import stages_from_config
 from palimpsa.training.checkpoint import AtomicCheckpointIO, quiet_lightning
 from palimpsa.training.curriculum import Curriculum, History
-from palimpsa.training.gpus import lease_gpu, note_failure, only_process
+from palimpsa.training.gpus import lease_gpu, machine_lock, record_gpu_failure
 from palimpsa.training.loggers import close_loggers, make_loggers
 from palimpsa.training.memory_probe import MemoryProbe
 from palimpsa.training.preflight import check_run
@@ -80,7 +80,7 @@ class LitLanguageModel(L.LightningModule):
         if self.device.type == "cuda" and not self.curriculum.done:
             # Libraries choose their kernels by timing what they are called with first: this, not the probe's few
             # contexts. What one process has chosen the next finds on disk; two at a time might round differently.
-            with only_process("tuning"), self.trainer.precision_plugin.forward_context():
+            with machine_lock("tuning"), self.trainer.precision_plugin.forward_context():
                 self.gradient_step.warm_up(self.curriculum.stage, self.device)
 
     def training_step(self, _: Any, batch_idx: int) -> Tensor:
@@ -156,7 +156,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             result = _run(cfg, config, directory, name, progress)
     except Exception as error:
         if cfg.trainer.accelerator == "gpu":
-            note_failure(error)
+            record_gpu_failure(error)
         progress.finish("failed", f"{type(error).__name__}: {error}")
         raise
     tested = [stage for stage in result["stages"] if stage["test_accuracy"] is not None]
