@@ -17,7 +17,7 @@ from palimpsa.benchmark.checks import check_choice, check_positive, check_severa
 from palimpsa.benchmark.schema import TrainingConfig
 from palimpsa.config.compose import CONFIG_DIR, explain
 from palimpsa.config.errors import ConfigError
-from palimpsa.config.schema import StageConfig, TrainConfig, register_schema
+from palimpsa.config.schema import StageConfig, register_schema
 from palimpsa.runs.directory import flatten
 from palimpsa.training.preflight import check_run
 
@@ -163,7 +163,7 @@ def _compose_run(config: TrainingConfig, model: str) -> DictConfig:
         except yaml.YAMLError as error:
             raise ConfigError(f"configs: got a file that is not YAML: {' '.join(str(error).split())}") from error
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(f"overrides: {explain(error, [key], 'train', TrainConfig)}") from error
+            raise ConfigError(f"overrides: {explain(error, [key])}") from error
     return cfg
 
 
