@@ -6,10 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from palimpsa.config.compose import CONFIG_DIR
+from palimpsa.config.compose import compose_config as compose_train_config
 
 # No test may wait for a network or ask for an account.
 os.environ["WANDB_MODE"] = "offline"
@@ -59,8 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _compose(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return compose("train", list(overrides))
+    return compose_train_config(overrides)
 
 
 @pytest.fixture
@@ -69,7 +67,7 @@ def compose_config():
     return _compose
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_overrides() -> tuple[str, ...]:
     """The command line of a run of 19 steps."""
     return TINY
