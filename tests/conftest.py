@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from palimpsa.config.compose import CONFIG_DIR
-from palimpsa.config.schema import TrainConfig, register_schema, typed
+from palimpsa.config.compose import compose_config as compose_train_config
+from palimpsa.config.schema import TrainConfig, typed
 
 # No test may wait for a network or ask for an account.
 os.environ["WANDB_MODE"] = "offline"
@@ -59,9 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _compose(*overrides: str) -> DictConfig:
-    register_schema()
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return compose("train", list(overrides))
+    return compose_train_config(overrides)
 
 
 @pytest.fixture
@@ -70,7 +67,7 @@ def compose_config():
     return _compose
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_overrides() -> tuple[str, ...]:
     """The command line of a run of 19 steps."""
     return TINY

@@ -15,7 +15,7 @@ STAGES = (
     "{seq_len:32,num_pairs:8,max_steps:7}]"
 )
 OVERRIDES = {
-    **{"scale.d_model": 16, "scale.num_heads": 2, "scale.head_k_dim": 4, "scale.wide_head_k_dim": 8},
+    **{"scale.d_model": 16, "scale.num_heads": 2, "scale.head_k_dim": 4},
     **{"scale.head_v_dim": 4, "task.vocab_size": 64, "task.tokens_per_step": 64, "task.num_validation": 8},
     **{"task.validation_every": 3, "task.stages": STAGES},
     **{"trainer.log_every": 2, "trainer.probe_every": 5, "trainer.checkpoint_every": 4},

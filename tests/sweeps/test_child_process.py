@@ -1,7 +1,6 @@
-"""Runs of a process whose GPU is lost take a process each, and sweeps go on. No GPU is needed."""
+"""Runs of a process whose GPU is unusable take a process each, and sweeps go on. No GPU is needed."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,124 +11,128 @@ import pytest
 
 from palimpsa.config.errors import RunDirectoryError
 from palimpsa.runs.directory import RunDirectory
-from palimpsa.sweeps import child_process as own_process
-from palimpsa.sweeps.child_process import run_in_own_process
-from palimpsa.training.run import run
+from palimpsa.sweeps import child_process
+from palimpsa.sweeps.child_process import run_in_child_process
+from palimpsa.training import gpus
+from palimpsa.training import run as training
 
-ROOT = Path(__file__).resolve().parents[2]
-JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-# Runs in a process of its own what arguments ask for.
+# Runs in a child process what its arguments ask for.
 PARENT = """
 import sys
-from palimpsa.sweeps.command import preflight
-from palimpsa.sweeps.child_process import run_in_own_process
-run_in_own_process(preflight(sys.argv[1:], multirun=False)[0])
-"""
-# A command line whose run of seed 2 ends with an error that loses the GPU.
-FAULTY = """
-from palimpsa.training import gpus as devices
-from palimpsa.training import run as training
-from palimpsa.sweeps.command import train_main
-
-train = training.train
-
-def fault(cfg, *others):
-    if cfg.seed != 2:
-        return train(cfg, *others)
-    error = RuntimeError("CUDA error: an illegal memory access was encountered")
-    devices.record_gpu_failure(error)
-    raise error
-
-training.train = fault
-train_main()
+from palimpsa.sweeps import child_process
+_, child_process.PROGRAM, config = sys.argv
+child_process.run_in_child_process(config)
 """
 
 
-def stages(directory: str) -> list:
-    return json.loads(RunDirectory(directory).result_file.read_text())["stages"]
+@pytest.fixture
+def program(stub_run):
+    """What a child process is started with, `run` being that of a source."""
+    return lambda source: stub_run(source) + PROGRAM
 
 
-def test_the_result_is_that_of_a_run_in_this_process(tiny_config, tmp_path):
-    cfg = tiny_config()
-    run_in_own_process(cfg)
-    other = tiny_config(f"results_dir={tmp_path}/other")
-    assert stages(cfg.run_dir) == run(other)["stages"]
+PROGRAM = child_process.PROGRAM
 
 
-def test_errors_are_those_of_the_run(tiny_config):
-    cfg = tiny_config()
-    directory = RunDirectory(cfg.run_dir)
-    directory.checkpoint_file.parent.mkdir(parents=True)
-    directory.checkpoint_file.write_bytes(b"half a checkpoint")
-    with pytest.raises(RunDirectoryError, match=r"last\.ckpt: got 17 bytes"):
-        run_in_own_process(cfg)
+def test_errors_are_those_of_the_run_and_its_words_are_not_answers(program, monkeypatch, capfd):
+    raising = "from palimpsa.config.errors import RunDirectoryError\ndef run(config): raise RunDirectoryError(config)"
+    monkeypatch.setattr(child_process, "PROGRAM", program(raising))
+    with pytest.raises(RunDirectoryError, match=r"^last\.ckpt: got 17 bytes$"):
+        run_in_child_process("last.ckpt: got 17 bytes")
+    monkeypatch.setattr(child_process, "PROGRAM", program("def run(config): print(config, flush=True)"))
+    run_in_child_process("words")
+    assert capfd.readouterr() == ("", "words\n")
 
 
 def test_an_error_that_cannot_be_sent_is_told():
     class Local(Exception):
         pass
 
-    error = own_process.pickle.loads(own_process._pickled(Local("a reason")))
+    error = child_process.pickle.loads(child_process._pickle_error(Local("a reason")))
     assert isinstance(error, RuntimeError)
     assert str(error) == "Local: a reason"
 
 
 @pytest.mark.parametrize(("end", "code"), [("os._exit(9)", 9), ("os.kill(os.getpid(), 9)", -9)])
-def test_a_process_that_ends_without_a_word_is_an_error(tiny_config, monkeypatch, end, code):
-    monkeypatch.setattr(own_process, "PROGRAM", f"import os; {end}")
+def test_a_process_that_ends_without_a_word_is_an_error(monkeypatch, end, code):
+    monkeypatch.setattr(child_process, "PROGRAM", f"import os; {end}")
     with pytest.raises(ChildProcessError, match=f"exit code {code}$"):
-        run_in_own_process(tiny_config())
+        run_in_child_process("config")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_it_ends_with_its_parent(tiny_overrides, tmp_path, how):
-    endless = ["task.stages=[{seq_len: 8, num_pairs: 2, max_steps: 1000000}]", "task.stop_accuracy=2"]
-    overrides = [*tiny_overrides, *endless, "trainer.checkpoint_every=5", f"results_dir={tmp_path}"]
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, *overrides], cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+# What the parent does at Ctrl-C, what it is sent, and what it ends with. As under nohup it lives through Ctrl-C.
+ENDS = {
+    "killed": (signal.SIG_DFL, [signal.SIGKILL], -signal.SIGKILL),
+    "interrupted": (signal.SIG_DFL, [signal.SIGINT], -signal.SIGINT),
+    "terminated in the background": (signal.SIG_IGN, [signal.SIGINT, signal.SIGTERM], -signal.SIGTERM),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_it_ends_with_its_parent(how, program, start, tmp_path):
+    sigint, signals, code = ENDS[how]
+    endless = "from pathlib import Path\ndef run(config):\n    Path(config).touch()\n    while True: pass"
+    command = [sys.executable, "-c", PARENT, program(endless), str(tmp_path / "started")]
+    parent = start(command, sigint=sigint, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
     try:
-        while not list(tmp_path.glob("runs/**/last.ckpt")):
+        while not (tmp_path / "started").exists():
             assert parent.poll() is None
             assert time.monotonic() < deadline
-            time.sleep(0.1)
+            time.sleep(0.02)
         (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
-        parent.send_signal(how)
-        parent.wait(20)
+        for each in signals:
+            parent.send_signal(each)
+        assert parent.wait(20) == code
         while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split():
             assert time.monotonic() < deadline
-            time.sleep(0.1)
+            time.sleep(0.02)
     finally:
         parent.kill()
+        parent.wait()
 
 
-@pytest.mark.parametrize(
-    "launcher", [(), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")], ids=["basic", "joblib"]
-)
-def test_a_sweep_in_processes_whose_gpu_is_lost_finishes(tiny_overrides, tmp_path, launcher):
-    (tmp_path / "sitecustomize.py").write_text("from palimpsa import devices\ndevices._unusable = True\n")
-    search = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    sweep = ["-m", *tiny_overrides, f"results_dir={tmp_path}", "model=gla", "seed=1,2", *launcher]
-    done = subprocess.run(
-        [sys.executable, "scripts/train.py", *sweep],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": search},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(": finished, ") == 2
-    assert len(list(tmp_path.glob("runs/**/result.json"))) == 2
+def test_workers_whose_gpu_is_unusable_start_a_process_for_each_run(
+    train, finished_stub, begin_every_process_with, tiny_overrides, tmp_path
+):
+    begin_every_process_with(finished_stub + "from palimpsa.training import gpus\ngpus._unusable = True")
+    joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    done = train("-m", *tiny_overrides, f"results_dir={tmp_path}", "model=mamba2", "seed=1", *joblib)
+    assert done.code == 0, done.err
+    (argv,) = tmp_path.glob("runs/**/argv")
+    assert argv.read_text() == "-c", "not that of the worker, which has the arguments of the sweep"
 
 
-def test_a_fault_costs_a_sweep_one_run_however_often_it_comes(tiny_overrides, tmp_path):
-    sweep = ["-m", *tiny_overrides, f"results_dir={tmp_path}", "model=gla", "seed=1,2,3,4"]
-    done = subprocess.run([sys.executable, "-c", FAULTY, *sweep], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
-    assert "1 of 4 runs failed" in done.stderr
-    assert done.stdout.count(": finished, ") == 3
-    again = subprocess.run(
-        [sys.executable, "scripts/train.py", *sweep], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.count(": finished, ") == 1
+def test_a_fault_costs_a_sweep_one_run_and_each_later_one_a_process(
+    train, tiny_config, tiny_overrides, tmp_path, monkeypatch
+):
+    def faulty(config, seed):
+        if seed != 2:
+            return build_model(config, seed)
+        error = RuntimeError("CUDA error: an illegal memory access was encountered")
+        gpus.record_gpu_failure(error)
+        raise error
+
+    build_model = training.build_model
+    sweep = ["-m", *tiny_overrides, f"results_dir={tmp_path}", "model=mamba2", "seed=1,2,3"]
+    configs = {seed: tiny_config("model=mamba2", f"seed={seed}") for seed in (1, 2, 3)}
+    with monkeypatch.context() as patched:
+        patched.setattr(gpus, "_unusable", False)
+        patched.setattr(training, "build_model", faulty)
+        done = train(*sweep)
+    assert done.code == 1
+    assert "1 of 3 runs failed:\n  failed: mamba2 lr 0.00464 seed 2: RuntimeError: CUDA error: an illegal" in done.err
+    assert done.out.count(": finished, ") == 2
+    results = {
+        seed: json.loads(RunDirectory(config.run_dir).result_file.read_text()) for seed, config in configs.items()
+    }
+    assert results[1]["provenance"]["command"].startswith("train.py -m ")
+    assert results[3]["provenance"]["command"] == "-c"
+
+    here = training.run(tiny_config("model=mamba2", "seed=3", f"results_dir={tmp_path}/here"))
+    assert here["provenance"]["command"].startswith("train.py -m ")
+    assert results[3]["stages"] == here["stages"]
+
+    again = train(*sweep)
+    assert again.code == 0, again.err
+    assert again.out.count(": finished, ") == 1

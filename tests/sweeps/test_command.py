@@ -1,403 +1,187 @@
-"""The command line: mistakes are told before anything starts; sweeps skip, go on after failures, and say so."""
+"""scripts/train.py: what it prints and ends with, and that sweeps skip, go on after failures, and are repaired."""
 
 import json
-import shutil
+import runpy
 import signal
 import subprocess
 import sys
 import time
 
-import pytest
-
-from palimpsa.config.errors import ConfigError
-from palimpsa.config.schema import plain, typed
-from palimpsa.runs.identity import config_hash, protocol_hash
-from palimpsa.sweeps.command import CONFIG_DIR, preflight
+from palimpsa.config.compose import CONFIG_DIR
 
 ROOT = CONFIG_DIR.parent
-# Each command line, and what the message must say: the key, and the nearest known one or what was expected.
-MISTAKES = {
-    "model=palimpsa_x": (
-        "model: got 'palimpsa_x'",
-        "gla, mamba2, mamba2_wide, palimpsa_d",
-        "lm/NAME",
-        "did you mean 'palimpsa_",
-    ),
-    "model=palimpsa_d_170m": ("model: got 'palimpsa_d_170m'", "did you mean 'lm/palimpsa_d_170m'"),
-    "model=lm/palimpsa_170m": ("model/lm: got 'palimpsa_170m'", "palimpsa_d_170m, palimpsa_d_340m"),
-    "scale=laptopp": ("scale: got 'laptopp'", "did you mean 'laptop'"),
-    "task=mqar": ("task: got 'mqar', expected one of mqar_ablation, mqar_curriculum, mqar_scratch;",),
-    "task.kind=mqa": ("task.kind: got 'mqa', expected one of mqar; did you mean 'mqar'?",),
-    "logger=wandbb": ("logger: got 'wandbb'", "did you mean 'wandb'"),
-    "+sweep=mqar_figure3": ("sweep: got 'mqar_figure3'", "did you mean 'mqar_figure2'"),
-    "model.num_layer=3": ("model.num_layer: unknown key", "did you mean 'num_layers'"),
-    "sede=3": ("sede: unknown key", "did you mean 'seed'"),
-    "+model.num_layer=3": ("model.num_layer: unknown key", "did you mean 'num_layers'"),
-    "model.mixer.num_head=2": ("model.mixer.num_head: unknown key", "did you mean 'num_heads'"),
-    "+model.mixer.num_head=2": ("model.mixer.num_head", "did you mean 'num_heads'"),
-    "optimizer.learning_rate=1": ("optimizer.learning_rate: unknown key", "lr, weight_decay"),
-    "model.num_layers=three": ("model.num_layers", "'three'", "Integer"),
-    "model.mixer.head_k_dim=wide": ("model.mixer.head_k_dim: got 'wide', expected int",),
-    "model.mixer.metaplastic=3": ("model.mixer.metaplastic: got 3, expected bool",),
-    "model.mixer._target_=palimpsa.mixers.Palimpsa": ("model.mixer._target_", "palimpsa.mixers.Palimpsa"),
-    "model.mixer._target_=palimpsa.mixers.GatedDeltanet": ("did you mean 'palimpsa.mixers.GatedDeltaNet'",),
-    "model.mixer.num_heads=3": ("model.mixer.num_heads: got 3, expected a divisor of d_model = 32",),
-    "model=lm/gla_170m model.mixer.num_heads=7": ("model.mixer.num_heads: got 7", "d_model = 768"),
-    "model=mamba2 +model.mixer.num_groups=3": ("model.mixer.num_groups: got 3, expected a divisor of num_heads = 2",),
-    "model=mamba2 +model.mixer.num_norm_groups=5": ("model.mixer.num_norm_groups: got 5", "the width 32"),
-    "model=mamba2 +model.mixer.step_size_limit=[1,0]": ("model.mixer.step_size_limit: got [1, 0]", "low <= high"),
-    "model=mamba2 +model.mixer.step_size_limit=[1]": ("model.mixer.step_size_limit: got [1]", "tuple[float, float]"),
-    "+model.mixer.initial_plasticity=[0,1]": ("model.mixer.initial_plasticity: got [0, 1]", "0 < low"),
-    "+model.mixer.initial_plasticity=small": ("model.mixer.initial_plasticity: got 'small'",),
-    "model.mixer.num_heads=0": ("model.mixer.num_heads: got 0, expected >= 1",),
-    "model.mixer.importance_prior=-1": ("model.mixer.importance_prior: got -1, expected > 0 and finite",),
-    "model.mixer.forgetting=tiny": ("model.mixer.forgetting: got 'tiny'", "small, normal"),
-    "model=gated_deltanet model.mixer.forgetting=tiny": ("model.mixer.forgetting: got 'tiny'", "small, normal"),
-    "model=deltanet +model.mixer.forgetting=small": ("model.mixer.forgetting", "no such argument"),
-    "model=transformer scale.head_k_dim=5": ("model.mixer.head_k_dim: got 5, expected an even number",),
-    "model.norm=batchnorm": ("model.norm: got 'batchnorm'", "layernorm, rmsnorm"),
-    "model.channel_mixer=mlp": ("model.channel_mixer: got 'mlp'", "none, swiglu"),
-    "model.channel_mixer=swiglu": ("model.channel_width: got None",),
-    "model.channel_width=8": ("model.channel_width: got 8, expected null with channel_mixer=none",),
-    "model=palimpsa_d_nometa_wide model.mixer.key_expansion=0": ("model.mixer.key_expansion: got 0, expected >= 1",),
-    "~model.mixer.num_heads": ("model.mixer.num_heads: missing, palimpsa.mixers.PalimpsaD needs it",),
-    "~model.mixer._target_": ("model.mixer._target_: got None",),
-    "model.mixer.head_k_dim=1000000000000000000000": ("model: got sizes that make no tensor",),
-    "+model.mixer.norm_eps=-1": ("model.mixer.norm_eps: got -1, expected > 0 and finite",),
-    "model=deltanet +model.mixer.norm_eps=inf": ("model.mixer.norm_eps: got inf",),
-    "model=null": ("model=null",),
-    "seed=-1": ("seed: got -1",),
-    "optimizer.lr=0": ("optimizer.lr: got 0.0, expected > 0",),
-    "optimizer.lr=nan": ("optimizer.lr: got nan, expected > 0",),
-    "task.schedule=cosin": ("task.schedule: got 'cosin'", "did you mean 'cosine'"),
-    "trainer.accelerator=tpu": ("trainer.accelerator: got 'tpu'",),
-    "trainer.precision=16": ("trainer.precision: got '16'", "32-true"),
-    "trainer.num_threads=0": ("trainer.num_threads: got 0",),
-    "logger.mode=on": ("logger.mode: got 'on'", "offline, online, disabled"),
-    "task.vocab_size=64": ("task.vocab_size: got 64, expected more than seq_len = 64",),
-    "task.tokens_per_step=32": ("task.tokens_per_step: got 32",),
-    "task.stages=[{seq_len:16,num_pairs:5,max_steps:1}]": ("task.stages[0].num_pairs: got 5", "seq_len / 4 = 4"),
-    "task.stages=[{seq_len:16,num_pair:4,max_steps:1}]": ("task.stages[0]", "did you mean 'num_pairs'"),
-    "task.stages=[{seq_len:16,num_pairs:4}]": ("task.stages[0]", "max_steps"),
-    "task.stages=[]": ("task.stages: got an empty list",),
-    "task.stages=3": ("task.stages: got 3",),
-    "task.seq_len=32": ("task.seq_len: got 32 beside task.stages",),
-    "task=mqar_scratch task.num_epochs=0": ("task.num_epochs: got 0",),
-    "task=mqar_scratch task.seq_len=128": ("task.vocab_size: got 96",),
-    "task.stages.0.max_step=5": ("task.stages.0.max_step", "did you mean 'max_steps'"),
-    "+task.num_epoch=3": ("task.num_epoch", "did you mean 'num_epochs'"),
-    "+task.stages.0.max_step=5": ("task.stages[0].max_step: unknown key", "did you mean 'max_steps'"),
-    "task.stages=[{seq_len:16,num_pairs:4,max_steps:0}]": ("task.stages[0].max_steps: got 0, expected >= 1",),
-    "scale.curriculum.0.max_steps=5": ("scale.curriculum: unknown key, it is task.stages now",),
-    "+scale.scratch.num_epochs=3": ("scale.scratch: unknown key",),
-    "scale.wide_head_k_dim=16": ("scale.wide_head_k_dim: unknown key, it is model.mixer.key_expansion now",),
-    "hydra/launcher=jobli": ("hydra/launcher: got 'jobli'", "did you mean 'joblib'"),
-    "model.mixer._target_=collections.OrderedDict": ("expected a subclass of palimpsa.mixers.Mixer",),
-    "logger.name=wandbb": ("logger.name: got 'wandbb'", "did you mean 'wandb'"),
-    "optimizer.beta1=2": ("optimizer.beta1: got 2.0, expected >= 0 and < 1",),
-    "model.init_std=-1": ("model.init_std: got -1.0, expected > 0",),
-    "model.mixer.importance_prior=inf": ("model.mixer.importance_prior: got inf",),
-    "seed=12345678901234567890123": ("seed: got 12345678901234567890123, expected at most",),
-    "variant=_a/b": ("variant: got '_a/b'",),
-    "seed=1,2": ("seed=1,2: got several values", "-m"),
-    "model=[": ("model=[",),
-    "scale=h200 trainer=gpu": ("scale=h200: needs an NVIDIA GPU",),
-    "scale=paper": ("scale=paper: needs an NVIDIA GPU",),
-    "trainer=gpu": ("trainer=gpu: needs an NVIDIA GPU",),
-    "trainer.accelerator=gpu": ("trainer.accelerator=gpu: needs an NVIDIA GPU",),
-}
-
-
-@pytest.mark.parametrize("command_line", MISTAKES)
-def test_a_mistake_is_one_line_that_names_its_key(command_line, tmp_path, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ConfigError) as caught:
-        preflight([*command_line.split(), f"results_dir={tmp_path}/results"], multirun=False)
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in MISTAKES[command_line]:
-        assert part in message
-    assert not (tmp_path / "results" / "runs").exists()
-
-
-def test_a_sweep_over_nothing_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"model=glob\(lm/\*\).*: the sweep has no run"):
-        preflight(["model=glob(lm/*)", f"results_dir={tmp_path}"], multirun=True)
-
-
-def test_an_unknown_mixer_is_told_in_one_line_alone(tmp_path, capfd):
-    with pytest.raises(ConfigError, match=r"model\.mixer\._target_: got 'palimpsa\.mixers\.Mamba3'"):
-        preflight(["model.mixer._target_=palimpsa.mixers.Mamba3", f"results_dir={tmp_path}"], multirun=False)
-    assert capfd.readouterr().err == ""
-
-
-def test_a_mistake_in_any_value_of_a_sweep_is_found_before_the_first_run(tmp_path):
-    for sweep in ("model=palimpsa_d,palimpsa_x", "seed=1,2,x", "task.vocab_size=96,64"):
-        with pytest.raises(ConfigError, match=sweep.partition("=")[0]):
-            preflight([sweep, f"results_dir={tmp_path}"], multirun=True)
-
-
-USER_FILES = {
-    "model/own": (
-        "palimpsa_d",
-        "dropout: 0.1",
-        ("configs/model/own.yaml", "model.dropout: unknown key", "channel_mixer"),
-    ),
-    "model/typo": ("palimpsa_d", "norm_epz: 1e-5", ("model.norm_epz: unknown key", "did you mean 'norm_eps'")),
-    "model/word": ("palimpsa_d", "num_layers: two", ("model.num_layers: Value 'two'", "Integer")),
-    "task/own": ("mqar_curriculum", "vocab: 3", ("task.vocab: unknown key", "did you mean 'vocab_size'")),
-    "scale/own": ("laptop", "head_dim: 3", ("scale.head_dim: unknown key", "head_k_dim")),
-    "trainer/own": ("cpu", "log_evry: 3", ("trainer.log_evry: unknown key", "did you mean 'log_every'")),
-    "logger/own": ("csv", "projekt: x", ("logger.projekt: unknown key", "did you mean 'project'")),
-    "model/broken": ("palimpsa_d", "mixer: [", ("not YAML",)),
-}
-
-
-@pytest.mark.parametrize("file", USER_FILES)
-def test_a_mistake_in_a_users_yaml_is_named(file, tmp_path):
-    base, line, expected = USER_FILES[file]
-    group, stem = file.split("/")
-    (tmp_path / group).mkdir()
-    text = (CONFIG_DIR / group / f"{base}.yaml").read_text().replace(f"name: {base}", f"name: {stem}")
-    key = line.partition(":")[0]
-    kept = [row for row in text.splitlines() if not row.startswith(f"{key}:")]
-    (tmp_path / f"{file}.yaml").write_text("\n".join([*kept, line]))
-    # A scale of one's own needs a budget of the task's.
-    (tmp_path / "task/mqar_budget").mkdir(parents=True, exist_ok=True)
-    shutil.copy(CONFIG_DIR / "task/mqar_budget/laptop.yaml", tmp_path / "task/mqar_budget/own.yaml")
-    with pytest.raises(ConfigError) as caught:
-        preflight([f"{group}={stem}", f"results_dir={tmp_path}"], multirun=False, config_dir=str(tmp_path))
-    assert "\n" not in str(caught.value)
-    for part in expected:
-        assert part in str(caught.value)
-
-
-def test_values_that_stand_there_twice_are_named_alone(tmp_path):
-    with pytest.raises(ConfigError, match=r"^optimizer.lr=0.01,0.02,0.01: a value of the sweep stands there twice$"):
-        preflight(["optimizer.lr=0.01,0.02,0.01", "seed=1,2", f"results_dir={tmp_path}"], multirun=True)
-
-
-def test_a_sweep_has_one_results_directory(tmp_path):
-    with pytest.raises(ConfigError, match=r"^results_dir: got .*/a, .*/b, expected one for the whole sweep"):
-        preflight([f"results_dir={tmp_path}/a,{tmp_path}/b", "seed=1"], multirun=True)
-
-
-def test_a_folder_of_configs_that_is_not_there_is_named():
-    with pytest.raises(ConfigError, match=r"^--config-dir: got '/no/such', expected a folder of configs$"):
-        preflight([], multirun=False, config_dir="/no/such")
-
-
-# As text, as another type, or in another spelling than the config's own.
-@pytest.mark.parametrize(
-    "override", ["variant=7", "seed=01", "seed='1'", "seed=1_0", "optimizer.lr=1", "results_dir=5"]
-)
-def test_a_value_of_a_sweep_is_what_hydra_makes_of_it(override, compose_config):
-    _, sweep = preflight([override], multirun=True)
-    (job,) = sweep.jobs
-    config = plain(typed(compose_config(override)))
-    assert job.config == config
-    assert [type(job.config[key]) for key in config] == [type(value) for value in config.values()]
-    assert type(job.lr) is float
-
-
-def test_one_value_in_two_spellings_is_one_run(tmp_path):
-    with pytest.raises(ConfigError, match=r"share the directory .*seed_1;"):
-        preflight(["seed=1,01", f"results_dir={tmp_path}"], multirun=True)
-
-
-def test_runs_of_a_sweep_that_would_share_a_directory_are_refused(tmp_path):
-    for sweep in ("seed=1,1", "optimizer.weight_decay=0,0.1", "optimizer.lr=1e-3,0.001"):
-        with pytest.raises(ConfigError, match=r"share the directory|stands there twice"):
-            preflight([sweep, f"results_dir={tmp_path}"], multirun=True)
-    with pytest.raises(ConfigError, match="share the directory"):
-        preflight(["seed=1,2", f"run_dir={tmp_path}/one"], multirun=True)
-
-
-def test_a_sweep_may_glob(tmp_path):
-    sweep = preflight(["model=glob(*)", f"results_dir={tmp_path}"], multirun=True)[1]
-    assert [job.model for job in sweep.jobs] == group("model")
-
-
-def test_a_results_directory_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"results_dir: got '.*file/results', expected a directory that can be"):
-        preflight([f"results_dir={tmp_path}/file/results"], multirun=False)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "num_runs", "num_first"),
-    [
-        (["+sweep=mqar_figure2"], 6 * (2 * 2 + 1), 6 * 2 * 2),
-        (["+sweep=mqar_figure2", "seed=2,1", "model=gla"], 4, 4),
-        (["+sweep=mqar_figure2", "task.sweep.selection_seeds=3", "optimizer.lr=1e-3"], 6 * 3, 6),
-        (["+sweep=mqar_figure2", "hydra.sweeper.selection_seeds=[2]", "seed=range(1,9)"], 6 * (2 + 7), 6 * 2),
-        (["+sweep=mqar_figure2", "hydra.sweeper.selection_seeds='range(1,3)'"], 6 * 5, 6 * 4),
-        (["+sweep=mqar_figure2", "hydra.sweeper.selection_seeds=null"], 6 * 2 * 3, 6 * 2 * 3),
-        (["+sweep=mqar_figure2_grid"], 6 * 2 * 3, 6 * 2 * 3),
-        (["+sweep=mqar_figure2_grid", "seed=1", "model=gla"], 2, 2),
-        (["+sweep=learning_rate", "model=mamba2"], 2, 2),
-        (["+sweep=mqar_ablation"], 2 * 8, 2 * 8),
-        (["+sweep=mqar_long", "task.vocab_size=8192", "task.tokens_per_step=65536"], 2 * 7, 2 * 7),
-        (["+sweep=smoke"], len(list((CONFIG_DIR / "model").glob("*.yaml"))), None),
-    ],
-)
-def test_sweeps_count_their_runs_and_the_command_line_overrides_them(overrides, num_runs, num_first, tmp_path):
-    cfg, sweep = preflight([*overrides, f"results_dir={tmp_path}"], multirun=True)
-    ledger = sweep.survey()
-    assert ledger.num_runs == num_runs
-    assert len(ledger.left()) == (num_runs if num_first is None else num_first)
-    assert cfg.hydra.sweep.dir == str(sweep.directory) == f"{tmp_path}/runs"
-
-
-SWEEP_MISTAKES = {
-    "+sweep=mqar_figure2 seed=1": (
-        "hydra.sweeper.selection_seeds: got 1,2, expected some of the values of seed (1), or null for one phase"
-    ),
-    "+sweep=mqar_figure2 hydra.sweeper.selection_seeds='1,x'": "got 1,x, expected some of the values of seed (1,2,3)",
-    "+sweep=mqar_figure2 hydra.sweeper.selection_seeds=''": "got , expected some of the values of seed (1,2,3)",
-    "+sweep=mqar_figure2 hydra.sweeper.selection_seeds=1,2": (
-        "hydra.sweeper.selection_seeds: got 1,2, expected one value of Hydra's own keys; in quotes: \"'1,2'\""
-    ),
-    "model=gla,mamba2 seed=1,2 hydra.sweeper.selection_seeds=1": (
-        "hydra.sweeper.selection_seeds: got 1, expected null where optimizer.lr is not swept"
-    ),
-    "optimizer.lr=1,2 hydra.sweeper.selection_seeds=1": "expected null where seed is not swept",
-    "+sweep=mqar_figure2 hydra.sweeper.max_batch_size=0": "hydra.sweeper.max_batch_size: got 0, expected > 0",
-    "+sweep=mqar_figure2 hydra.sweeper.selection_seed=1": "hydra.sweeper.selection_seed",
-    "+sweep=learning_rate hydra/sweeper=basic": "hydra/sweeper: got 'basic', expected phased",
-}
-
-
-@pytest.mark.parametrize("command_line", SWEEP_MISTAKES)
-def test_a_mistake_in_the_phases_is_one_line(command_line, tmp_path):
-    with pytest.raises(ConfigError) as caught:
-        preflight([*command_line.split(), f"results_dir={tmp_path}"], multirun=True)
-    assert SWEEP_MISTAKES[command_line] in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_every_two_runs_of_a_sweep_are_held_against_each_other(tmp_path):
-    """Each value alone has a directory of its own: only the combinations meet."""
-    sweep = ["variant=_a,_ab", f"run_dir={tmp_path}/${{model.name}}${{variant}}${{seed}}", "model=gla", "seed=1,2"]
-    assert len(preflight([*sweep, "results_dir=x"], multirun=True)[1].jobs) == 4
-    sweep[0], sweep[3] = "variant=_1,_11", "seed=1,11"
-    with pytest.raises(
-        ConfigError, match=r"variant=_11, seed=1: this run and another .* share the directory .*gla_111;"
-    ):
-        preflight([*sweep, "results_dir=x"], multirun=True)
-
-
-def group(name: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIG_DIR / name).glob("*.yaml"))
-
-
-@pytest.mark.parametrize("scale", group("scale"))
-def test_every_scales_figure_has_models_that_there_are_and_none_twice(scale, compose_config):
-    models = compose_config(f"scale={scale}").task.sweep.models.split(",")
-    assert len(set(models)) == len(models)
-    assert set(models) <= set(group("model"))
-
-
-@pytest.mark.parametrize("scale", group("scale"))
-def test_every_scale_selects_on_some_of_its_seeds_which_changes_no_run(scale, compose_config):
-    cfg, other = (compose_config(f"scale={scale}", f"task.sweep.selection_seeds={seed}") for seed in ("1", "2"))
-    selection, seeds = compose_config(f"scale={scale}").task.sweep.selection_seeds, cfg.task.sweep.seeds
-    assert set(selection.split(",")) < set(seeds.split(","))
-    assert config_hash(plain(typed(cfg))) == config_hash(plain(typed(other)))
-    assert protocol_hash(plain(typed(cfg))) == protocol_hash(plain(typed(other)))
-
-
-@pytest.mark.parametrize("mode", [[], ["-m", "seed=1,2"]])
-def test_ctrl_c_exits_with_130_and_says_how_to_go_on(mode, tiny_overrides, tmp_path):
-    long = ["task.stages=[{seq_len:8,num_pairs:2,max_steps:100000}]", "task.stop_accuracy=2"]
-    command = [sys.executable, str(ROOT / "scripts/train.py"), *mode, *tiny_overrides, *long, f"results_dir={tmp_path}"]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A test run in the background of a shell has SIGINT ignored, and would hand that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    try:
-        _, told = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, told
-    assert "interrupted; the same command goes on where it stopped" in told
-    assert not list(tmp_path.rglob("result.json"))
-
-
-def train(*overrides: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "scripts/train.py"), *overrides]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+SCRIPT = [sys.executable, str(ROOT / "scripts/train.py")]
 
 
 def test_a_mistake_exits_with_2_and_one_line(tmp_path):
-    done = train("model.num_layer=3", f"results_dir={tmp_path}")
+    command = [*SCRIPT, "model.num_layer=3", f"results_dir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
-    assert done.stderr.splitlines() == [
-        line for line in done.stderr.splitlines() if line.startswith("error: model.num")
-    ]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: model.num_layer: unknown key")
 
 
-def test_a_sweep_has_no_one_config_to_show():
+def test_a_sweep_has_no_one_config_to_show(train):
     done = train("-m", "seed=1,2", "--cfg", "job")
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == ["error: --cfg: got -m with it, expected one run, whose config it shows"]
+    assert done.code == 2
+    assert done.err.splitlines() == ["error: --cfg: got -m with it, expected one run, whose config it shows"]
 
 
-def test_a_diverged_run_is_an_end_and_is_not_tried_again(tiny_overrides, tmp_path):
-    wild = ["optimizer.lr=1e-3,1e30", "optimizer.gradient_clip=1e30", "optimizer.warmup_steps=8"]
-    sweep = ["-m", *tiny_overrides, f"results_dir={tmp_path}", "model=gla", "seed=1", *wild]
-    told = "1 of 2 runs diverged: they count as 0%, and are not tried again"
-    first = train(*sweep)
-    assert first.returncode == 0, first.stderr
-    assert told in first.stderr
-    assert "gla lr 1e+30 seed 1: failed, FloatingPointError: the loss is" in first.stdout
+INTERRUPTED = "interrupted; the same command goes on where it stopped\n"
+
+
+def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
+    start, stub_run, begin_every_process_with, tiny_overrides, tmp_path
+):
+    endless = """
+import time
+from pathlib import Path
+def run(config):
+    Path(config.results_dir, "started").touch()
+    while True:
+        time.sleep(0.01)
+"""
+    begin_every_process_with(stub_run(endless))
+    command = [*SCRIPT, "-m", "seed=1,2", *tiny_overrides, f"results_dir={tmp_path}"]
+    process = start(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "started").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    try:
+        _, printed = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, printed) == (130, INTERRUPTED)
+
+
+def test_so_does_a_single_run(train, tmp_path, monkeypatch):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("palimpsa.training.run.run", interrupted)
+    done = train(f"results_dir={tmp_path}")
+    assert (done.code, done.err) == (130, INTERRUPTED)
+
+
+def test_a_run_that_is_interrupted_as_it_trains_goes_on_from_its_checkpoint(
+    train, tiny_overrides, tmp_path, monkeypatch
+):
+    """Lightning has an answer of its own to Ctrl-C."""
+    from palimpsa.training.checkpoint import AtomicCheckpointIO
+
+    def save_and_interrupt(*arguments, **keywords):
+        save(*arguments, **keywords)
+        signal.raise_signal(signal.SIGINT)
+
+    save = AtomicCheckpointIO.save_checkpoint
+    sweep = ["-m", "seed=1,2", "model=mamba2", *tiny_overrides, f"results_dir={tmp_path}"]
+    # In the background of a shell it is ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(AtomicCheckpointIO, "save_checkpoint", save_and_interrupt)
+            first = train(*sweep)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert first.code == 130
+    assert first.err.endswith(INTERRUPTED)
+    assert len(list(tmp_path.rglob("last.ckpt"))) == 1
+    assert not list(tmp_path.rglob("result.json"))
+
     second = train(*sweep)
-    assert second.returncode == 0
-    assert told in second.stderr
-    assert "failed: gla lr 1e+30 seed 1: FloatingPointError: the loss is" in second.stderr
-    assert not [line for line in second.stdout.splitlines() if line.startswith("[")]
+    assert second.code == 0, second.err
+    assert second.err.startswith("to be continued: mamba2 lr 0.00464 seed 1: from step 4\n")
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_a_sweep_goes_on_after_a_failure_and_a_second_one_repairs_only_that(launcher, tiny_overrides, tmp_path):
-    sweep = [
-        "-m",
-        *tiny_overrides,
-        f"results_dir={tmp_path}",
-        f"hydra/launcher={launcher}",
-        "model=mamba2",
-        "seed=1,2,3",
-    ]
-    sweep += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
+def test_a_diverged_run_is_an_end_and_is_not_tried_again(train, tiny_overrides, tmp_path):
+    wild = ["optimizer.lr=1e-3,1e30", "optimizer.gradient_clip=1e30", "optimizer.warmup_steps=8"]
+    sweep = ["-m", *tiny_overrides, f"results_dir={tmp_path}", "model=mamba2", "seed=1", *wild]
+    last = "1 of 2 runs diverged: they count as 0%, and are not tried again\n"
+    first = train(*sweep)
+    assert first.code == 0, first.err
+    assert first.err.endswith(last)
+    assert "mamba2 lr 1e+30 seed 1: failed, FloatingPointError: " in first.out
+    second = train(*sweep)
+    assert second.code == 0
+    assert second.err.startswith("diverged: mamba2 lr 1e+30 seed 1: FloatingPointError: ")
+    assert second.err.endswith(last)
+    tables = [line.split() for line in second.out.splitlines() if line.startswith(("model ", "mamba2 "))]
+    assert tables == [["model", "finished", "running", "failed", "diverged", "missing", "runs"], ["mamba2", *"100102"]]
+    assert not [line for line in second.out.splitlines() if line.startswith("[")]
+
+
+def test_the_script_may_be_imported_by_workers():
+    """As theirs does what started them: a sweep in each would be the end of it."""
+    runpy.run_path(str(ROOT / "scripts/train.py"), run_name="__mp_main__")
+
+
+def test_a_sweep_goes_on_after_a_failure_and_a_second_one_repairs_only_that(train, tiny_overrides, tmp_path):
+    sweep = ["-m", *tiny_overrides, f"results_dir={tmp_path}", "model=mamba2", "seed=1,2,3"]
     runs = tmp_path / "runs/mqar_curriculum/laptop/mamba2/lr_0.00464"
     broken = runs / "seed_2" / "checkpoints" / "last.ckpt"
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"half a checkpoint")
 
     first = train(*sweep)
-    assert first.returncode == 1, first.stderr
-    assert "1 of 3 runs failed" in first.stderr
-    assert f"{broken}: got 17 bytes" in first.stderr
-    statuses = {seed: (runs / f"seed_{seed}/result.json").exists() for seed in (1, 2, 3)}
-    assert statuses == {1: True, 2: False, 3: True}
-    finished = {seed: (runs / f"seed_{seed}/result.json").stat().st_mtime_ns for seed in (1, 3)}
+    assert first.code == 1, first.err
+    assert "1 of 3 runs failed" in first.err
+    assert f"{broken}: got 17 bytes" in first.err
+    results = {seed: runs / f"seed_{seed}/result.json" for seed in (1, 2, 3)}
+    assert [seed for seed in results if results[seed].exists()] == [1, 3]
+    finished = [results[seed].stat().st_mtime_ns for seed in (1, 3)]
 
     broken.unlink()
     second = train(*sweep)
-    assert second.returncode == 0, second.stderr
-    assert [line for line in second.stdout.splitlines() if line.startswith("[")] == [
-        line for line in second.stdout.splitlines() if line.startswith("[1/1] mamba2 lr 0.00464 seed 2: finished")
-    ]
-    tables = [line.split() for line in second.stdout.splitlines() if line.startswith("mamba2 ")]
+    assert second.code == 0, second.err
+    (line,) = [line for line in second.out.splitlines() if line.startswith("[")]
+    assert line.startswith("[1/1] mamba2 lr 0.00464 seed 2: finished")
+    tables = [line.split() for line in second.out.splitlines() if line.startswith("mamba2 ")]
     assert tables == [["mamba2", "2", "0", "0", "1", "3"], ["mamba2", "3", "0", "0", "0", "3"]]
-    assert json.loads((runs / "seed_2/result.json").read_text())["status"] == "finished"
-    assert finished == {seed: (runs / f"seed_{seed}/result.json").stat().st_mtime_ns for seed in (1, 3)}
+    assert json.loads(results[2].read_text())["status"] == "finished"
+    assert finished == [results[seed].stat().st_mtime_ns for seed in (1, 3)]
+
+
+def test_so_does_one_with_workers(train, finished_stub, begin_every_process_with, tiny_overrides, tmp_path):
+    """What they train is as good as here: see tests/training/test_crash.py."""
+    sweep = ["-m", *tiny_overrides, f"results_dir={tmp_path}", "model=mamba2", "seed=1,2,3"]
+    sweep += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    fails = """
+finish = stub.run
+def run(config):
+    if config.seed == 2 and not list(Path(config.results_dir).glob("repaired")):
+        raise RunDirectoryError("seed 2 is broken")
+    finish(config)
+"""
+    begin_every_process_with(
+        "from pathlib import Path\nfrom palimpsa.config.errors import RunDirectoryError\n"
+        f"{finished_stub}{fails}stub.run = run\n"
+    )
+    first = train(*sweep)
+    assert first.code == 1, first.err
+    assert "1 of 3 runs failed:\n  failed: mamba2 lr 0.00464 seed 2: RunDirectoryError: seed 2 is broken\n" in first.err
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    assert [path.parent.name for path in sorted(finished)] == ["seed_1", "seed_3"]
+
+    (tmp_path / "repaired").touch()
+    second = train(*sweep)
+    assert second.code == 0, second.err
+    assert len(list(tmp_path.rglob("result.json"))) == 3
+    assert finished == {path: path.stat().st_mtime_ns for path in finished}
+
+
+def test_a_sweep_in_two_phases(train, tiny_overrides, tmp_path):
+    """The whole way, trained: through Hydra, its launcher in this process, and the results."""
+    words = ["+sweep=mqar_figure2", "model=mamba2", "optimizer.lr=1e-3,5e-3", "seed=1,2"]
+    words += ["hydra.sweeper.selection_seeds=1", "hydra.sweeper.max_batch_size=1"]
+    done = train("-m", *words, *tiny_overrides, f"results_dir={tmp_path}")
+    assert done.code == 0, done.err
+    printed = done.out.splitlines()
+    rows = [line.split() for line in printed if line.startswith("mamba2 ")]
+    assert rows == [["mamba2", "0", "0", "0", "2", "1", "3"], ["mamba2", "3", "0", "0", "0", "3"]]
+    (chosen,) = [line for line in printed if line.startswith("Mamba-2 (M w/o Meta): learning rate ")]
+    assert len(list(tmp_path.rglob("result.json"))) == 3
+    lines = [line.split(":")[0] for line in printed if line.startswith("[")]
+    rate = chosen.partition("learning rate ")[2].split()[0]
+    assert lines == ["[1/3] mamba2 lr 0.001 seed 1", "[2/3] mamba2 lr 0.005 seed 1", f"[3/3] mamba2 lr {rate} seed 2"]
+    assert printed.index(chosen) == printed.index(next(line for line in printed if line.startswith("[3/3]"))) - 1

@@ -8,16 +8,16 @@ import tomllib
 import warnings
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.core.config_store import ConfigStore
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from palimpsa.config.compose import CONFIG_DIR
+from palimpsa.config.compose import CONFIG_DIR, composition
 from palimpsa.config.errors import ConfigError
 from palimpsa.sweeps import launchers
-from palimpsa.sweeps.command import preflight
-from palimpsa.sweeps.launchers import PACKAGES, check_launcher, leaving_with_the_sweep, runs_elsewhere
+from palimpsa.sweeps.launchers import PACKAGES, check_launcher, runs_on_other_machines, worker_ends_with_sweep
+from palimpsa.sweeps.plan import plan_command_line
 from palimpsa.training.gpus import check_device
 
 ROOT = CONFIG_DIR.parent
@@ -25,7 +25,7 @@ LAUNCHERS = sorted(path.stem for path in (CONFIG_DIR / "hydra/launcher").glob("*
 
 
 def compose_sweep(*overrides: str, multirun: bool = True) -> DictConfig:
-    with warnings.catch_warnings(), initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+    with warnings.catch_warnings(), composition(overrides):
         # As palimpsa.sweeps.launchers has it outside of tests.
         warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher")
         cfg = compose("train", list(overrides), return_hydra_config=True)
@@ -220,15 +220,15 @@ def test_jobs_elsewhere_check_their_own_gpu(monkeypatch):
     slurm = ("hydra/launcher=submitit_slurm", "hydra.launcher.gres=gpu:1", "trainer=gpu", "scale=h200")
     cluster = ("hydra/launcher=ray", "hydra.launcher.ray.init.address=auto", "trainer=gpu")
     for elsewhere in (slurm, cluster):
-        assert runs_elsewhere(compose_sweep(*elsewhere))
+        assert runs_on_other_machines(compose_sweep(*elsewhere))
         check_device(compose_sweep(*elsewhere), elsewhere=True)
     for here in (("hydra/launcher=joblib", "trainer=gpu"), ("hydra/launcher=ray", "trainer=gpu")):
-        assert not runs_elsewhere(compose_sweep(*here))
+        assert not runs_on_other_machines(compose_sweep(*here))
         with pytest.raises(ConfigError, match="needs an NVIDIA GPU"):
             check_device(compose_sweep(*here))
     # A scale that needs a GPU with a trainer on the CPU is wrong wherever it runs.
     with pytest.raises(ConfigError, match="trainer: got cpu, expected one on the GPU"):
-        check_device(compose_sweep(*slurm, "trainer=cpu"))
+        check_device(compose_sweep(*slurm, "trainer=cpu"), elsewhere=True)
 
 
 # As palimpsa.sweeps.launchers has it outside of tests.
@@ -237,12 +237,16 @@ def test_a_launcher_is_checked_before_a_sweep_writes_anything(tmp_path, monkeypa
     monkeypatch.setattr("palimpsa.sweeps.launchers._is_installed", lambda module: module != "ray")
     for name, multirun in (("ray", True), ("joblib", False)):
         with pytest.raises(ConfigError, match=f"^hydra/launcher: got {name}"):
-            preflight([f"hydra/launcher={name}", f"results_dir={tmp_path}/results"], multirun=multirun)
+            plan_command_line([f"hydra/launcher={name}", f"results_dir={tmp_path}/results"], multirun=multirun)
     assert not (tmp_path / "results").exists()
 
 
 def test_hydras_word_on_our_launchers_stays_unsaid(tmp_path):
-    program = "import sys; from palimpsa.sweeps.command import preflight; preflight(sys.argv[1:], multirun=True)"
+    # The checks of a run, the model's among them, import for seconds.
+    program = (
+        "import sys; from palimpsa.sweeps import command, plan; plan._check_run = lambda cfg, elsewhere: None\n"
+        "plan.plan_command_line(sys.argv[1:], multirun=True)"
+    )
     overrides = ["hydra/launcher=joblib", "seed=1,2", f"results_dir={tmp_path}"]
     done = subprocess.run([sys.executable, "-c", program, *overrides], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -259,8 +263,8 @@ def test_a_worker_that_is_interrupted_ends(monkeypatch, name, ends):
 
     monkeypatch.setenv(launchers.LAUNCHER_VARIABLE, str(os.getppid()))
     monkeypatch.setattr(multiprocessing.current_process(), "name", name)
-    monkeypatch.setattr(launchers, "_watch", lambda launcher: None)
+    monkeypatch.setattr(launchers, "_watch_launcher", lambda launcher: None)
     monkeypatch.setattr(launchers.os, "_exit", leave)
-    with pytest.raises(Ended if ends else KeyboardInterrupt), leaving_with_the_sweep():
+    with pytest.raises(Ended if ends else KeyboardInterrupt), worker_ends_with_sweep():
         raise KeyboardInterrupt
-    assert launchers._num_at_work == 0
+    assert launchers._num_active_runs == 0

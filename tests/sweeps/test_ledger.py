@@ -10,35 +10,25 @@ import pytest
 from rich.console import Console
 
 from palimpsa.config.errors import RunDirectoryError
-from palimpsa.config.schema import plain, typed
+from palimpsa.config.schema import plain
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.files import LockHeldError, hold_lock, lock_holder
-from palimpsa.sweeps.ledger import BEGUN, MOST_LINES, Entry, Job, Ledger, look
-from palimpsa.training.run import run
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """Where the run of the first test to ask is kept, for the others to copy."""
-    return tmp_path_factory.mktemp("finished")
+from palimpsa.sweeps.ledger import MAX_LINES, RESUMABLE, Entry, Job, Ledger, survey_runs
 
 
 @pytest.fixture
 def job_of(tiny_config):
     def make(*overrides: str) -> Job:
-        return Job(overrides, plain(typed(tiny_config("model=mamba2", *overrides))))
+        return Job(overrides, plain(tiny_config("model=mamba2", *overrides)))
 
     return make
 
 
 @pytest.fixture
-def finished_job(finished, tiny_config, job_of) -> Job:
+def finished_job(finished_run, job_of) -> Job:
     """A finished run of seed 1."""
     job = job_of()
-    if not any(finished.iterdir()):
-        run(tiny_config("model=mamba2"))
-        shutil.copytree(job.directory, finished, dirs_exist_ok=True)
-    shutil.copytree(finished, job.directory, dirs_exist_ok=True)
+    shutil.copytree(finished_run, job.directory)
     return job
 
 
@@ -62,21 +52,21 @@ def test_statuses_are_read_from_the_directories_which_stay_as_they_are(finished_
     for name in ("result.json", "checkpoints/last.ckpt"):
         (started.directory / name).unlink()
     before = files(tmp_path)
-    entries = look([finished_job, failed, begun, started, missing])
-    assert [(entry.status, entry.note) for entry in entries] == [
+    entries = survey_runs([finished_job, failed, begun, started, missing])
+    assert [(entry.status, entry.detail) for entry in entries] == [
         ("finished", ""),
         ("failed", "OSError: no space"),
-        ("missing", BEGUN),
+        ("missing", RESUMABLE),
         ("missing", ""),
         ("missing", ""),
     ]
     assert [entry.job.seed for entry in entries] == [1, 2, 3, 4, 5]
     ledger = Ledger(entries, {})
-    assert ledger.lines() == [
+    assert ledger.detail_lines() == [
         "failed: mamba2 lr 0.00464 seed 2: OSError: no space",
         "to be continued: mamba2 lr 0.00464 seed 3: from step 16",
     ]
-    assert ledger.left() == [failed, begun, started, missing]
+    assert ledger.jobs_to_launch() == [failed, begun, started, missing]
     assert files(tmp_path) == before
     assert not missing.directory.exists()
 
@@ -85,12 +75,12 @@ def test_a_run_at_work_is_told_with_its_process(finished_job, job_of):
     other = job_of("seed=2")
     holder = f"process {os.getpid()} on {socket.gethostname()}"
     with RunDirectory(other.directory).locked(), RunDirectory(finished_job.directory).locked():
-        entries = look([finished_job, other])
-        # Another look at it, or the looking itself, takes nothing from the process at work.
-        assert entries == look([finished_job, other])
-    assert [(entry.status, entry.note) for entry in entries] == [("finished", ""), ("running", holder)]
-    assert Ledger(entries, {}).lines() == [f"running: mamba2 lr 0.00464 seed 2: {holder}"]
-    assert look([other])[0].status == "missing"
+        entries = survey_runs([finished_job, other])
+        # Looking at it takes nothing from the process at work.
+        assert entries == survey_runs([finished_job, other])
+    assert [(entry.status, entry.detail) for entry in entries] == [("finished", ""), ("running", holder)]
+    assert Ledger(entries, {}).detail_lines() == [f"running: mamba2 lr 0.00464 seed 2: {holder}"]
+    assert survey_runs([other])[0].status == "missing"
 
 
 def test_a_lock_is_held_by_one_and_says_by_whom(tmp_path):
@@ -143,29 +133,29 @@ def test_a_damaged_file_is_named(damage, finished_job, job_of):
     do, told = DAMAGES[damage]
     do(finished_job)
     with pytest.raises(RunDirectoryError, match=told) as caught:
-        look([job_of("seed=2"), finished_job])
+        survey_runs([job_of("seed=2"), finished_job])
     assert "\n" not in str(caught.value)
 
 
 def test_a_run_of_another_config_is_named_with_the_key(finished_job, job_of):
     other = job_of("optimizer.weight_decay=0.2")
     with pytest.raises(RunDirectoryError) as caught:
-        look([other, other])
+        survey_runs([other, other])
     message = f"run_dir: {other.directory} holds a run of another config (optimizer.weight_decay: stored 0.1, now 0.2)."
     assert str(caught.value).startswith(message)
     assert str(caught.value).endswith("(and so for 1 more of the sweep's directories)")
     # A run that has not ended yet has its config alone.
     (finished_job.directory / "result.json").unlink()
     with pytest.raises(RunDirectoryError, match="holds a run of another config"):
-        look([other])
+        survey_runs([other])
 
 
 def test_curves_that_are_gone_or_not_counted_cost_no_result(finished_job):
     (finished_job.directory / "history.csv").write_text("step\n")
     change_result(finished_job, metrics={})
-    assert look([finished_job])[0].status == "finished"
+    assert survey_runs([finished_job])[0].status == "finished"
     (finished_job.directory / "history.csv").unlink()
-    assert look([finished_job])[0].status == "finished"
+    assert survey_runs([finished_job])[0].status == "finished"
 
 
 def text_of(ledger: Ledger) -> list[list[str]]:
@@ -198,14 +188,18 @@ def test_the_table_has_a_row_a_model_and_one_of_sums(job_of):
 
 
 def test_long_lists_are_cut_and_several_tasks_told_apart(job_of):
-    jobs = [job_of(f"seed={seed}") for seed in range(MOST_LINES + 3)]
-    for status, note, kind in (("failed", "x", "failed"), ("running", "x", "running"), ("missing", BEGUN, BEGUN)):
-        lines = Ledger([Entry(job, status, note) for job in jobs], {}).lines()
-        assert len(lines) == MOST_LINES + 1
+    jobs = [job_of("seed=0")] * (MAX_LINES + 3)
+    for status, detail, kind in (
+        ("failed", "x", "failed"),
+        ("running", "x", "running"),
+        ("missing", RESUMABLE, RESUMABLE),
+    ):
+        lines = Ledger([Entry(job, status, detail) for job in jobs], {}).detail_lines()
+        assert len(lines) == MAX_LINES + 1
         assert lines[-1] == f"{kind}: 3 more"
     scratch = job_of("task=mqar_scratch", "task.stages=null", "task.seq_len=16")
     ledger = Ledger([Entry(jobs[0], "failed", "x"), Entry(scratch, "failed", "y")], {})
-    assert ledger.lines() == [
+    assert ledger.detail_lines() == [
         "failed: mqar_curriculum/laptop mamba2 lr 0.00464 seed 0: x",
         "failed: mqar_scratch_L16/laptop mamba2 lr 0.00464 seed 1: y",
     ]
@@ -216,15 +210,24 @@ def test_long_lists_are_cut_and_several_tasks_told_apart(job_of):
     ]
 
 
-def test_what_diverged_is_an_end_and_what_failed_otherwise_is_left(job_of):
-    diverged, failed, finished = (job_of(f"seed={seed}") for seed in (1, 2, 3))
-    entries = [
-        Entry(diverged, "failed", "FloatingPointError: the loss is nan"),
-        Entry(failed, "failed", "OSError: no space"),
-        Entry(finished, "finished"),
+def test_what_diverged_is_final_and_what_failed_otherwise_is_left(finished_job, job_of):
+    diverged, failed = (job_of(f"seed={seed}") for seed in (2, 3))
+    for job, error in ((diverged, "FloatingPointError: the loss is nan"), (failed, "OSError: no space")):
+        shutil.copytree(finished_job.directory, job.directory)
+        (job.directory / "config.json").write_text(json.dumps(job.config))
+        change_result(job, status="failed", error=error, config=job.config)
+    entries = survey_runs([finished_job, diverged, failed])
+    assert [entry.status for entry in entries] == ["finished", "diverged", "failed"]
+    assert [entry.is_final for entry in entries] == [True, True, False]
+    ledger = Ledger(entries, {})
+    assert ledger.jobs_to_launch() == [failed]
+    assert not ledger.complete
+    assert Ledger(entries[:2], {}).complete
+    assert ledger.detail_lines() == [
+        "failed: mamba2 lr 0.00464 seed 3: OSError: no space",
+        "diverged: mamba2 lr 0.00464 seed 2: FloatingPointError: the loss is nan",
     ]
-    assert [entry.diverged for entry in entries] == [True, False, False]
-    assert [entry.ended for entry in entries] == [True, False, True]
-    assert Ledger(entries, {}).left() == [failed]
-    assert not Ledger(entries, {}).complete
-    assert Ledger([entries[0], entries[2]], {}).complete
+    assert text_of(ledger)[1:] == [
+        ["model", "finished", "running", "failed", "diverged", "missing", "runs"],
+        ["mamba2", "1", "0", "1", "1", "0", "3"],
+    ]

@@ -1,6 +1,6 @@
 """Sweeps on a real Slurm of one node, which is started here, by whatever user, and stopped again.
 
-Skipped where its programs are missing; Debian and Ubuntu have them in slurmctld, slurmd, slurm-client and munge.
+Skipped where its programs are missing.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.types import RunMode
 
-from palimpsa.config.compose import CONFIG_DIR
+from palimpsa.config.compose import CONFIG_DIR, composition
 from palimpsa.config.errors import ConfigError
 from palimpsa.sweeps.launchers import check_launcher
 from palimpsa.training.run import run
@@ -38,7 +38,11 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sque
 SEARCHED = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 MISSING = [program for program in PROGRAMS if shutil.which(program, path=SEARCHED) is None]
 
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"needs Slurm; not installed here: {', '.join(MISSING)}")
+pytestmark = pytest.mark.skipif(
+    bool(MISSING),
+    reason=f"needs Slurm: {', '.join(MISSING)} not found; on Debian and Ubuntu as root: "
+    "apt-get install slurmctld slurmd slurm-client munge",
+)
 
 # Two devices that every Linux has stand in for GPUs: Slurm hands them out, one to a job.
 SLURM_CONF = """\
@@ -314,19 +318,20 @@ def rows_with_throughput(node: Any) -> list[dict[str, Any]]:
 # Outside of tests palimpsa.sweeps.launchers sees to it.
 @pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher")
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "refusal"),
     [
         ("hydra.launcher.partition=night", "partition=night, and Slurm says: sbatch: error: invalid partition"),
         ("hydra.launcher.gres=tpu:1", "gres=tpu:1, and Slurm says: sbatch: error: Invalid generic resource"),
     ],
 )
-def test_what_slurm_would_refuse_is_refused_before_anything_is_submitted(cluster, override, said, monkeypatch):
+def test_what_slurm_would_refuse_is_refused_before_anything_is_submitted(cluster, override, refusal, monkeypatch):
     for name in ("SLURM_CONF", "PATH"):
         monkeypatch.setenv(name, cluster.env[name])
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg = compose("train", ["hydra/launcher=submitit_slurm", override], return_hydra_config=True)
+    overrides = ["hydra/launcher=submitit_slurm", override]
+    with composition(overrides):
+        cfg = compose("train", overrides, return_hydra_config=True)
     cfg.hydra.mode = RunMode.MULTIRUN
     with pytest.raises(ConfigError) as caught:
         check_launcher(cfg)
-    assert said in str(caught.value)
+    assert refusal in str(caught.value)
     assert cluster.jobs() == {}

@@ -6,22 +6,17 @@ Nothing is trained: a launcher of these tests writes the results.
 import functools
 import json
 import shutil
-from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from palimpsa.analysis.collect.result_files import collect
 from palimpsa.analysis.statistics.learning_rate import choose_learning_rates, one_experiment
-from palimpsa.config import compose as composition
-from palimpsa.config.compose import Composer
 from palimpsa.config.errors import RunDirectoryError
-from palimpsa.config.schema import plain, typed
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.identity import config_hash
-from palimpsa.sweeps import command as cli
-from palimpsa.sweeps.command import CONFIG_DIR, preflight
-from palimpsa.sweeps.ledger import Job
+from palimpsa.sweeps import command
+from palimpsa.sweeps.ledger import MISSING, RUNNING, Job
+from palimpsa.sweeps.plan import plan_command_line
 from palimpsa.sweeps.sweep import Sweep
 
 RATES = "1e-3,5e-3,2e-2"
@@ -36,10 +31,10 @@ ACCURACIES = {
 }
 
 
-DIVERGED = "FloatingPointError: the loss is nan"
+NO_NUMBER = "FloatingPointError: the loss is nan"
 
 
-def write_result(job: Job, accuracy: float | None, error: str = DIVERGED) -> None:
+def write_result(job: Job, accuracy: float | None, error: str = NO_NUMBER) -> None:
     """What a run leaves behind: finished with this validation accuracy, failed without one."""
     config, provenance = job.config, {"git_revision": None, "git_dirty": None, "versions": {}, "device": "cpu"}
     stage = {"stage": 0, "seq_len": 16, "num_pairs": 4, "steps": 9, "ended_by": "cap", "plateau_exit_step": None}
@@ -85,14 +80,14 @@ class Launcher:
                 reasons.append(outcome)
                 continue
             write_result(job, outcome)
-            reasons.append(None if outcome is not None else DIVERGED)
+            reasons.append(None if outcome is not None else NO_NUMBER)
         return reasons
 
 
 @functools.cache
 def planned(overrides: tuple[str, ...]) -> Sweep:
     words = ["+sweep=mqar_figure2", f"optimizer.lr={RATES}", "model=gla,mamba2", "seed=1,2,3,4", "results_dir=PLACE"]
-    sweep = preflight([*words, *overrides], multirun=True)[1]
+    sweep = plan_command_line([*words, *overrides], multirun=True)
     assert sweep is not None
     return sweep
 
@@ -113,19 +108,19 @@ def plan(tmp_path):
 
 FIRST = [(model, lr, seed) for model in ("gla", "mamba2") for lr in (1e-3, 5e-3, 2e-2) for seed in (1, 2)]
 SECOND = [("gla", 5e-3, 3), ("gla", 5e-3, 4), ("mamba2", 2e-2, 3), ("mamba2", 2e-2, 4)]
-SAID = [
+ANNOUNCED = [
     "GLA: learning rate 0.005 of 3 rates, 40.0% validation accuracy on 2 seeds",
     "Mamba-2 (M w/o Meta): learning rate 0.02 of 3 rates, 50.0% validation accuracy on 2 seeds",
 ]
 
 
 def test_all_seeds_follow_at_the_rate_that_did_best_on_the_selection_seeds(plan, tmp_path):
-    sweep, launcher, said = plan(), Launcher(), []
+    sweep, launcher, printed = plan(), Launcher(), []
     ledger = sweep.survey()
     assert (len(ledger.entries), ledger.num_runs, set(ledger.num_waiting.values())) == (12, 16, {2})
-    sweep.run(launcher, said.extend)
+    sweep.run(launcher, printed.extend)
     assert launcher.launches == [FIRST, SECOND]
-    assert said == SAID
+    assert printed == ANNOUNCED
     assert sweep.survey().complete
     assert sweep.survey().num_runs == 16
     # The figures, which see all seeds, choose the same.
@@ -138,8 +133,8 @@ def test_a_rerun_launches_nothing_and_chooses_the_same(plan):
     plan().run(Launcher(), lambda _: None)
     sweep, launcher = plan(), Launcher()
     assert sweep.survey().complete
-    assert sweep.news() == SAID
-    assert sweep.news() == []
+    assert sweep.new_choices() == ANNOUNCED
+    assert sweep.new_choices() == []
     sweep.run(launcher, lambda _: None)
     assert launcher.launches == []
 
@@ -170,42 +165,42 @@ def test_a_model_that_is_decided_does_not_wait_for_the_others(plan):
 
 
 def test_runs_that_are_not_of_this_sweep_choose_nothing(plan):
-    others = plan("optimizer.lr=1e-2,2e-2", "seed=1,2,3,4,5,6", "task.sweep.selection_seeds='1'")
+    others = plan("optimizer.lr=1e-2,2e-2", "seed=1,2,3,4,5,6", "hydra.sweeper.selection_seeds='1'")
     for job in others.jobs:
         if job.lr == 1e-2 or job.seed > 2:
             write_result(job, 1.0)
-    sweep, said = plan(), []
-    sweep.run(Launcher(), said.extend)
-    assert said == SAID
+    sweep, printed = plan(), []
+    sweep.run(Launcher(), printed.extend)
+    assert printed == ANNOUNCED
 
 
 def test_a_diverged_run_counts_nothing_and_is_not_tried_again(plan):
     def diverges(job: Job) -> float | None:
         return None if (job.model, job.lr, job.seed) == ("gla", 5e-3, 1) else accuracy(job)
 
-    sweep, launcher, said = plan(), Launcher(diverges), []
-    sweep.run(launcher, said.extend)
+    sweep, launcher, printed = plan(), Launcher(diverges), []
+    sweep.run(launcher, printed.extend)
     # 0.35 of the largest rate against (0 + 0.4) / 2.
-    assert said[0] == "GLA: learning rate 0.02 of 3 rates, 35.0% validation accuracy on 2 seeds"
+    assert printed[0] == "GLA: learning rate 0.02 of 3 rates, 35.0% validation accuracy on 2 seeds"
     assert launcher.launches[1][:2] == [("gla", 2e-2, 3), ("gla", 2e-2, 4)]
     ledger = sweep.survey()
     assert ledger.complete
-    assert ledger.lines() == [f"failed: gla lr 0.005 seed 1: {DIVERGED}"]
+    assert ledger.detail_lines() == [f"diverged: gla lr 0.005 seed 1: {NO_NUMBER}"]
 
     again = Launcher()
-    plan().run(again, said.extend)
+    plan().run(again, printed.extend)
     assert again.launches == []
 
 
 def test_a_model_of_which_nothing_finished_has_no_second_phase(plan):
-    sweep, launcher, said = plan(), Launcher(lambda job: None if job.model == "gla" else accuracy(job)), []
-    sweep.run(launcher, said.extend)
+    sweep, launcher, printed = plan(), Launcher(lambda job: None if job.model == "gla" else accuracy(job)), []
+    sweep.run(launcher, printed.extend)
     assert launcher.launches == [FIRST, SECOND[2:]]
-    assert said[0] == "GLA: none of its selection runs finished: no learning rate chosen, no second phase"
+    assert printed[0] == "GLA: none of its selection runs finished: no learning rate chosen, no second phase"
     ledger = sweep.survey()
     assert not ledger.complete
     assert ledger.num_runs == 16
-    assert sweep.undecided() == []
+    assert sweep.undecided_models() == []
 
 
 @pytest.mark.parametrize("reason", ["it is damaged", "OSError: no space"], ids=["damaged", "full"])
@@ -215,20 +210,20 @@ def test_a_selection_run_that_did_not_fail_by_itself_decides_nothing_and_is_trie
     def fails(job: Job) -> float | str | None:
         return reason if (job.model, job.lr, job.seed) == ("gla", 5e-3, 1) else accuracy(job)
 
-    sweep, launcher, said = plan(), Launcher(fails), []
-    sweep.run(launcher, said.extend)
+    sweep, launcher, printed = plan(), Launcher(fails), []
+    sweep.run(launcher, printed.extend)
     assert launcher.launches == [FIRST, SECOND[2:]]
-    assert said == SAID[1:]
+    assert printed == ANNOUNCED[1:]
     assert not sweep.survey().complete
-    assert sweep.undecided() == [
+    assert sweep.undecided_models() == [
         "GLA: 1 of 6 selection runs have neither finished nor diverged: no learning rate chosen yet, no second phase"
     ]
-    assert sweep.survey().lines() == [f"failed: gla lr 0.005 seed 1: {reason}"]
+    assert sweep.survey().detail_lines() == [f"failed: gla lr 0.005 seed 1: {reason}"]
 
-    sweep, launcher, said = plan(), Launcher(), []
-    sweep.run(launcher, said.extend)
+    sweep, launcher, printed = plan(), Launcher(), []
+    sweep.run(launcher, printed.extend)
     assert launcher.launches == [[("gla", 5e-3, 1)], SECOND[:2]]
-    assert sorted(said) == SAID
+    assert sorted(printed) == ANNOUNCED
     assert sweep.survey().complete
 
 
@@ -239,8 +234,8 @@ def test_runs_at_work_elsewhere_are_left_alone_and_waited_for(plan):
         sweep.run(launcher, lambda _: None)
         ledger = sweep.survey()
     assert launcher.launches == [FIRST[1:], SECOND[2:]]
-    assert [entry.job for entry in ledger.of("running")] == [elsewhere]
-    assert len(sweep.undecided()) == 1
+    assert [entry.job for entry in ledger.with_status(RUNNING)] == [elsewhere]
+    assert len(sweep.undecided_models()) == 1
     assert not ledger.complete
 
 
@@ -256,17 +251,17 @@ def test_a_launcher_that_stops_half_way_leaves_the_decided_models_their_second_p
     sweep, launcher = plan(), Launcher(dies)
     sweep.run(launcher, lambda _: None)
     assert launcher.launches == [FIRST, SECOND[:2]]
-    assert str(sweep.fault) == "a worker died"
-    assert len(sweep.survey().of("missing")) == 6
-    sweep.learn(["mamba2 lr 0.001 seed 1: OSError: [Errno 28] No space left"])
-    assert sweep.survey().lines() == ["failed: mamba2 lr 0.001 seed 1: OSError: [Errno 28] No space left"]
+    assert str(sweep.launcher_error) == "a worker died"
+    assert len(sweep.survey().with_status(MISSING)) == 6
+    sweep.record_failures(["mamba2 lr 0.001 seed 1: OSError: [Errno 28] No space left"])
+    assert sweep.survey().detail_lines() == ["failed: mamba2 lr 0.001 seed 1: OSError: [Errno 28] No space left"]
 
 
 def test_a_launcher_that_does_not_start_is_not_asked_again(plan, capsys):
     sweep, launcher = plan(), Launcher(lambda job: RuntimeError("no such queue"))
     sweep.run(launcher, lambda _: None)
     assert launcher.launches == [FIRST]
-    assert str(sweep.fault) == "no such queue"
+    assert str(sweep.launcher_error) == "no such queue"
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -275,8 +270,8 @@ def test_one_phase_runs_everything_at_once(plan):
     sweep.run(launcher, lambda _: None)
     (launch,) = launcher.launches
     assert len(launch) == len(set(launch)) == 24
-    assert sweep.news() == []
-    assert sweep.undecided() == []
+    assert sweep.new_choices() == []
+    assert sweep.undecided_models() == []
     assert sweep.survey().complete
 
 
@@ -288,9 +283,9 @@ def test_variants_choose_for_themselves_and_lengths_of_one_protocol_together(pla
         gain = {16: -0.1, 32: 0.2}[job.config["task"]["seq_len"]] * (job.lr == 5e-3)
         return 0.5 + (gain if job.model == "gla" else -gain)
 
-    sweep, said = plan(*overrides), []
-    sweep.run(Launcher(outcome), said.extend)
-    assert said == [
+    sweep, printed = plan(*overrides), []
+    sweep.run(Launcher(outcome), printed.extend)
+    assert printed == [
         "GLA: learning rate 0.005 of 2 rates, 55.0% validation accuracy on 2 seeds",
         "GLA b: learning rate 0.001 of 2 rates, 50.0% validation accuracy on 2 seeds",
     ]
@@ -303,7 +298,7 @@ def test_two_sweeps_in_one_directory_are_one_too_many(plan, capsys):
     first, second = plan(), plan()
     started = []
     with first.locked(), pytest.raises(RunDirectoryError) as caught:
-        cli._sweep(lambda: started.append(1), second)
+        command._run_sweep(second, lambda: started.append(1))
     message = str(caught.value)
     assert message.startswith(f"results_dir: {first.directory} is swept by another process (process ")
     assert "\n" not in message
@@ -319,70 +314,15 @@ def test_a_directory_of_another_config_is_found_before_anything_starts(plan):
     write_result(other, 0.5)
     started = []
     with pytest.raises(RunDirectoryError, match=r"seed_4 holds a run of another config \(optimizer.weight_decay: stor"):
-        cli._sweep(lambda: started.append(1), plan())
+        command._run_sweep(plan(), lambda: started.append(1))
     assert not started
 
 
 def test_a_finished_sweep_starts_nothing(plan, capsys):
     plan().run(Launcher(), lambda _: None)
     started = []
-    cli._sweep(lambda: started.append(1), plan())
+    command._run_sweep(plan(), lambda: started.append(1))
     assert not started
     shown = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["all", "16", "0", "0", "0", "16"] in shown
     assert ["Learning", "rates:"] in [words[:2] for words in shown], "the table of the rates comes last"
-
-
-COMMAND_LINES = {
-    "groups and values": ["model=gla,mamba2", "task=mqar_curriculum,mqar_scratch", "seed=1,2", "optimizer.lr=1,1e-3"],
-    "a key twice": ["seed=1,2", "task.sweep.seeds='3'", "seed=4,5"],
-    "strings, null and interpolations": ["variant='',_b", "model.init_std=null,0.1", "logger.project=a,${variant}"],
-    "keys above and below": ["task.stages=[{seq_len:8,num_pairs:2,max_steps:3}]", "task.stages.0.max_steps=1,2"],
-    "below, then above": ["task.sweep.seeds=8,16", "task.sweep={seeds:24}"],
-    "dictionaries": ["task.sweep={seeds:8},{models:gla}", "seed=1,2"],
-    "added and taken away": ["+model.mixer.norm_eps=1e-3,1e-4", "~model.mixer.conv_width", "seed=1,2"],
-    "a value of one group alone": ["model=gla,transformer", "model.mixer.head_k_dim=4,8", "seed=1,2"],
-    "a file of the sweep": ["+sweep=smoke", "model=gla,mamba2", "seed=1,2"],
-}
-
-
-@pytest.mark.parametrize("name", COMMAND_LINES)
-def test_the_configs_of_a_sweep_are_those_that_hydra_composes(name):
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        composer = Composer("train")
-        combinations = cli._combinations(COMMAND_LINES[name])
-        assert len(combinations) > 1
-        for combination in combinations:
-            cfg, config = composer.compose(combination)
-            assert config == plain(typed(cfg)) == plain(typed(compose("train", combination))), combination
-
-
-def test_hydra_composes_once_a_model_however_many_runs_there_are(plan, monkeypatch):
-    """What keeps a ledger of 192 runs a matter of seconds."""
-    calls = []
-
-    def counting(*arguments, **keywords):
-        calls.append(arguments)
-        return compose(*arguments, **keywords)
-
-    monkeypatch.setattr(composition, "compose", counting)
-    assert len(plan("seed=range(1,9)", "optimizer.lr=1,2,3,5").jobs) == 2 * 8 * 4
-    assert len(calls) == 2
-
-
-def test_a_sweep_in_two_phases_from_the_command_line(tiny_overrides, tmp_path, monkeypatch, capfd):
-    """The whole way, trained: through Hydra, its launcher in this process, and the results."""
-    words = ["+sweep=mqar_figure2", "model=gla", "optimizer.lr=1e-3,5e-3", "seed=1,2", "task.sweep.selection_seeds=1"]
-    words += ["hydra.sweeper.max_batch_size=1"]
-    monkeypatch.setattr("sys.argv", ["train.py", "-m", *words, *tiny_overrides, f"results_dir={tmp_path}"])
-    cli.train_main()
-    printed = capfd.readouterr().out.splitlines()
-    rows = [line.split() for line in printed if line.startswith("gla ")]
-    assert rows == [["gla", "0", "0", "0", "2", "1", "3"], ["gla", "3", "0", "0", "0", "3"]]
-    (chosen,) = [line for line in printed if line.startswith("GLA: learning rate ")]
-    results = [Path(line) for line in sorted(str(path) for path in tmp_path.rglob("result.json"))]
-    assert len(results) == 3
-    lines = [line.split(":")[0] for line in printed if line.startswith("[")]
-    rate = chosen.split()[3]
-    assert lines == ["[1/3] gla lr 0.001 seed 1", "[2/3] gla lr 0.005 seed 1", f"[3/3] gla lr {rate} seed 2"]
-    assert printed.index(chosen) == printed.index(next(line for line in printed if line.startswith("[3/3]"))) - 1

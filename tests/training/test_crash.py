@@ -20,9 +20,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from palimpsa.config.compose import CONFIG_DIR
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.files import hold_lock
-from palimpsa.sweeps.command import CONFIG_DIR
 
 ROOT = CONFIG_DIR.parent
 SEEDS = (1, 2)
@@ -52,8 +52,8 @@ import atexit, json, os, resource, subprocess, sys, threading
 import lightning.pytorch, palimpsa.training.run
 from palimpsa.analysis.statistics import learning_rate
 from palimpsa.runs import read
-from palimpsa.sweeps.command import preflight, train_main
-preflight(sys.argv[1:], multirun=True)
+from palimpsa.sweeps.command import plan_command_line, train_main
+plan_command_line(sys.argv[1:], multirun=True)
 for line in sys.stdin:
     order = json.loads(line)
     # Through a process of its own, which the limit does not bind.

@@ -66,7 +66,7 @@ def _compose(overrides: list[str]) -> OperatorsConfig | TrainingConfig:
         except yaml.YAMLError as error:
             raise ConfigError(f"configs: got a file that is not YAML: {' '.join(str(error).split())}") from error
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(explain(error, overrides, CONFIG_NAME, schema)) from error
+            raise ConfigError(explain(error, overrides)) from error
     return config
 
 

@@ -17,7 +17,7 @@ from palimpsa.benchmark.checks import as_list, check_choice, check_positive, che
 from palimpsa.benchmark.schema import TrainingConfig
 from palimpsa.config.compose import CONFIG_DIR, explain
 from palimpsa.config.errors import ConfigError
-from palimpsa.config.schema import StageConfig, TrainConfig, register_schema, typed
+from palimpsa.config.schema import StageConfig, register_schema, typed
 from palimpsa.runs.identity import flatten
 from palimpsa.training.preflight import check_run
 
@@ -162,7 +162,7 @@ def _compose_run(config: TrainingConfig, model: str) -> DictConfig:
         except yaml.YAMLError as error:
             raise ConfigError(f"configs: got a file that is not YAML: {' '.join(str(error).split())}") from error
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(f"overrides: {explain(error, [key], 'train', TrainConfig)}") from error
+            raise ConfigError(f"overrides: {explain(error, [key])}") from error
     return cfg
 
 

@@ -1,85 +1,147 @@
-"""What the command lines have in common: where configs/ is, how a sweep's configs are composed, what a mistake is."""
+"""How configs/ is composed into a config; the one file that leans on private parts of Hydra's.
+
+Whatever Hydra and OmegaConf raise on the way becomes one line that names the key: see `composition`.
+"""
 
 from __future__ import annotations
 
-import copy
+import contextlib
+import itertools
 import re
 import tempfile
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from palimpsa.config.errors import ConfigError, nearest
-from palimpsa.config.keys import schema_keys
 from palimpsa.config.moved import unknown_key
-from palimpsa.config.schema import plain, register_schema, typed
+from palimpsa.config.schema import register_schema
 
 CONFIG_DIR = Path(__file__).resolve().parents[3] / "configs"
+# The launcher that runs one job after the other, in this process: Hydra's own.
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
-def compose_config(overrides: Sequence[str], config_name: str = "train") -> DictConfig:
-    """configs/CONFIG_NAME.yaml with overrides, as Hydra composes it."""
-    register_schema()
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+def compose_config(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
+    """A config of configs/ with overrides, without Hydra's own part: `compose_config(["model=gla"]).model`.
+
+    Args:
+        overrides: as on the command line, one value a key.
+        config_name: the primary config, a file of configs/.
+
+    Raises:
+        ConfigError: naming the key, with the nearest known one.
+    """
+    with composition(overrides):
         return compose(config_name, list(overrides))
 
 
-def parse_overrides(overrides: list[str]) -> list[Override]:
-    """Hydra's reading of a command line without flags; needs Hydra to be initialised."""
+@contextlib.contextmanager
+def composition(overrides: Sequence[str]) -> Iterator[None]:
+    """Within it Hydra composes from configs/, and what is wrong with `overrides` or a file is a ConfigError.
+
+    Raises:
+        ConfigError: in one line, naming the key, with the nearest known one.
+    """
+    register_schema()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        try:
+            yield
+        except yaml.YAMLError as error:
+            raise ConfigError(f"configs: got a file that is not YAML: {' '.join(str(error).split())}") from error
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(explain(error, overrides)) from error
+        except ValueError as error:
+            # Hydra's own, of a group that is set to something else than a name.
+            if "Config group override" not in str(error):
+                raise
+            raise ConfigError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
+
+
+def read_arguments() -> Namespace:
+    """This process's command line as hydra.main reads it: `overrides`, `multirun`, `config_dir`, `cfg`, `help`..."""
+    return get_args_parser().parse_args()
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Hydra's reading of a command line without flags; within `composition`."""
     # The loader lets the parser expand glob(*).
-    return OverridesParser.create(_loader()).parse_overrides(overrides)
+    return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
+
+
+def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """The command line of each run that a sweep asks for, in Hydra's order; within `composition`.
+
+    ["model=gla,mamba2", "seed=1,2"] asks for four runs; the seed changes first. Of a key that is set twice the last
+    values count.
+
+    Raises:
+        ConfigError: for values that cannot be listed.
+    """
+    values: dict[str, list[str]] = {}
+    for override in parse_overrides(overrides):
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise ConfigError(
+                f"{override.input_line}: got an interval, expected values: choice(...), range(...) or a,b"
+            )
+    return [list(run) for run in itertools.product(*values.values())]
 
 
 class Composer:
-    """Composes the configs of a sweep's runs as Hydra does, in a tenth of its time.
+    """Composes the configs of a sweep's runs as Hydra does, in a tenth of its time: 256 of them in 2 s instead of 25.
 
     Hydra composes once for each choice of config groups. Where two runs differ in plain values of keys that the config
-    has (`seed=1`, `optimizer.lr=1e-3`), Hydra's own function sets them in the config of that choice; it does so in the
-    order of the command line after the groups, so that the config is the one that Hydra would compose.
+    has (`seed=1`, `optimizer.lr=1e-3`), these are set in the config of that choice as Hydra itself would set them,
+    in the order of the command line and after the groups, so that the config is the one that Hydra would compose.
 
     Args:
-        config_name: the primary config, "train".
+        config_name: the primary config.
     """
 
-    def __init__(self, config_name: str) -> None:
+    def __init__(self, config_name: str = "train") -> None:
         self._config_name = config_name
-        self._bases: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[DictConfig, DictConfig]] = {}
-        self._parsed: dict[str, Override] = {}
+        self._bases: dict[tuple[tuple[str, ...], tuple[str, ...]], DictConfig] = {}
+        self._parsed: dict[str, tuple[Override, bool]] = {}
 
-    def compose(self, overrides: list[str]) -> tuple[DictConfig, dict[str, Any]]:
-        """The config of one run, and what `config.plain` makes of it.
-
-        The former is good until the next call, which may change it; Hydra's own part in it is that of the first run of
-        the same groups, and names that run's overrides.
-        """
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """The config of one run, without Hydra's own part; the next call may change it. Within `composition`."""
         new = [text for text in overrides if text not in self._parsed]
-        self._parsed.update(zip(new, parse_overrides(new), strict=True))
-        parsed = [self._parsed[text] for text in overrides]
-        is_value = [_sets_a_value(override) and not _overlaps(override, parsed) for override in parsed]
-        values = [override for override, is_one in zip(parsed, is_value, strict=True) if is_one]
-        others = tuple(text for text, is_one in zip(overrides, is_value, strict=True) if not is_one)
-        # Every run of one key sets the same keys: none keeps a value of the run before.
-        key = (others, tuple(override.key_or_group for override in values))
-        if key not in self._bases:
-            cfg = compose(self._config_name, overrides, return_hydra_config=True)
-            if not all(_is_leaf(cfg, override.key_or_group) for override in values):
-                return cfg, plain(typed(cfg))
-            # A copy with the schema's types, which turn the text of an override into what Hydra makes of it.
-            own = copy.deepcopy(cfg)
-            OmegaConf.set_struct(own, False)
-            own.pop("hydra")
-            self._bases[key] = cfg, own
-        cfg, own = self._bases[key]
-        for one in (cfg, own):
-            ConfigLoaderImpl._apply_overrides_to_config(values, one)
-        return cfg, plain(typed(own))
+        for text, override in zip(new, parse_overrides(new), strict=True):
+            self._parsed[text] = override, _sets_a_value(override)
+        paths = [_path(self._parsed[text][0]) for text in overrides]
+        values: dict[str, Override] = {}
+        for text, path in zip(overrides, paths, strict=True):
+            override, sets_a_value = self._parsed[text]
+            # Of two that set the same key, or one above the other's, the order matters.
+            if sets_a_value and sum(_overlap(path, other) for other in paths) == 1:
+                values[text] = override
+        # Every run of one base sets the same keys: none keeps a value of the run before.
+        others = tuple(text for text in overrides if text not in values)
+        base = others, tuple(override.key_or_group for override in values.values())
+        if base not in self._bases:
+            config = compose(self._config_name, list(overrides))
+            if not all(_is_leaf(config, override.key_or_group) for override in values.values()):
+                return config
+            self._bases[base] = config
+        config = self._bases[base]
+        for override in values.values():
+            OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+        return config
 
 
 def _sets_a_value(override: Override) -> bool:
@@ -88,32 +150,24 @@ def _sets_a_value(override: Override) -> bool:
         not (override.is_add() or override.is_force_add() or override.is_delete() or override.is_hydra_override())
         and override.package is None
         and isinstance(override.value(), str | int | float | None)
-        and not _loader().repository.group_exists(override.key_or_group)
+        and not GlobalHydra.instance().config_loader().get_group_options(override.key_or_group, None)
     )
-
-
-def _overlaps(override: Override, others: list[Override]) -> bool:
-    """Whether another override sets the same key, or one above or below it: then their order matters."""
-    path = _path(override)
-    paths = [_path(other) for other in others if other is not override]
-    return any(path[: len(other)] == other[: len(path)] for other in paths)
 
 
 def _path(override: Override) -> list[str]:
     return re.split(r"[./\[\]]+", override.key_or_group)
 
 
-def _is_leaf(cfg: DictConfig, key: str) -> bool:
+def _overlap(path: list[str], other: list[str]) -> bool:
+    """Whether two paths are the same, or one is above the other."""
+    return path[: len(other)] == other[: len(path)]
+
+
+def _is_leaf(config: DictConfig, key: str) -> bool:
     """Whether a config has a plain value at a key. A group of a folder that the command line adds has none."""
     missing = object()
-    value = OmegaConf.select(cfg, key, default=missing)
+    value = OmegaConf.select(config, key, default=missing)
     return value is not missing and not OmegaConf.is_config(value)
-
-
-def _loader() -> ConfigLoaderImpl:
-    loader = GlobalHydra.instance().config_loader()
-    assert isinstance(loader, ConfigLoaderImpl)
-    return loader
 
 
 def check_writable(results_dir: str, directory: Path) -> None:
@@ -130,60 +184,43 @@ def check_writable(results_dir: str, directory: Path) -> None:
         ) from error
 
 
-def explain(error: Exception, overrides: list[str], config_name: str, schema: type) -> str:
+def explain(error: Exception, overrides: Sequence[str]) -> str:
     """One line about a composition error: the key, what is wrong with it, and the nearest known key or option."""
-    # Hydra wraps the error that names the key; the innermost one is the most exact.
+    # Hydra wraps, or replaces, the error of OmegaConf's that names the key; the innermost one is the most exact.
     chain: list[BaseException] = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    text = "\n".join(map(str, chain))
-
-    option = re.search(r"Could not find '([\w/]+)/([\w.-]+)'", text)
-    if option:
-        group, name = option.groups()
-        choices, below = _group_options(group)
-        scales, _ = _group_options("scale")
-        if group.endswith("_budget") and name in scales:
-            return f"scale: got {name!r}, expected configs/{group}/{name}.yaml with it (there are {', '.join(choices)})"
-        if group.endswith("_budget"):
-            group, choices, below = "scale", scales, {}
-        listed = ", ".join([*choices, *(f"{folder}/NAME" for folder in below)])
-        near = nearest(name, [*choices, *(f"{folder}/{choice}" for folder in below for choice in below[folder])])
-        return f"{group}: got {name!r}, expected one of {listed}{near}"
-
-    attributes = [getattr(link, "full_key", None) for link in reversed(chain)]
-    named = [str(key) for key in attributes if key] or re.findall(r"full_key: (\S+)", text)
-    lines = [line.strip() for line in text.splitlines()]
-    reasons = [line for line in lines if re.match(r"(Key|Value|Cannot|Missing|Interpolation key) ", line)]
-    reason = reasons[-1] if reasons else str(chain[-1]).splitlines()[0].strip()
-    file = re.search(r"In '([\w/]+)': .* raised while composing", text)
-    where = f"configs/{file.group(1)}.yaml: " if file else ""
-    if not named:
-        return f"{where or ' '.join(overrides) + ': '}{reason}"
-    full_key = re.sub(r"\[(\d+)\]", r".\1", named[0])
-    *parents, key = full_key.split(".")
-    siblings = _known_keys(parents, config_name, schema)
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(inner)
+    found = re.search(r"^In '([\w/]+)': ", str(error))
+    file = f"configs/{found.group(1)}.yaml: " if found else ""
+    for link in chain:
+        if isinstance(link, MissingConfigException) and link.missing_cfg_file is not None:
+            # The command line's choices are told as the primary config's.
+            return (file if "/" in file.removeprefix("configs/") else "") + _explain_choice(link.missing_cfg_file)
+    exact = next((link for link in reversed(chain) if getattr(link, "full_key", None)), None)
+    if not isinstance(exact, OmegaConfBaseException):
+        return f"{file or ' '.join(overrides) + ': '}{str(error).splitlines()[0].strip()}"
+    full_key = re.sub(r"\[(\d+)\]", r".\1", str(exact.full_key))
+    key = full_key.rpartition(".")[2]
+    parent = exact.parent_node
+    siblings = [str(name) for name in parent if name != "hydra"] if isinstance(parent, DictConfig) else []
     if key in siblings or not siblings:
-        return f"{where}{full_key}: {reason}"
-    return f"{where}{unknown_key(full_key, siblings)}"
+        return f"{file}{full_key}: {str(exact).splitlines()[0].strip()}"
+    return f"{file}{unknown_key(full_key, siblings)}"
 
 
-def _group_options(group: str) -> tuple[list[str], dict[str, list[str]]]:
-    """The configs of a group, and by folder those below it."""
+def _explain_choice(path: str) -> str:
+    """About a config that its group does not have."""
+    group, _, name = path.rpartition("/")
     loader = GlobalHydra.instance().config_loader()
-    folders = (path for path in sorted((CONFIG_DIR / group).glob("*/")) if any(path.glob("*.yaml")))
+    choices = loader.get_group_options(group)
+    scales = loader.get_group_options("scale")
+    if group.endswith("_budget") and name in scales:
+        return f"scale: got {name!r}, expected configs/{group}/{name}.yaml with it (there are {', '.join(choices)})"
+    if group.endswith("_budget"):
+        group, choices = "scale", scales
+    folders = [folder.name for folder in sorted((CONFIG_DIR / group).glob("*/")) if any(folder.glob("*.yaml"))]
     # A budget is no option: a task takes that of its scale.
-    names = [path.name for path in folders if not path.name.endswith("_budget")]
-    below = {name: loader.get_group_options(f"{group}/{name}") for name in names}
-    return loader.get_group_options(group), below
-
-
-def _known_keys(parents: list[str], config_name: str, schema: type) -> list[str]:
-    """The keys below a path: the schema's, or those of the default config where the schema leaves them open."""
-    node: Any = OmegaConf.to_container(compose(config_name), resolve=False)
-    for parent in parents:
-        if isinstance(node, list) and parent.isdecimal() and int(parent) < len(node):
-            node = node[int(parent)]
-        else:
-            node = node.get(parent) if isinstance(node, dict) else None
-    return schema_keys(parents, schema) or ([str(key) for key in node] if isinstance(node, dict) else [])
+    folders = [folder for folder in folders if not folder.endswith("_budget")]
+    below = [f"{folder}/{choice}" for folder in folders for choice in loader.get_group_options(f"{group}/{folder}")]
+    listed = ", ".join([*choices, *(f"{folder}/NAME" for folder in folders)])
+    return f"{group}: got {name!r}, expected one of {listed}{nearest(name, [*choices, *below])}"

@@ -1,37 +1,35 @@
-"""A run in a process of its own, for a process whose GPU is lost."""
+"""A run in a process of its own, for a process whose GPU is unusable."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import pickle
 import subprocess
 import sys
 import threading
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-PROGRAM = "from palimpsa.sweeps.child_process import serve; serve()"
+PROGRAM = "from palimpsa.sweeps.child_process import child_main; child_main()"
 
 
-def run_in_own_process(cfg: DictConfig) -> None:
+def run_in_child_process(config: Any) -> None:
     """`training.run` in a new process, which ends with this one.
 
+    Args:
+        config: what `training.run` takes, without interpolations: the new process knows no resolvers of Hydra's.
+
     Raises:
-        ChildProcessError: it ended without a word, killed for its memory, say.
+        ChildProcessError: it ended without an answer, killed for its memory, say.
         Exception: what the run raised.
     """
-    cfg = copy.deepcopy(cfg)
-    # The new process knows no resolvers of Hydra's.
-    OmegaConf.resolve(cfg)
     with subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
             # Its input stays open for as long as it has a parent.
             with contextlib.suppress(BrokenPipeError):
-                pickle.dump(cfg, process.stdin)
+                pickle.dump(config, process.stdin)
                 process.stdin.flush()
             error: Exception | None = pickle.load(process.stdout)
         except EOFError:
@@ -43,45 +41,44 @@ def run_in_own_process(cfg: DictConfig) -> None:
         raise error
 
 
-def serve() -> None:
-    """The new process: reads a config, runs it, and writes the error that it ended with, or None."""
+def child_main() -> None:
+    """The new process: reads a config, runs it, and answers with the error that it ended with, or None."""
     # What the run prints is not for the parent to read.
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     error: Exception | None = None
     try:
-        cfg = pickle.load(sys.stdin.buffer)
+        config = pickle.load(sys.stdin.buffer)
         threading.Thread(target=_end_with_parent, daemon=True).start()
-        from palimpsa.config.schema import typed
         from palimpsa.training.run import run
 
-        run(typed(cfg))
+        run(config)
     except Exception as raised:
         # For the parent to raise.
         error = raised
     except KeyboardInterrupt:
         os._exit(130)
-    _told.set()
+    _answering.set()
     with answer:
-        answer.write(_pickled(error))
+        answer.write(_pickle_error(error))
 
 
-def _pickled(error: Exception | None) -> bytes:
+def _pickle_error(error: Exception | None) -> bytes:
     try:
-        told = pickle.dumps(error)
-        pickle.loads(told)
+        pickled = pickle.dumps(error)
+        pickle.loads(pickled)
     except Exception:
         # Classes decide themselves what pickling them raises; the words are sent at least.
         return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
-    return told
+    return pickled
 
 
-_told = threading.Event()
+_answering = threading.Event()
 
 
 def _end_with_parent() -> None:
     # Not by sys.stdin, whose lock would be held when Python ends.
     while os.read(0, 1):
         pass
-    if not _told.is_set():
+    if not _answering.is_set():
         os._exit(1)

@@ -1,6 +1,7 @@
 """Checks of hydra/launcher, before anything starts: is it installed, can it work here, does a job get what it needs?
 
-And what a worker does when its launcher is gone.
+And what a worker does when its launcher is gone. How a launcher works, Slurm's requeueing too, is set in
+configs/hydra/launcher/.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from palimpsa.config.compose import BASIC_LAUNCHER
 from palimpsa.config.errors import ConfigError
 
 # Hydra 1.3 holds our YAMLs against the plugins' dataclasses of the same names, which finds misspelt keys and wrong
@@ -35,7 +37,6 @@ PACKAGES = {
     "hydra_plugins.hydra_submitit_launcher": ("submitit", "slurm"),
     "hydra_plugins.hydra_ray_launcher": ("ray", "ray"),
 }
-BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
 RAY = "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
 JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
@@ -43,7 +44,7 @@ JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
 PRE_DISPATCH = r"(n_jobs|\d+(\.\d*)?)( *[-+*/] *(n_jobs|\d+(\.\d*)?))*"
 # The process whose workers others are.
 LAUNCHER_VARIABLE = "PALIMPSA_LAUNCHER_PROCESS"
-# Seconds between looks at whether the sweep is still there.
+# How often a worker checks that its sweep is still there.
 WATCH_S = 1.0
 # Any of these gives a job of Slurm's a GPU.
 SLURM_GPU_KEYS = ("gres", "gpus_per_node", "gpus_per_task")
@@ -59,36 +60,36 @@ SLURM_MINIMA = {
 
 
 @contextlib.contextmanager
-def leaving_with_the_sweep() -> Iterator[None]:
+def worker_ends_with_sweep() -> Iterator[None]:
     """Around a run in a worker of joblib's: should the sweep be killed, the worker ends this run, and then itself.
 
     Otherwise it would wait for more for ever, and keep its memory and its GPU. At Ctrl-C it ends at once: to joblib
     that is one more result, for which it would get the next run.
     """
-    global _num_at_work
+    global _num_active_runs
     launcher = os.environ.get(LAUNCHER_VARIABLE)
     if launcher is None or not multiprocessing.current_process().name.startswith("Loky"):
         yield
         return
-    _watch(int(launcher))
-    _num_at_work += 1
+    _watch_launcher(int(launcher))
+    _num_active_runs += 1
     try:
         yield
     except KeyboardInterrupt:
         os._exit(130)
     finally:
-        _num_at_work -= 1
+        _num_active_runs -= 1
 
 
-_num_at_work = 0
+_num_active_runs = 0
 
 
 @functools.cache
-def _watch(launcher: int) -> None:
+def _watch_launcher(launcher: int) -> None:
     """Starts, once, a thread that ends this process when its launcher is gone and no run is at work."""
 
     def watch() -> None:
-        while os.getppid() == launcher or _num_at_work:
+        while os.getppid() == launcher or _num_active_runs:
             time.sleep(WATCH_S)
         os._exit(1)
 
@@ -107,7 +108,7 @@ def check_launcher(cfg: DictConfig) -> None:
     """
     launcher = cfg.hydra.launcher
     target = str(launcher.get("_target_"))
-    if target == BASIC:
+    if target == BASIC_LAUNCHER:
         return
     name = cfg.hydra.runtime.choices.get("hydra/launcher") or target
     _check_installed(name, target)
@@ -141,7 +142,7 @@ def _check_joblib(launcher: DictConfig) -> None:
             raise ConfigError(f"hydra.launcher.{key}: got {launcher[key]}, expected {expected}")
 
 
-def runs_elsewhere(cfg: DictConfig) -> bool:
+def runs_on_other_machines(cfg: DictConfig) -> bool:
     """Whether the launcher of a config, composed with Hydra's own part, starts its jobs on other machines than this."""
     target = cfg.hydra.launcher.get("_target_")
     # Without an address, Ray joins a cluster that it finds.
@@ -173,7 +174,7 @@ def _check_ray(cfg: DictConfig) -> None:
             f"hydra.launcher.ray.remote.num_gpus: got {num_gpus}, expected > 0 with trainer={cfg.trainer.name}: 1 "
             "gives a run a GPU, 0.5 packs two runs on each"
         )
-    if runs_elsewhere(cfg) and not Path(cfg.results_dir).is_absolute():
+    if runs_on_other_machines(cfg) and not Path(cfg.results_dir).is_absolute():
         raise ConfigError(
             f"results_dir: got {cfg.results_dir}, expected an absolute path on a Ray cluster, whose processes work "
             "in a directory of their own"

@@ -12,12 +12,15 @@ from rich.table import Table
 
 from palimpsa.config.errors import RunDirectoryError
 from palimpsa.runs.directory import RunDirectory
+from palimpsa.runs.schema import DIVERGED, FAILED, FINISHED
 
-STATUSES = ("finished", "running", "failed", "missing")
+# Beside those of a result.
+RUNNING, MISSING = "running", "missing"
+STATUSES = (FINISHED, RUNNING, FAILED, DIVERGED, MISSING)
+# The detail of a missing run that has a checkpoint.
+RESUMABLE = "to be continued"
 # Lines of one kind below the table.
-MOST_LINES = 10
-# A missing run that has a checkpoint.
-BEGUN = "to be continued"
+MAX_LINES = 10
 
 # A task, a scale, and a model with its variant.
 Group = tuple[str, str, str]
@@ -54,8 +57,8 @@ class Job:
         return self.config["task"]["name"], self.config["scale"]["name"], self.model
 
     @property
-    def place(self) -> str:
-        """The task and the scale, as directories are called."""
+    def task_and_scale(self) -> str:
+        """As directories are called."""
         return f"{self.config['task']['directory']}/{self.config['scale']['name']}"
 
     @property
@@ -76,27 +79,22 @@ class Job:
 class Entry:
     """Where one run stands.
 
-    status: finished; running (another process holds its directory); failed (result.json says so); missing (nothing,
-        or interrupted).
-    note: who holds it, why it failed, where it goes on; empty where there is nothing to say.
+    status: finished; running (another process holds its directory); failed, or diverged (result.json says so); missing
+        (nothing, or interrupted).
+    detail: who holds it, why it failed, where it goes on; empty where there is nothing to add.
     """
 
     job: Job
     status: str
-    note: str = ""
+    detail: str = ""
 
     @property
-    def diverged(self) -> bool:
-        """Failed by its own numbers: it would again, so it is an end, at no accuracy."""
-        return self.status == "failed" and self.note.startswith(FloatingPointError.__name__)
-
-    @property
-    def ended(self) -> bool:
-        """Finished or diverged: what is left to be known of it is nothing."""
-        return self.status == "finished" or self.diverged
+    def is_final(self) -> bool:
+        """Finished, or diverged, at no accuracy: the run would end so again."""
+        return self.status in (FINISHED, DIVERGED)
 
 
-def look(jobs: Iterable[Job]) -> list[Entry]:
+def survey_runs(jobs: Iterable[Job]) -> list[Entry]:
     """Where runs stand.
 
     Raises:
@@ -105,7 +103,7 @@ def look(jobs: Iterable[Job]) -> list[Entry]:
     entries, damages = [], []
     for job in jobs:
         try:
-            entries.append(_look(job))
+            entries.append(_survey_run(job))
         except RunDirectoryError as error:
             damages.append(str(error))
         except OSError as error:
@@ -116,24 +114,26 @@ def look(jobs: Iterable[Job]) -> list[Entry]:
     return entries
 
 
-def _look(job: Job) -> Entry:
+def _survey_run(job: Job) -> Entry:
     directory = RunDirectory(job.directory)
     # Asked before the result is read: a run that ends in between is finished, not missing.
     holder = directory.holder()
     result = directory.inspect(job.config)
     if result is not None:
         _check_result(directory, result)
-        if result["status"] == "finished":
-            return Entry(job, "finished")
+        if result["status"] == FINISHED:
+            return Entry(job, FINISHED)
     if holder is not None:
-        return Entry(job, "running", holder)
+        return Entry(job, RUNNING, holder)
     if result is not None:
-        return Entry(job, "failed", " ".join(str(result["error"]).split()))
-    return Entry(job, "missing", BEGUN if directory.checkpoint_file.exists() else "")
+        error = " ".join(str(result["error"]).split())
+        return Entry(job, result["status"], error)
+    return Entry(job, MISSING, RESUMABLE if directory.checkpoint_file.exists() else "")
 
 
 def _check_result(directory: RunDirectory, result: dict[str, Any]) -> None:
     """What figures are made of must be there: every value of the result, and the curves that it counts."""
+    # Here and not above: pandas.
     from palimpsa.runs.read import history_length, result_rows
     from palimpsa.runs.schema import ResultError
 
@@ -143,7 +143,7 @@ def _check_result(directory: RunDirectory, result: dict[str, Any]) -> None:
         expected = history_length(file, result)
     except ResultError as error:
         raise RunDirectoryError(f"{error}. Delete it to run again") from error
-    if result["status"] != "finished" or expected is None or not history.exists():
+    if result["status"] != FINISHED or expected is None or not history.exists():
         return
     content = history.read_bytes()
     found = content.count(b"\n") - 1
@@ -172,55 +172,58 @@ class Ledger:
     @property
     def complete(self) -> bool:
         """Whether every run is finished or has diverged."""
-        return all(entry.ended for entry in self.entries) and not self.num_waiting
+        return all(entry.is_final for entry in self.entries) and not self.num_waiting
 
-    def left(self) -> list[Job]:
+    def jobs_to_launch(self) -> list[Job]:
         """The runs that are neither finished or diverged nor at work elsewhere."""
-        return [entry.job for entry in self.entries if entry.status in ("failed", "missing") and not entry.diverged]
+        return [entry.job for entry in self.entries if entry.status in (FAILED, MISSING)]
 
-    def of(self, status: str) -> list[Entry]:
-        """The runs of one status."""
+    def with_status(self, status: str) -> list[Entry]:
         return [entry for entry in self.entries if entry.status == status]
 
     def print(self, console: Console, title: str) -> None:
-        """A table with a row a model, and one of sums."""
+        """A table with a row a model, and one of sums; statuses that few sweeps know have a column where they occur."""
         rows: dict[Group, dict[str, int]] = {}
         for entry in self.entries:
             row = rows.setdefault(entry.job.group, dict.fromkeys(STATUSES, 0))
             row[entry.status] += 1
         for group, count in self.num_waiting.items():
             rows[group]["waiting"] = count
-        columns = [*STATUSES, *(["waiting"] if self.num_waiting else [])]
+        columns = [status for status in STATUSES if status != DIVERGED or self.with_status(DIVERGED)]
+        columns += ["waiting"] if self.num_waiting else []
         table = Table("model", box=None, pad_edge=False, show_footer=len(rows) > 1)
         table.columns[0].footer = "all"
         for column in columns:
             table.add_column(column, justify="right", footer=str(sum(row.get(column, 0) for row in rows.values())))
         table.add_column("runs", justify="right", footer=str(self.num_runs))
-        several = len({group[:2] for group in rows}) > 1
+        has_several = len({group[:2] for group in rows}) > 1
         for group, row in rows.items():
             counts = [row.get(column, 0) for column in columns]
-            table.add_row("/".join(group if several else group[2:]), *map(str, [*counts, sum(counts)]))
+            table.add_row("/".join(group if has_several else group[2:]), *map(str, [*counts, sum(counts)]))
         console.print(title, markup=False, highlight=False, soft_wrap=True)
         console.print(table)
 
-    def lines(self) -> list[str]:
-        """The runs that failed, that other processes are at work on, and that go on from a checkpoint."""
-        begun = [entry for entry in self.of("missing") if entry.note == BEGUN]
+    def detail_lines(self) -> list[str]:
+        """The runs that failed or diverged, that other processes are at work on, and that go on from a checkpoint."""
         lines = []
-        for kind, entries in (("failed", self.of("failed")), ("running", self.of("running")), (BEGUN, begun)):
-            for entry in entries[:MOST_LINES]:
-                note = _checkpoint_note(entry.job) if kind == BEGUN else entry.note
-                lines.append(f"{kind}: {self.name(entry.job)}: {note}")
-            if len(entries) > MOST_LINES:
-                lines.append(f"{kind}: {len(entries) - MOST_LINES} more")
+        for kind in (FAILED, DIVERGED, RUNNING, RESUMABLE):
+            if kind == RESUMABLE:
+                entries = [entry for entry in self.with_status(MISSING) if entry.detail == RESUMABLE]
+            else:
+                entries = self.with_status(kind)
+            for entry in entries[:MAX_LINES]:
+                detail = _describe_checkpoint(entry.job) if kind == RESUMABLE else entry.detail
+                lines.append(f"{kind}: {self.name_run(entry.job)}: {detail}")
+            if len(entries) > MAX_LINES:
+                lines.append(f"{kind}: {len(entries) - MAX_LINES} more")
         return lines
 
-    def name(self, job: Job) -> str:
+    def name_run(self, job: Job) -> str:
         """A run's name, with its task and scale where the sweep has several."""
-        several = len({entry.job.place for entry in self.entries}) > 1
-        return f"{job.place} {job.name}" if several else job.name
+        has_several = len({entry.job.task_and_scale for entry in self.entries}) > 1
+        return f"{job.task_and_scale} {job.name}" if has_several else job.name
 
 
-def _checkpoint_note(job: Job) -> str:
+def _describe_checkpoint(job: Job) -> str:
     step = RunDirectory(job.directory).checkpoint_step()
     return "from its checkpoint" if step is None else f"from step {step}"

@@ -1,32 +1,21 @@
-"""A sweep: what of it is left to launch, in which phases, and the Hydra plugin that launches it."""
+"""A sweep: which of its runs are left to launch, in which phases, and at which learning rate the second phase runs."""
 
 from __future__ import annotations
 
 import contextlib
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobStatus
-from hydra.plugins.launcher import Launcher
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
 
 from palimpsa.config.errors import RunDirectoryError
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.files import hold_lock
-from palimpsa.sweeps.ledger import Entry, Group, Job, Ledger, look
-
-# Hydra takes plugins from the package of this name alone, so that is where the class is listed.
-SWEEPER_NAME = "hydra_plugins.palimpsa.PhasedSweeper"
+from palimpsa.sweeps.ledger import FAILED, MISSING, Entry, Group, Job, Ledger, survey_runs
 
 # Runs jobs; why each of them failed, None where it did not.
 Launch = Callable[[Sequence[Job]], Sequence[str | None]]
+PrintLines = Callable[[Sequence[str]], None]
 
 
 @dataclass(frozen=True)
@@ -70,10 +59,10 @@ class Sweep:
         self.selection_seeds = selection_seeds
         self.choices: dict[Group, Choice] = {}
         # Why the launcher stopped before its runs ended, if it did.
-        self.fault: Exception | None = None
-        self._reasons: dict[Path, str] = {}
+        self.launcher_error: Exception | None = None
+        self._failures: dict[Path, str] = {}
         self._launched: set[Path] = set()
-        self._told: set[Group] = set()
+        self._announced: set[Group] = set()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -95,12 +84,12 @@ class Sweep:
         """Where every run stands; chooses learning rates where that can be done.
 
         Raises:
-            RunDirectoryError: see `ledger.look`.
+            RunDirectoryError: see `survey_runs`.
         """
         if self.selection_seeds is None:
-            return Ledger([self._with_reason(entry) for entry in look(self.jobs)], {})
+            return Ledger([self._with_failure(entry) for entry in survey_runs(self.jobs)], {})
         # All at once: a damaged directory of the second phase is found before the first.
-        found = {entry.job.directory: entry for entry in look(self.jobs)}
+        found = {entry.job.directory: entry for entry in survey_runs(self.jobs)}
         by_group: dict[Group, list[Entry]] = {}
         for job in self.jobs:
             by_group.setdefault(job.group, []).append(found[job.directory])
@@ -109,83 +98,84 @@ class Sweep:
         for group, entries in by_group.items():
             selection = [entry for entry in entries if entry.job.seed in self.selection_seeds]
             later = [entry for entry in entries if entry.job.seed not in self.selection_seeds]
-            if group not in self.choices and all(entry.ended for entry in selection):
-                self.choices[group] = choose(selection)
+            if group not in self.choices and all(entry.is_final for entry in selection):
+                self.choices[group] = choose_learning_rate(selection)
             choice = self.choices.get(group)
             shown.update(entry.job.directory for entry in selection)
             if choice is not None and choice.lr is not None:
                 shown.update(entry.job.directory for entry in later if entry.job.lr == choice.lr)
             elif later:
                 # What an earlier command did of the second phase counts, whatever rate is chosen now.
-                done = {entry.job.seed: entry for entry in later if entry.status != "missing"}
-                shown.update(entry.job.directory for entry in done.values())
-                if waiting := {entry.job.seed for entry in later} - done.keys():
+                begun = {entry.job.seed: entry for entry in later if entry.status != MISSING}
+                shown.update(entry.job.directory for entry in begun.values())
+                if waiting := {entry.job.seed for entry in later} - begun.keys():
                     num_waiting[group] = len(waiting)
         entries = [entry for directory, entry in found.items() if directory in shown]
-        return Ledger([self._with_reason(entry) for entry in entries], num_waiting)
+        return Ledger([self._with_failure(entry) for entry in entries], num_waiting)
 
-    def _with_reason(self, entry: Entry) -> Entry:
+    def _with_failure(self, entry: Entry) -> Entry:
         """Also a run that could write no result, a damaged checkpoint's say, has failed where it was launched here."""
-        reason = self._reasons.get(entry.job.directory)
-        return entry if entry.status != "missing" or reason is None else Entry(entry.job, "failed", reason)
+        reason = self._failures.get(entry.job.directory)
+        return entry if entry.status != MISSING or reason is None else Entry(entry.job, FAILED, reason)
 
-    def news(self) -> list[str]:
+    def new_choices(self) -> list[str]:
         """The choices that were made since the last call, a line a model."""
-        new = [group for group in self.choices if group not in self._told]
-        self._told.update(new)
-        places = {group[:2] for group in self.choices}
-        return [f"{' '.join(group[:2])} " * (len(places) > 1) + str(self.choices[group]) for group in new]
+        new = [group for group in self.choices if group not in self._announced]
+        self._announced.update(new)
+        has_several = len({group[:2] for group in self.choices}) > 1
+        return [f"{' '.join(group[:2])} " * has_several + str(self.choices[group]) for group in new]
 
-    def learn(self, failures: Sequence[str]) -> None:
-        """Takes over what failed runs said themselves ("NAME: REASON"), for a launcher that stopped before it could."""
-        reasons = dict(failure.split(": ", 1) for failure in failures)
-        for job in self.jobs:
-            if job.name in reasons and job.directory in self._launched:
-                self._reasons.setdefault(job.directory, reasons[job.name])
-
-    def undecided(self) -> list[str]:
+    def undecided_models(self) -> list[str]:
         """The models whose second phase waits for selection runs, a line each."""
         if self.selection_seeds is None:
             return []
         selection = [job for job in self.jobs if job.seed in self.selection_seeds and job.group not in self.choices]
         groups: dict[Group, list[Entry]] = {}
-        for entry in look(selection):
+        for entry in survey_runs(selection):
             groups.setdefault(entry.job.group, []).append(entry)
         return [
-            f"{entries[0].job.label}: {sum(not entry.ended for entry in entries)} of {len(entries)} selection runs "
+            f"{entries[0].job.label}: {sum(not entry.is_final for entry in entries)} of {len(entries)} selection runs "
             "have neither finished nor diverged: no learning rate chosen yet, no second phase"
             for entries in groups.values()
         ]
 
-    def run(self, launch: Launch, say: Callable[[Sequence[str]], None]) -> None:
+    def record_failures(self, failures: Sequence[str]) -> None:
+        """Takes over what failed runs reported themselves ("NAME: REASON"), for a launcher that stopped before."""
+        reasons = dict(failure.split(": ", 1) for failure in failures)
+        for job in self.jobs:
+            if job.name in reasons and job.directory in self._launched:
+                self._failures.setdefault(job.directory, reasons[job.name])
+
+    def run(self, launch: Launch, print_lines: PrintLines) -> None:
         """Launches what is neither finished or diverged nor at work elsewhere, phase by phase, each run once at most.
 
         Args:
             launch: runs jobs.
-            say: takes the lines about learning rates that were chosen.
+            print_lines: takes the lines about learning rates that were chosen.
         """
         while True:
             ledger = self.survey()
-            say(self.news())
-            jobs = [job for job in ledger.left() if job.directory not in self._launched]
+            print_lines(self.new_choices())
+            jobs = [job for job in ledger.jobs_to_launch() if job.directory not in self._launched]
             if not jobs:
                 return
             self._launched.update(job.directory for job in jobs)
             try:
                 reasons = launch(jobs)
             except Exception as error:
-                self.fault = error
-                if not any(entry.ended for entry in look(jobs)):
-                    # Of a mistake in a launcher the line that is told in the end would say too little.
+                self.launcher_error = error
+                if not any(entry.is_final for entry in survey_runs(jobs)):
+                    # Of a mistake in a launcher the line that is printed in the end would say too little.
                     if not isinstance(error, OSError):
                         traceback.print_exc()
                     return
             else:
-                self._reasons.update({job.directory: why for job, why in zip(jobs, reasons, strict=True) if why})
+                self._failures.update({job.directory: why for job, why in zip(jobs, reasons, strict=True) if why})
 
 
-def choose(selection: Sequence[Entry]) -> Choice:
-    """The learning rate of one model, by the rule of the figures, from its ended selection runs."""
+def choose_learning_rate(selection: Sequence[Entry]) -> Choice:
+    """The learning rate of one model, by the rule of the figures, from its selection runs, all of them final."""
+    # Here and not above: pandas.
     from palimpsa.analysis.statistics.learning_rate import choose_learning_rates
     from palimpsa.runs.read import result_rows, runs_frame
     from palimpsa.runs.result import read_result
@@ -200,61 +190,3 @@ def choose(selection: Sequence[Entry]) -> Choice:
         num_seeds=chosen["num_seeds"],
         num_rates=chosen["num_rates"],
     )
-
-
-_under_way: ContextVar[tuple[Sweep, Callable[[Sequence[str]], None]]] = ContextVar("sweep")
-
-
-@contextlib.contextmanager
-def under_way(sweep: Sweep, say: Callable[[Sequence[str]], None]) -> Iterator[None]:
-    """Within it, Hydra's multirun carries out this sweep, and tells with `say` what is chosen."""
-    token = _under_way.set((sweep, say))
-    try:
-        yield
-    finally:
-        _under_way.reset(token)
-
-
-class PhasedSweeper(Sweeper):
-    """Hydra's plugin for the `Sweep` that is under way; configs/hydra/sweeper/phased.yaml.
-
-    Args:
-        params, selection_seeds: have become the sweep's when the command line was checked.
-        max_batch_size: runs handed to the launcher at a time; None for all of a phase.
-    """
-
-    def __init__(self, params: Any, selection_seeds: Any, max_batch_size: int | None) -> None:
-        self.max_batch_size = max_batch_size
-        self._num_launched = 0
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.config = config
-        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
-
-    def sweep(self, arguments: list[str]) -> None:
-        sweep, say = _under_way.get()
-        try:
-            OmegaConf.save(self.config, sweep.directory / "multirun.yaml")
-        except OSError as error:
-            raise RunDirectoryError(f"results_dir: cannot write to {sweep.directory}: {error.strerror}") from error
-        sweep.run(self._launch, say)
-
-    def _launch(self, jobs: Sequence[Job]) -> list[str | None]:
-        reasons: list[str | None] = []
-        size = self.max_batch_size or len(jobs)
-        for start in range(0, len(jobs), size):
-            batch = [list(job.overrides) for job in jobs[start : start + size]]
-            for done in self.launcher.launch(batch, initial_job_idx=self._num_launched):
-                error = done._return_value if done.status == JobStatus.FAILED else None
-                reasons.append(error and f"{type(error).__name__}: {' '.join(str(error).split())}")
-            self._num_launched += len(batch)
-        return reasons
-
-
-def register_sweeper() -> None:
-    """Makes the sweeper known to Hydra."""
-    plugins = Plugins.instance()
-    plugins.register(PhasedSweeper)
-    plugins.class_name_to_class[SWEEPER_NAME] = PhasedSweeper

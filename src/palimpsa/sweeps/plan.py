@@ -1,0 +1,149 @@
+"""What a command line asks for, checked before anything starts: one run, or a sweep with its jobs and its phases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig
+
+from palimpsa.config.compose import Composer, check_writable, composition, expand_sweep, parse_overrides
+from palimpsa.config.errors import ConfigError
+from palimpsa.config.schema import plain, typed
+from palimpsa.sweeps.hydra_plugin import SWEEPER_NAME
+from palimpsa.sweeps.launchers import check_launcher, runs_on_other_machines
+from palimpsa.sweeps.ledger import Job
+from palimpsa.sweeps.sweep import Sweep
+from palimpsa.training.preflight import check_run
+
+CONFIG_NAME = "train"
+
+
+def plan_command_line(overrides: Sequence[str], multirun: bool, config_dir: str | None = None) -> Sweep | None:
+    """Composes and checks what a command line asks for. Writes nothing.
+
+    Args:
+        overrides: the command line without flags, values of a sweep included.
+        multirun: whether -m was given.
+        config_dir: a folder of more configs (--config-dir).
+
+    Returns:
+        the sweep; None for a single run.
+
+    Raises:
+        ConfigError: naming the key, with the nearest known one.
+    """
+    if config_dir is not None:
+        if not Path(config_dir).is_dir():
+            raise ConfigError(f"--config-dir: got {config_dir!r}, expected a folder of configs")
+        overrides = [*overrides, f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
+    with composition(overrides):
+        first = _compose_with_hydra(_combinations(overrides)[0], multirun)
+        if multirun or first.hydra.mode == RunMode.MULTIRUN:
+            return _plan_sweep(first, overrides)
+        for override in parse_overrides(overrides):
+            if override.is_sweep_override():
+                raise ConfigError(f"{override.input_line}: got several values, expected one; add -m to sweep over them")
+        check_launcher(first)
+        _check_run(first, elsewhere=runs_on_other_machines(first))
+    return None
+
+
+def _plan_sweep(first: DictConfig, overrides: Sequence[str]) -> Sweep:
+    """The sweep of a command line and of the `params` of its config, which the command line overrides."""
+    sweeper = first.hydra.sweeper
+    if sweeper._target_ != SWEEPER_NAME:
+        raise ConfigError(f"hydra/sweeper: got {first.hydra.runtime.choices['hydra/sweeper']!r}, expected phased")
+    size = sweeper.max_batch_size
+    if size is not None and not (isinstance(size, int) and size > 0):
+        raise ConfigError(f"hydra.sweeper.max_batch_size: got {size!r}, expected > 0, or null for all at once")
+    overrides = [*(f"{key}={values}" for key, values in (sweeper.params or {}).items()), *overrides]
+    combinations = _combinations(overrides)
+    if len(set(map(tuple, combinations))) < len(combinations):
+        _name_repeated_values(overrides)
+    first = _compose_with_hydra(combinations[0], True)
+    check_launcher(first)
+    jobs = _make_jobs(combinations, elsewhere=runs_on_other_machines(first))
+    seeds = first.hydra.sweeper.selection_seeds
+    return Sweep(Path(first.hydra.sweep.dir), jobs, None if seeds is None else _selection_seeds(seeds, jobs))
+
+
+def _combinations(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each run, at least one."""
+    for override in parse_overrides(overrides):
+        if override.is_sweep_override() and override.is_hydra_override():
+            key, values = override.get_key_element(), override.get_value_string()
+            raise ConfigError(f"{key}: got {values}, expected one value of Hydra's own keys; in quotes: \"'{values}'\"")
+    combinations = expand_sweep(overrides)
+    if not combinations:
+        raise ConfigError(f"{' '.join(overrides)}: the sweep has no run; does a glob(...) match none of its group?")
+    return combinations
+
+
+def _name_repeated_values(overrides: Sequence[str]) -> None:
+    for override in parse_overrides(overrides):
+        values = [value for (value,) in expand_sweep([str(override.input_line)])]
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{override.input_line}: a value of the sweep stands there twice")
+
+
+def _make_jobs(combinations: Sequence[Sequence[str]], *, elsewhere: bool) -> list[Job]:
+    """The runs of a sweep, checked: each of its values in one run, and all directories."""
+    composer = Composer(CONFIG_NAME)
+    jobs: dict[Path, Job] = {}
+    checked: set[str] = set()
+    for combination in combinations:
+        cfg = composer.compose(combination)
+        if not checked.issuperset(combination):
+            checked.update(combination)
+            _check_run(cfg, elsewhere=elsewhere)
+        # Hydra's own keys are those of the whole sweep.
+        own = tuple(text for text in combination if not text.lstrip("+~").startswith(("hydra.", "hydra/")))
+        job = Job(own, plain(typed(cfg)))
+        other = jobs.setdefault(job.directory, job)
+        if other is not job:
+            different = [text for text in own if text not in other.overrides] or own
+            raise ConfigError(
+                f"{', '.join(different)}: this run and another of the sweep would share the directory {job.directory}; "
+                "a sweep varies model, task, scale, variant, optimizer.lr and seed"
+            )
+    results_dirs = {job.config["results_dir"] for job in jobs.values()}
+    if len(results_dirs) > 1:
+        raise ConfigError(
+            f"results_dir: got {', '.join(sorted(results_dirs))}, expected one for the whole sweep; a comma in a path "
+            "needs quotes: \"results_dir='a,b'\""
+        )
+    return list(jobs.values())
+
+
+def _selection_seeds(value: Any, jobs: Sequence[Job]) -> frozenset[int]:
+    """The seeds of the first phase, written as those of the sweep are."""
+    key = "hydra.sweeper.selection_seeds"
+    text = ",".join(map(str, value)) if isinstance(value, ListConfig) else str(value)
+    keys = {override.partition("=")[0].lstrip("+") for override in jobs[0].overrides}
+    for swept in ("optimizer.lr", "seed"):
+        if swept not in keys:
+            raise ConfigError(f"{key}: got {text}, expected null where {swept} is not swept; two phases need both")
+    (override,) = parse_overrides([f"seed={text}"])
+    chosen = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+    seeds = {job.seed for job in jobs}
+    known = frozenset(seed for seed in chosen if isinstance(seed, int) and seed in seeds)
+    if not chosen or len(known) < len(chosen):
+        expected = ",".join(map(str, sorted(seeds)))
+        raise ConfigError(f"{key}: got {text}, expected some of the values of seed ({expected}), or null for one phase")
+    return known
+
+
+def _compose_with_hydra(overrides: Sequence[str], multirun: bool) -> DictConfig:
+    cfg = compose(CONFIG_NAME, list(overrides), return_hydra_config=True)
+    if multirun:
+        cfg.hydra.mode = RunMode.MULTIRUN
+    return cfg
+
+
+def _check_run(cfg: DictConfig, *, elsewhere: bool) -> None:
+    check_run(typed(cfg), elsewhere=elsewhere)
+    check_writable(cfg.results_dir, Path(cfg.run_dir))
