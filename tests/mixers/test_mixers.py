@@ -19,10 +19,13 @@ MIXERS = {
     "palimpsa_d_prior3": (PalimpsaD, {"importance_prior": 3.0}),
     "palimpsa_d_scalar": (PalimpsaD, {"plasticity": "scalar"}),
     "palimpsa_d_constant": (PalimpsaD, {"plasticity": "constant"}),
+    "palimpsa_d_two_keys": (PalimpsaD, {"key_expansion": 2}),
     "palimpsa_m": (PalimpsaM, {}),
     "palimpsa_m_one_group": (PalimpsaM, {"num_groups": 1}),
     "palimpsa_m_two_norm_groups": (PalimpsaM, {"num_norm_groups": 2}),
+    "palimpsa_m_biased": (PalimpsaM, {"projection_bias": True}),
     "mamba2": (PalimpsaM, {"metaplastic": False}),
+    "mamba2_two_keys": (PalimpsaM, {"metaplastic": False, "key_expansion": 2, "num_groups": 1}),
     "gla": (GLA, {}),
     "simple_gla": (SimpleGLA, {}),
     "deltanet": (DeltaNet, {}),
@@ -36,6 +39,7 @@ CLOSE = {"cpu": {"atol": 2e-6, "rtol": 1e-4}, "cuda": {"atol": 5e-3, "rtol": 5e-
 # Without a decay there is no `forgetting` to set, and no window to measure.
 NO_DECAY = ("deltanet", "attention", "attention_without_convolution")
 each_mixer_with_a_decay = pytest.mark.parametrize("name", [name for name in MIXERS if name not in NO_DECAY])
+WITH_CONVOLUTION = {GLA, Attention, DeltaNet, GatedDeltaNet, PalimpsaD, PalimpsaM, SimpleGLA}
 IMPORTANCE = tuple(name for name, (_, more) in MIXERS.items() if "palimpsa" in name and more.get("metaplastic", True))
 
 
@@ -50,6 +54,10 @@ def make(name: str, **changes):
 
 def inputs(*shape: int, seed: int = 1):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def key_width(name: str) -> int:
+    return K * MIXERS[name][1].get("key_expansion", 1)
 
 
 @each_mixer
@@ -143,7 +151,7 @@ def test_state_size_is_what_the_cache_holds(name):
         assert mixer.state_size == 0
         assert mixer.state_growth > 0
     else:
-        assert mixer.state_size == (2 if name in IMPORTANCE else 1) * HEADS * K * V
+        assert mixer.state_size == (2 if name in IMPORTANCE else 1) * HEADS * key_width(name) * V
 
 
 def test_the_cache_of_attention_grows_by_a_key_and_a_value_a_token():
@@ -186,9 +194,9 @@ def test_memory_trace(name):
     if not isinstance(mixer, PalimpsaD | PalimpsaM):
         assert trace.importance is None
         return
-    assert trace.importance.shape == (3, HEADS, K, V)
+    assert trace.importance.shape == (3, HEADS, key_width(name), V)
     prior = 3.0 if name == "palimpsa_d_prior3" else 1.0
-    if "nometa" in name or name == "mamba2":
+    if "nometa" in name or "mamba2" in name:
         assert (trace.importance == prior).all()
     else:
         assert (trace.importance >= prior).all()
@@ -236,6 +244,32 @@ def test_palimpsa_d_is_its_equations(plasticity):
     y = y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * mixer.o_norm.weight
     y = y * F.silu(heads(x @ mixer.gate_proj.weight.T))
     torch.testing.assert_close(mixer(x), y.flatten(-2) @ mixer.o_proj.weight.T, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["palimpsa_d", "palimpsa_m"])
+def test_expanded_keys_are_wider_ones(name):
+    expanded, wide = (make(name, metaplastic=False, **keys) for keys in ({"key_expansion": 3}, {"head_k_dim": 3 * K}))
+    assert expanded.state_size == wide.state_size
+    assert expanded.memory_flops(9) == wide.memory_flops(9)
+    x = inputs(2, 9, D_MODEL)
+    assert torch.equal(expanded(x), wide(x))
+
+
+def test_with_twice_the_keys_a_control_has_as_many_recurrent_numbers():
+    for name in ("palimpsa_d", "palimpsa_m"):
+        assert make(name, metaplastic=False, key_expansion=2).state_size == make(name).state_size
+
+
+def test_biases_of_palimpsa_ms_projections_start_at_zero_and_count():
+    mixer, plain, x = make("palimpsa_m_biased"), make("palimpsa_m"), inputs(2, 9, D_MODEL)
+    assert not mixer.in_proj.bias.any()
+    assert not mixer.out_proj.bias.any()
+    assert torch.equal(mixer(x), plain(x))
+    with torch.no_grad():
+        mixer.out_proj.bias.add_(1)
+        torch.testing.assert_close(mixer(x), plain(x) + 1)
+        mixer.in_proj.bias.add_(1)
+        assert not torch.allclose(mixer(x), plain(x) + 1, atol=0.1)
 
 
 @pytest.mark.parametrize(("metaplastic", "num_groups"), [(True, 2), (True, 1), (False, 2)])
@@ -301,6 +335,23 @@ def test_short_convolution_is_torchs(width, bias):
     torch.testing.assert_close(layer(x), conv(layer, x))
 
 
+@pytest.mark.parametrize("mixer_class", sorted(WITH_CONVOLUTION, key=str))
+def test_taps_start_from_the_distribution_that_is_asked_for(mixer_class):
+    def taps(**options):
+        mixer = mixer_class(64, 2, 64, 64, conv_width=4, **options)
+        initialise(mixer, 0.3, torch.Generator().manual_seed(0))
+        convolutions = [module for module in mixer.modules() if isinstance(module, ShortConvolution)]
+        return torch.cat([convolution.weight.detach().flatten() for convolution in convolutions])
+
+    assert taps().abs().max() <= 0.5
+    assert taps().std().item() == pytest.approx(0.5 / 3**0.5, rel=0.05)
+    drawn = taps(conv_init_std=0.02)
+    assert drawn.std().item() == pytest.approx(0.02, rel=0.05)
+    # Normal: 4.6% of all are further than twice that from 0.
+    assert (drawn.abs() > 0.04).float().mean().item() == pytest.approx(0.0455, abs=0.015)
+    assert torch.equal(drawn, taps(conv_init_std=0.02))
+
+
 def test_token_positions_restart_at_every_boundary():
     assert token_positions(torch.tensor([0, 2, 2, 5]), 5).tolist() == [0, 1, 0, 1, 2]
 
@@ -311,6 +362,9 @@ def test_token_positions_restart_at_every_boundary():
         (PalimpsaD, {"num_heads": 0}, "num_heads"),
         (PalimpsaD, {"head_k_dim": -1}, "head_k_dim"),
         (PalimpsaM, {"importance_prior": 0.0}, "importance_prior"),
+        (PalimpsaD, {"head_k_dim": -1, "key_expansion": 2}, "head_k_dim"),
+        (PalimpsaD, {"key_expansion": 0}, "key_expansion"),
+        (PalimpsaM, {"key_expansion": -2}, "key_expansion"),
         (PalimpsaM, {"num_groups": 3}, "num_groups"),
         (PalimpsaM, {"num_norm_groups": 5}, "num_norm_groups"),
         (GLA, {"gate_rank": 0}, "gate_rank"),
@@ -330,6 +384,9 @@ def test_token_positions_restart_at_every_boundary():
         (PalimpsaD, {"plasticity": "constant", "initial_plasticity": (0.1, 1.0)}, "initial_plasticity"),
         (PalimpsaM, {"step_size_limit": (2.0, 1.0)}, "step_size_limit"),
         (Attention, {"rope_base": 1.0}, "rope_base"),
+        *((mixer_class, {"conv_init_std": 0.0}, "conv_init_std") for mixer_class in sorted(WITH_CONVOLUTION, key=str)),
+        (GLA, {"conv_init_std": float("inf")}, "conv_init_std"),
+        (Attention, {"conv_width": 0, "conv_init_std": 0.1}, "conv_init_std"),
     ],
 )
 def test_impossible_sizes_are_refused_by_name(mixer_class, changes, named):

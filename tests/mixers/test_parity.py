@@ -50,14 +50,18 @@ MAMBA2_NAMES = {
     "mixer.conv1d.bias": "mixer.conv.bias",
     "mixer.norm.weight": "mixer.o_norm.weight",
     "mixer.in_proj.weight": "mixer.in_proj.weight",
+    "mixer.in_proj.bias": "mixer.in_proj.bias",
     "mixer.out_proj.weight": "mixer.out_proj.weight",
+    "mixer.out_proj.bias": "mixer.out_proj.bias",
 }
 
 
 NO_LIMIT = (0.0, float("inf"))
 
 
-def mamba2_pair(num_groups: int, conv_bias: bool = True, limit=NO_LIMIT, *, own_limit="same", num_norm_groups=None):
+def mamba2_pair(
+    num_groups: int, conv_bias=True, limit=NO_LIMIT, projection_bias=False, *, own_limit="same", num_norm_groups=None
+):
     """transformers' Mamba2ForCausalLM with random weights, and ours with the same ones."""
     from transformers import Mamba2Config, Mamba2ForCausalLM
 
@@ -74,6 +78,7 @@ def mamba2_pair(num_groups: int, conv_bias: bool = True, limit=NO_LIMIT, *, own_
         conv_kernel=4,
         chunk_size=8,
         use_conv_bias=conv_bias,
+        use_bias=projection_bias,
         time_step_limit=limit,
         tie_word_embeddings=True,
         layer_norm_epsilon=NORM_EPS,
@@ -91,6 +96,7 @@ def mamba2_pair(num_groups: int, conv_bias: bool = True, limit=NO_LIMIT, *, own_
             metaplastic=False,
             num_groups=num_groups,
             conv_bias=conv_bias,
+            projection_bias=projection_bias,
             num_norm_groups=num_norm_groups,
             step_size_limit=own_limit,
             norm_eps=NORM_EPS,
@@ -126,13 +132,16 @@ def logits_step_by_step(model, tokens):
 
 
 @pytest.mark.parametrize(
-    ("num_groups", "conv_bias", "limit"),
-    [(1, True, NO_LIMIT), (8, True, NO_LIMIT), (2, False, NO_LIMIT), (1, True, (0.4, 0.9)), (8, False, (0.0, 0.5))],
-    ids=["G1", "G8", "G2-no_conv_bias", "G1-dt0.4to0.9", "G8-no_conv_bias-dt0to0.5"],
+    ("num_groups", "conv_bias", "limit", "projection_bias"),
+    [
+        *((1, True, NO_LIMIT, False), (8, True, NO_LIMIT, True), (2, False, NO_LIMIT, False)),
+        *((1, True, (0.4, 0.9), False), (8, False, (0.0, 0.5), False)),
+    ],
+    ids=["G1", "G8-projection_bias", "G2-no_conv_bias", "G1-dt0.4to0.9", "G8-no_conv_bias-dt0to0.5"],
 )
 @torch.no_grad()
-def test_mamba2_has_the_logits_of_transformers(device, num_groups, conv_bias, limit):
-    library, ours = mamba2_pair(num_groups, conv_bias, limit)
+def test_mamba2_has_the_logits_of_transformers(device, num_groups, conv_bias, limit, projection_bias):
+    library, ours = mamba2_pair(num_groups, conv_bias, limit, projection_bias)
     ours, tokens = ours.to(device), TOKENS.to(device)
     expected = library(TOKENS).logits
     assert expected.std() > 0.1
@@ -141,7 +150,7 @@ def test_mamba2_has_the_logits_of_transformers(device, num_groups, conv_bias, li
 
 
 def test_mamba2_has_the_gradients_of_transformers(device):
-    library, ours = mamba2_pair(8, limit=(0.4, 0.9))
+    library, ours = mamba2_pair(8, limit=(0.4, 0.9), projection_bias=True)
     ours.to(device)
     library(TOKENS).logits.square().mean().backward()
     ours(TOKENS.to(device)).square().mean().backward()

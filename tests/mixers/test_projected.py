@@ -21,6 +21,7 @@ MIXERS = {
     "palimpsa_d_constant": partial(PalimpsaD, plasticity="constant"),
     "palimpsa_d_nometa": partial(PalimpsaD, metaplastic=False),
     "palimpsa_m": PalimpsaM,
+    "palimpsa_m_biased": partial(PalimpsaM, projection_bias=True),
     "mamba2_one_group": partial(PalimpsaM, metaplastic=False, num_groups=1),
     "gla": GLA,
     "simple_gla": SimpleGLA,
@@ -74,6 +75,8 @@ PRODUCTS = {
     "palimpsa_d_constant": 1 + 1 + 2,
     "palimpsa_d_nometa": 1 + 1 + 2,
     "palimpsa_m": 1 + 1 + 2 + 1,
+    # What has a bias is projected as it stands.
+    "palimpsa_m_biased": 1 + 1 + 1 + 1,
     "mamba2_one_group": 1 + 1 + 2,
     "gla": 1 + 1 + 2 + 1,
     "simple_gla": 1 + 1 + 2,

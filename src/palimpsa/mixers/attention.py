@@ -30,9 +30,10 @@ class Attention(ProjectedMixer):
         num_heads, head_k_dim, head_v_dim: H, K, V.
         conv_width: width of the short convolutions, tokens; 0: none.
         rope_base: slowest angle's base: position p turns pair i by p * rope_base^(-2i/K).
+        conv_init_std: taps start from N(0, conv_init_std^2); None: from U(-W^-1/2, W^-1/2).
 
     Raises:
-        ValueError: for sizes out of range or an odd head_k_dim.
+        ValueError: for sizes out of range, an odd head_k_dim, or a conv_init_std without convolutions.
     """
 
     min_conv_width = 0
@@ -45,8 +46,9 @@ class Attention(ProjectedMixer):
         head_v_dim: int,
         conv_width: int = 4,
         rope_base: float = 10_000.0,
+        conv_init_std: float | None = None,
     ) -> None:
-        super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
+        super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width, conv_init_std)
         if head_k_dim % 2:
             raise ValueError(f"head_k_dim: got {head_k_dim}, expected an even number (rotary positions turn pairs)")
         if not 1 < rope_base < float("inf"):

@@ -26,9 +26,10 @@ class DeltaNet(RecurrentMixer):
         num_heads, head_k_dim, head_v_dim: H, K, V.
         conv_width: width of the short convolutions, tokens.
         norm_eps: of the output norm.
+        conv_init_std: taps start from N(0, conv_init_std^2); None: from U(-W^-1/2, W^-1/2).
 
     Raises:
-        ValueError: for sizes below 1.
+        ValueError: for sizes below 1, or a norm_eps or conv_init_std that is not > 0 and finite.
     """
 
     recurrence = staticmethod(delta_rule)
@@ -43,8 +44,9 @@ class DeltaNet(RecurrentMixer):
         head_v_dim: int,
         conv_width: int = 4,
         norm_eps: float = 1e-6,
+        conv_init_std: float | None = None,
     ) -> None:
-        super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
+        super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width, conv_init_std)
         self.beta_proj = nn.Linear(d_model, num_heads, bias=False)
         check_norm_eps(norm_eps)
         self.o_norm = nn.RMSNorm(head_v_dim, norm_eps)
@@ -77,9 +79,10 @@ class GatedDeltaNet(RecurrentMixer):
         conv_width: width of the short convolutions, tokens.
         forgetting: "small" or "normal", the initial decay.
         norm_eps: of the output norm.
+        conv_init_std: taps start from N(0, conv_init_std^2); None: from U(-W^-1/2, W^-1/2).
 
     Raises:
-        ValueError: for sizes below 1 or another `forgetting`.
+        ValueError: for sizes below 1, another `forgetting`, or a norm_eps or conv_init_std that is not > 0 and finite.
     """
 
     recurrence = staticmethod(gated_delta_rule)
@@ -95,8 +98,9 @@ class GatedDeltaNet(RecurrentMixer):
         conv_width: int = 4,
         forgetting: str = "small",
         norm_eps: float = 1e-6,
+        conv_init_std: float | None = None,
     ) -> None:
-        super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
+        super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width, conv_init_std)
         self.decay = Decay(*initial_decay(num_heads, forgetting))
         self.decay_proj = nn.Linear(d_model, num_heads, bias=False)
         self.beta_proj = nn.Linear(d_model, num_heads, bias=False)

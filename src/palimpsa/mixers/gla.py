@@ -32,9 +32,10 @@ class GLA(RecurrentMixer):
         forgetting: "small" or "normal", the initial decay.
         gate_rank: rank of the decay's projection.
         norm_eps: of the output norm.
+        conv_init_std: taps start from N(0, conv_init_std^2); None: from U(-W^-1/2, W^-1/2).
 
     Raises:
-        ValueError: for sizes below 1 or another `forgetting`.
+        ValueError: for sizes below 1, another `forgetting`, or a norm_eps or conv_init_std that is not > 0 and finite.
     """
 
     recurrence = staticmethod(gla)
@@ -51,8 +52,9 @@ class GLA(RecurrentMixer):
         forgetting: str = "small",
         gate_rank: int = 16,
         norm_eps: float = 1e-6,
+        conv_init_std: float | None = None,
     ) -> None:
-        super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
+        super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width, conv_init_std)
         if gate_rank < 1:
             raise ValueError(f"gate_rank: got {gate_rank}, expected >= 1")
         self.decay_down = nn.Linear(d_model, gate_rank, bias=False)
@@ -93,9 +95,10 @@ class SimpleGLA(RecurrentMixer):
         conv_width: width of the short convolutions, tokens.
         forgetting: "small" or "normal", the initial decay.
         norm_eps: of the output norm.
+        conv_init_std: taps start from N(0, conv_init_std^2); None: from U(-W^-1/2, W^-1/2).
 
     Raises:
-        ValueError: for sizes below 1 or another `forgetting`.
+        ValueError: for sizes below 1, another `forgetting`, or a norm_eps or conv_init_std that is not > 0 and finite.
     """
 
     recurrence = staticmethod(simple_gla)
@@ -111,8 +114,9 @@ class SimpleGLA(RecurrentMixer):
         conv_width: int = 4,
         forgetting: str = "small",
         norm_eps: float = 1e-6,
+        conv_init_std: float | None = None,
     ) -> None:
-        super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
+        super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width, conv_init_std)
         self.decay_proj = nn.Linear(d_model, num_heads, bias=False)
         self.decay_bias = nn.Parameter(initial_decay_bias(num_heads, forgetting, GATE_TEMPERATURE))
         self.gate_proj = nn.Linear(d_model, self.v_width, bias=False)

@@ -56,20 +56,36 @@ class Decay(nn.Module):
 
 
 class ShortConvolution(nn.Module):
-    """Causal depthwise convolution over time, then SiLU: see `convolve`."""
+    """Causal depthwise convolution over time, then SiLU: see `convolve`.
 
-    def __init__(self, num_channels: int, width: int, bias: bool = False) -> None:
+    Args:
+        num_channels: C.
+        width: W, tokens.
+        bias: whether there is one, which starts at 0.
+        init_std: taps start from N(0, init_std^2); None: from U(-W^-1/2, W^-1/2), as torch's layers do.
+
+    Raises:
+        ValueError: unless init_std is > 0 and finite.
+    """
+
+    def __init__(self, num_channels: int, width: int, bias: bool = False, init_std: float | None = None) -> None:
         super().__init__()
+        if init_std is not None and not 0 < init_std < float("inf"):
+            raise ValueError(f"conv_init_std: got {init_std}, expected > 0 and finite")
         self.width = width
+        self.init_std = init_std
         self.weight = nn.Parameter(torch.empty(num_channels, width))
         self.reset_parameters()
         self.bias = nn.Parameter(torch.zeros(num_channels)) if bias else None
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the taps from U(-W^-1/2, W^-1/2); without a generator from torch's own, as torch's layers do."""
-        bound = self.width**-0.5
-        self.weight.uniform_(-bound, bound, generator=generator)
+        """Draws the taps; without a generator from torch's own."""
+        if self.init_std is not None:
+            self.weight.normal_(0.0, self.init_std, generator=generator)
+        else:
+            bound = self.width**-0.5
+            self.weight.uniform_(-bound, bound, generator=generator)
 
     def new_cache(self, batch_size: int) -> Tensor:
         """[B, C, W-1] zeros: the inputs before the first token."""

@@ -13,7 +13,7 @@ from palimpsa.kernels import PalimpsaOutput, PalimpsaState, palimpsa, palimpsa_s
 from palimpsa.mixers.base import MemoryTrace, Mixer, MixerCache, check_packing, checked_range
 from palimpsa.mixers.layers import Decay, GatedRMSNorm, ShortConvolution, at_least_fp32, l2_normalise, mean_window
 from palimpsa.mixers.parameters import initial_decay
-from palimpsa.mixers.plasticity import KINDS, make_plasticity
+from palimpsa.mixers.plasticity import make_plasticity
 from palimpsa.mixers.projected import project_and_convolve, project_in_parts
 
 
@@ -34,8 +34,11 @@ class PalimpsaMixer(Mixer):
 
     Args:
         d_model: D.
-        num_heads, head_k_dim, head_v_dim: H, K, V.
+        num_heads, head_v_dim: H, V.
+        head_k_dim, key_expansion: their product is K, the memory's key width. A control without importance has as many
+            recurrent numbers as a metaplastic mixer, mean and importance, with key_expansion = 2.
         conv_width: width of the short convolutions, tokens.
+        conv_init_std: taps start from N(0, conv_init_std^2); None: from U(-W^-1/2, W^-1/2).
         metaplastic: False leaves out the importance (beta = 0): simple gated linear attention in Palimpsa-D's block,
             Mamba-2 in Palimpsa-M's.
         importance_prior: I_prior > 0, the same for all heads, not trained.
@@ -45,7 +48,7 @@ class PalimpsaMixer(Mixer):
         norm_eps: of the output norm.
 
     Raises:
-        ValueError: for sizes below 1, an importance_prior <= 0 or a range that is none.
+        ValueError: for a size below 1, a number that is not > 0 and finite, a range that is none, or another name.
     """
 
     scale: float | None = None
@@ -62,19 +65,20 @@ class PalimpsaMixer(Mixer):
         importance_prior: float,
         forgetting: str,
         initial_plasticity: tuple[float, float] | None,
+        key_expansion: int,
         step_size_limit: tuple[float, float] | None = None,
         plasticity: str = "vector",
     ) -> None:
         super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
+        if key_expansion < 1:
+            raise ValueError(f"key_expansion: got {key_expansion}, expected >= 1")
+        self.head_k_dim = key_expansion * head_k_dim
         if not 0 < importance_prior < float("inf"):
             raise ValueError(f"importance_prior: got {importance_prior}, expected > 0 and finite")
-        if plasticity not in KINDS:
-            raise ValueError(f"plasticity: got {plasticity!r}, expected one of {', '.join(KINDS)}")
-        initial_plasticity = checked_range("initial_plasticity", initial_plasticity, above_zero=True)
         step_size_limit = checked_range("step_size_limit", step_size_limit, above_zero=False)
         self.decay = Decay(*initial_decay(num_heads, forgetting), step_size_limit)
-        self.plasticity = (
-            make_plasticity(plasticity, d_model, num_heads, head_v_dim, initial_plasticity) if metaplastic else None
+        self.plasticity = make_plasticity(
+            plasticity, d_model, num_heads, head_v_dim, initial_plasticity, metaplastic=metaplastic
         )
         # With importance: I 4, M 3, the mean 1, the read 2; without: M 3, the read 2.
         self.flops_per_entry = 10 if metaplastic else 5
@@ -116,10 +120,9 @@ class PalimpsaMixer(Mixer):
         elif x.shape[1] == 1 and not torch.is_grad_enabled():
             o = self._attend_one(operands, self._state(cache))
         else:
-            result = self._attend(operands, initial_state=self._state(cache), output_final_state=True)
-            assert result.final_state is not None
-            o = result.o
-            for stored, new in zip(cache.state, result.final_state, strict=False):
+            o, _, final_state = self._attend(operands, initial_state=self._state(cache), output_final_state=True)
+            assert final_state is not None
+            for stored, new in zip(cache.state, final_state, strict=False):
                 stored.copy_(new)
         return self._project(o + (self.skip[:, None] * operands.value).to(o.dtype), operands.gate)
 
@@ -128,8 +131,7 @@ class PalimpsaMixer(Mixer):
         return PalimpsaState(mean, cache.state[1] if len(cache.state) > 1 else self._prior_importance(mean))
 
     def _attend(self, operands: _Operands, **options) -> PalimpsaOutput:
-        q, k, v, beta, log_decay = operands[:5]
-        return palimpsa(q, k, v, beta, log_decay, self.importance_prior, scale=self.scale, **options)
+        return palimpsa(*operands[:5], self.importance_prior, scale=self.scale, **options)
 
     def _attend_one(self, operands: _Operands, state: PalimpsaState) -> Tensor:
         q, k, v, log_decay = (x[:, 0] for x in (operands.q, operands.k, operands.v, operands.log_decay))
@@ -137,8 +139,7 @@ class PalimpsaMixer(Mixer):
         if self.plasticity is None:
             # Without metaplasticity the importance is the prior for ever, and the step must not write to its view.
             state = PalimpsaState(state.mean, state.importance.clone())
-        o = palimpsa_step(q, k, v, beta, log_decay, self.importance_prior, state, scale=self.scale).o
-        return o[:, None]
+        return palimpsa_step(q, k, v, beta, log_decay, self.importance_prior, state, scale=self.scale).o[:, None]
 
     @torch.no_grad()
     def memory(self, x: Tensor) -> MemoryTrace:
@@ -146,13 +147,6 @@ class PalimpsaMixer(Mixer):
         state = self._attend(operands, output_final_state=True).final_state
         assert state is not None
         return MemoryTrace(mean_window(operands.log_decay), state.importance)
-
-
-def expanded_key_dim(head_k_dim: int, key_expansion: int) -> int:
-    """The width of the memory's keys."""
-    if key_expansion < 1:
-        raise ValueError(f"key_expansion: got {key_expansion}, expected >= 1")
-    return key_expansion * head_k_dim
 
 
 class PalimpsaD(PalimpsaMixer):
@@ -180,17 +174,18 @@ class PalimpsaD(PalimpsaMixer):
         norm_eps: float = 1e-6,
         plasticity: str = "vector",
         key_expansion: int = 1,
+        conv_init_std: float | None = None,
     ) -> None:
-        head_k_dim = expanded_key_dim(head_k_dim, key_expansion)
         sizes = (d_model, num_heads, head_k_dim, head_v_dim, conv_width)
-        super().__init__(*sizes, metaplastic, importance_prior, forgetting, initial_plasticity, plasticity=plasticity)
-        k_width, v_width = num_heads * head_k_dim, num_heads * head_v_dim
+        memory = (metaplastic, importance_prior, forgetting, initial_plasticity, key_expansion)
+        super().__init__(*sizes, *memory, plasticity=plasticity)
+        k_width, v_width = num_heads * self.head_k_dim, num_heads * head_v_dim
         self.q_proj = nn.Linear(d_model, k_width, bias=False)
         self.k_proj = nn.Linear(d_model, k_width, bias=False)
         self.v_proj = nn.Linear(d_model, v_width, bias=False)
-        self.q_conv = ShortConvolution(k_width, conv_width)
-        self.k_conv = ShortConvolution(k_width, conv_width)
-        self.v_conv = ShortConvolution(v_width, conv_width)
+        self.q_conv = ShortConvolution(k_width, conv_width, init_std=conv_init_std)
+        self.k_conv = ShortConvolution(k_width, conv_width, init_std=conv_init_std)
+        self.v_conv = ShortConvolution(v_width, conv_width, init_std=conv_init_std)
         self.decay_proj = nn.Linear(d_model, num_heads, bias=False)
         self.input_gate_proj = nn.Linear(d_model, num_heads, bias=False)
         self.gate_proj = nn.Linear(d_model, v_width, bias=False)
@@ -235,6 +230,7 @@ class PalimpsaM(PalimpsaMixer):
             width. None: one per key group, as Mamba-2 has it.
         conv_bias: whether the convolution has a bias.
         step_size_limit: (low, high) that d_t is clamped to, Mamba-2's time_step_limit; None: not at all.
+        projection_bias: whether input and output projection have a bias, Mamba-2's use_bias; it starts at 0.
     """
 
     scale = 1.0
@@ -256,24 +252,29 @@ class PalimpsaM(PalimpsaMixer):
         conv_bias: bool = True,
         step_size_limit: tuple[float, float] | None = None,
         key_expansion: int = 1,
+        conv_init_std: float | None = None,
+        projection_bias: bool = False,
     ) -> None:
-        head_k_dim = expanded_key_dim(head_k_dim, key_expansion)
         sizes = (d_model, num_heads, head_k_dim, head_v_dim, conv_width)
-        super().__init__(*sizes, metaplastic, importance_prior, forgetting, initial_plasticity, step_size_limit)
+        memory = (metaplastic, importance_prior, forgetting, initial_plasticity, key_expansion)
+        super().__init__(*sizes, *memory, step_size_limit)
         self.num_groups = num_heads if num_groups is None else num_groups
         if self.num_groups < 1 or num_heads % self.num_groups:
             raise ValueError(f"num_groups: got {num_groups}, expected a divisor of num_heads = {num_heads}")
-        v_width, k_width = num_heads * head_v_dim, self.num_groups * head_k_dim
+        v_width, k_width = num_heads * head_v_dim, self.num_groups * self.head_k_dim
         if num_norm_groups is None:
             num_norm_groups = self.num_groups
         if num_norm_groups < 1 or v_width % num_norm_groups:
             raise ValueError(f"num_norm_groups: got {num_norm_groups}, expected a divisor of the width {v_width}")
         self.conv_widths = (v_width, k_width, k_width)
         self.in_widths = (v_width, sum(self.conv_widths), num_heads)
-        self.in_proj = nn.Linear(d_model, sum(self.in_widths), bias=False)
-        self.conv = ShortConvolution(sum(self.conv_widths), conv_width, bias=conv_bias)
+        self.in_proj = nn.Linear(d_model, sum(self.in_widths), bias=projection_bias)
+        self.conv = ShortConvolution(sum(self.conv_widths), conv_width, bias=conv_bias, init_std=conv_init_std)
         self.o_norm = GatedRMSNorm(v_width, norm_eps, gate_first=True, num_groups=num_norm_groups)
-        self.out_proj = nn.Linear(v_width, d_model, bias=False)
+        self.out_proj = nn.Linear(v_width, d_model, bias=projection_bias)
+        for projection in (self.in_proj, self.out_proj):
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
 
     def _operands(self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None) -> _Operands:
         others = self._plasticity_projections()

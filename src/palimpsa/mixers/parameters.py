@@ -54,9 +54,10 @@ def initial_decay_bias(num_heads: int, forgetting: str, temperature: float) -> T
 def initialise(model: nn.Module, std: float, generator: torch.Generator) -> None:
     """Draws a model's initial weights in place, by the generator alone.
 
-    Matrices and embeddings come from N(0, std^2), convolution taps from U(-W^-1/2, W^-1/2), and s of a plasticity that
-    has an `initial_range` so that softplus(s) is log-uniform in it. Everything else keeps the value that its module
-    gave it: norms, biases, skips, and decays, which start at `initial_decay`.
+    Matrices and embeddings come from N(0, std^2), convolution taps from U(-W^-1/2, W^-1/2), or N(0, init_std^2) where
+    they have an `init_std`, and s of a plasticity that has an `initial_range` so that softplus(s) is log-uniform in it.
+    Everything else keeps the value that its module gave it: norms, biases, skips, and decays, which start at
+    `initial_decay`.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from palimpsa.mixers.base import checked_range
 from palimpsa.mixers.layers import at_least_fp32, softplus_inverse
 
 # As published, one u_t for all rows of a head, the same beta for every token.
@@ -85,9 +86,24 @@ class ConstantPlasticity(nn.Module):
 
 
 def make_plasticity(
-    kind: str, d_model: int, num_heads: int, head_v_dim: int, initial_range: tuple[float, float] | None
-) -> Plasticity | ConstantPlasticity:
-    """A plasticity of one of KINDS; ValueError for an initial_range of a constant one."""
+    kind: str,
+    d_model: int,
+    num_heads: int,
+    head_v_dim: int,
+    initial_range: tuple[float, float] | None,
+    *,
+    metaplastic: bool,
+) -> Plasticity | ConstantPlasticity | None:
+    """A plasticity of one of KINDS, or None for a mixer that is not metaplastic.
+
+    Raises:
+        ValueError: for another kind, an initial_range that is none, or one of a constant plasticity.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"plasticity: got {kind!r}, expected one of {', '.join(KINDS)}")
+    initial_range = checked_range("initial_plasticity", initial_range, above_zero=True)
+    if not metaplastic:
+        return None
     if kind != "constant":
         return Plasticity(d_model, num_heads, head_v_dim, initial_range, per_row=kind == "vector")
     if initial_range is not None:

@@ -90,18 +90,32 @@ def _is_plain(module: nn.Linear | ShortConvolution) -> bool:
 
 
 class ProjectedMixer(Mixer):
-    """q, k, v = conv(W x) per head, [B, T, H, K or V]. Arguments: see `Mixer`."""
+    """q, k, v = conv(W x) per head, [B, T, H, K or V].
 
-    def __init__(self, d_model: int, num_heads: int, head_k_dim: int, head_v_dim: int, conv_width: int) -> None:
+    Args: those of `Mixer`, and
+        conv_init_std: of the convolutions' taps: see `ShortConvolution`.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        head_k_dim: int,
+        head_v_dim: int,
+        conv_width: int,
+        conv_init_std: float | None,
+    ) -> None:
         super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
+        if conv_init_std is not None and not conv_width:
+            raise ValueError(f"conv_init_std: got {conv_init_std}, expected null with conv_width = 0")
         self.k_width, self.v_width = num_heads * head_k_dim, num_heads * head_v_dim
         self.q_proj = nn.Linear(d_model, self.k_width, bias=False)
         self.k_proj = nn.Linear(d_model, self.k_width, bias=False)
         self.v_proj = nn.Linear(d_model, self.v_width, bias=False)
         # A width of 0 means no convolution, where a mixer allows it.
-        self.q_conv = ShortConvolution(self.k_width, conv_width) if conv_width else None
-        self.k_conv = ShortConvolution(self.k_width, conv_width) if conv_width else None
-        self.v_conv = ShortConvolution(self.v_width, conv_width) if conv_width else None
+        self.q_conv = ShortConvolution(self.k_width, conv_width, init_std=conv_init_std) if conv_width else None
+        self.k_conv = ShortConvolution(self.k_width, conv_width, init_std=conv_init_std) if conv_width else None
+        self.v_conv = ShortConvolution(self.v_width, conv_width, init_std=conv_init_std) if conv_width else None
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
