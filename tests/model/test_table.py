@@ -34,7 +34,7 @@ def config(name: str, *overrides: str):
 @pytest.fixture(scope="module")
 def document() -> str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table, "compose_config", lambda overrides: composed(*overrides))
+        patch.setattr(table, "compose_config", lambda overrides: composed(*overrides).copy())
         return table.models_document()
 
 
