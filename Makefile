@@ -102,8 +102,8 @@ test: setup ## Lint, then run the tests (ARGS="-k name" for some of them)
 	$(PY) -m ruff check .
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS) --dist loadfile $(ARGS)
 
-test-fast: setup ## Run the tests that take a minute together: no training in processes, no interpreter
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS) --dist loadfile -m "not slow and not gpu" $(ARGS)
+test-fast: setup ## Run the tests that take a minute together (what is left out: tests/conftest.py)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS) --dist loadfile -m "not slow and not gpu" --durations 10 $(ARGS)
 
 lint: setup ## Check style, formatting and types
 	$(PY) -m ruff check .

@@ -127,10 +127,18 @@ def test_help_is_the_default_goal_and_lists_every_public_target(checkout):
 
 def test_the_fast_tests_are_those_that_are_not_slow(checkout):
     (fast,) = commands(checkout.make("-n", "test-fast", "ARGS=-k name").stdout)
-    assert fast == '-m pytest -n 2 --dist loadfile -m "not slow and not gpu" -k name'
+    assert fast == '-m pytest -n 2 --dist loadfile -m "not slow and not gpu" --durations 10 -k name'
     lint, every = commands(checkout.make("-n", "test").stdout)
     assert lint == "-m ruff check ."
     assert every == "-m pytest -n 2 --dist loadfile"
+
+
+def test_whatever_the_fast_tests_leave_out_is_there(slow_entries):
+    assert list(slow_entries) == sorted(set(slow_entries))
+    for entry in slow_entries:
+        path, _, test = entry.partition("::")
+        assert (ROOT / "tests" / path).exists(), entry
+        assert not test or f"\ndef {test}(" in (ROOT / "tests" / path).read_text(), entry
 
 
 def test_mqar_trains_then_collects_then_plots_at_laptop_scale_without_a_gpu(checkout):
