@@ -1,7 +1,7 @@
 # `make` lists the targets. Any POSIX sh and GNU make will do; every Python package lives in .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint mqar figures sweep bench clean check-scale
+.PHONY: help setup test test-fast lint mqar figures sweep bench clean check-scale
 # The prerequisites of a target are steps in an order; parallel runs are the launcher's business (JOBS).
 .NOTPARALLEL:
 
@@ -51,7 +51,7 @@ help: ## List the targets
 	@echo "  SCALE     $(SCALES): the size of an experiment (default: h200 with a GPU, else laptop)"
 	@echo "  JOBS      runs at a time (default: one a core at laptop scale, else one a GPU; more packs them)"
 	@echo "  SWEEP     a file of configs/sweep (default: learning_rate for make sweep, mqar_figure2 for make mqar)"
-	@echo "  ARGS      more Hydra overrides for mqar, sweep and bench, more pytest arguments for test"
+	@echo "  ARGS      more Hydra overrides for mqar, sweep and bench, more pytest arguments for test and test-fast"
 	@echo "  PYTHON    the interpreter that set-up uses (default: python3.11, else python3.12, else python3)"
 	@echo "  PY        an environment of your own, PY=python, to be used as it is instead of .venv"
 
@@ -101,6 +101,9 @@ test: setup ## Lint, then run the tests (ARGS="-k name" for some of them)
 	@echo "test: ruff, then pytest on $(TEST_JOBS) processes, offline"
 	$(PY) -m ruff check .
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS) --dist loadfile $(ARGS)
+
+test-fast: setup ## Run the tests that take a minute together (what is left out: tests/conftest.py)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS) --dist loadfile -m "not slow and not gpu" --durations 10 $(ARGS)
 
 lint: setup ## Check style, formatting and types
 	$(PY) -m ruff check .

@@ -45,8 +45,56 @@ TINY_BENCHMARK = (
 )
 
 
+# What `make test-fast` leaves out, so that the rest takes a minute on two cores: what trains in processes of its own,
+# runs Triton's interpreter or a scheduler, draws many figures, or takes more than two seconds. Folders, files and
+# FILE::TEST (with all its parameters) below tests/. `make test` runs everything.
+SLOW = (
+    "analysis/test_committed.py",
+    "analysis/test_figures.py",
+    "analysis/test_illustrations.py",
+    "analysis/test_kernel_figures.py",
+    "analysis/test_sensitivity.py",
+    "benchmark/test_config.py::test_what_is_imported_when",
+    "benchmark/test_isolated.py",
+    "benchmark/test_run.py::test_committed_rows_are_recognised",
+    "benchmark/test_steps.py",
+    "benchmark/test_training_config.py::test_by_default_every_model_is_measured_at_every_length_of_the_figure",
+    "benchmark/test_training_runs.py",
+    "kernels/fla/test_gla_chunks.py",
+    "kernels/gpu",
+    "kernels/test_chunked.py::test_gradcheck",
+    "kernels/test_chunked.py::test_lower_precision_is_as_exact_as_the_reference",
+    "kernels/test_convolution.py",
+    "kernels/test_ops.py",
+    "kernels/test_triton.py",
+    "mixers/test_parity.py",
+    "model/test_table.py",
+    "sweeps/test_child_process.py",
+    "sweeps/test_command.py",
+    "sweeps/test_launchers.py::test_hydras_word_on_our_launchers_stays_unsaid",
+    "sweeps/test_slurm.py",
+    "sweeps/test_sweep.py",
+    "test_architecture.py::test_transformers_imports_from_a_root_that_has_a_folder_named_kernels",
+    "test_packaging.py",
+    "test_readme.py",
+    "training/test_crash.py",
+    "training/test_loggers.py",
+    "training/test_run.py",
+    "training/test_step.py",
+)
+
+
+def is_slow(nodeid: str) -> bool:
+    """Whether a test is among `SLOW`: `is_slow("tests/model/test_table.py::test_published_sizes[...]")`."""
+    name = nodeid.removeprefix("tests/")
+    return any(name == entry or name.startswith((f"{entry}/", f"{entry}::", f"{entry}[")) for entry in SLOW)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what is marked gpu where there is none."""
+    """Marks what is slow, and skips what is marked gpu where there is none."""
+    for item in items:
+        if is_slow(item.nodeid):
+            item.add_marker("slow")
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
@@ -87,3 +135,9 @@ def tiny_config(tmp_path: Path):
         return typed(_compose(*TINY, f"results_dir={tmp_path}", *overrides))
 
     return make
+
+
+@pytest.fixture
+def slow_entries() -> tuple[str, ...]:
+    """What `make test-fast` leaves out."""
+    return SLOW

@@ -117,12 +117,28 @@ def test_help_is_the_default_goal_and_lists_every_public_target(checkout):
     public = set(re.findall(r"^([a-z][a-z-]*):.*## ", text, flags=re.MULTILINE))
     phony = set(re.search(r"^\.PHONY: (.*)$", text, flags=re.MULTILINE)[1].split())
     assert phony - {"check-scale"} == public
-    assert {"help", "setup", "test", "lint", "mqar", "figures", "sweep", "bench", "clean"} <= public
+    assert {"help", "setup", "test", "test-fast", "lint", "mqar", "figures", "sweep", "bench", "clean"} <= public
     result = checkout.make("help")
     assert result.returncode == 0
     listed = re.findall(r"^  ([a-z][a-z-]*) +\S", result.stdout, flags=re.MULTILINE)
     assert sorted(listed) == sorted(public)
     assert checkout.make().stdout == result.stdout
+
+
+def test_the_fast_tests_are_those_that_are_not_slow(checkout):
+    (fast,) = commands(checkout.make("-n", "test-fast", "ARGS=-k name").stdout)
+    assert fast == '-m pytest -n 2 --dist loadfile -m "not slow and not gpu" --durations 10 -k name'
+    lint, every = commands(checkout.make("-n", "test").stdout)
+    assert lint == "-m ruff check ."
+    assert every == "-m pytest -n 2 --dist loadfile"
+
+
+def test_whatever_the_fast_tests_leave_out_is_there(slow_entries):
+    assert list(slow_entries) == sorted(set(slow_entries))
+    for entry in slow_entries:
+        path, _, test = entry.partition("::")
+        assert (ROOT / "tests" / path).exists(), entry
+        assert not test or f"\ndef {test}(" in (ROOT / "tests" / path).read_text(), entry
 
 
 def test_mqar_trains_then_collects_then_plots_at_laptop_scale_without_a_gpu(checkout):
@@ -260,7 +276,7 @@ def test_setup_installs_torch_alone_then_the_lock_then_the_package(checkout):
     assert "PIP_EXTRA_INDEX_URL" in result.stdout
 
 
-@pytest.mark.parametrize("target", ["test", "lint", "mqar", "figures", "sweep", "bench"])
+@pytest.mark.parametrize("target", ["test", "test-fast", "lint", "mqar", "figures", "sweep", "bench"])
 def test_targets_set_up_by_themselves_and_only_once(checkout, target):
     checkout.add_python()
     assert checkout.make(target).returncode == 0

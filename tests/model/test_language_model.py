@@ -1,15 +1,16 @@
 """The language model: one stack for every mixer, counted, decoded, initialised from a generator alone."""
 
+import functools
+
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from palimpsa.config.compose import CONFIG_DIR, compose_config
 from palimpsa.mixers import PalimpsaD
 from palimpsa.model.build import build_model
 from palimpsa.model.language_model import LanguageModel
 from palimpsa.runs.identity import flatten
-from palimpsa.sweeps.command import CONFIG_DIR
 from palimpsa.training.optimizer import weight_decay_groups
 
 ABLATION = sorted(f"ablation/{path.stem}" for path in (CONFIG_DIR / "model/ablation").glob("*.yaml"))
@@ -17,9 +18,13 @@ MODELS = [*sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml")), 
 each_model = pytest.mark.parametrize("name", MODELS)
 
 
+@functools.cache
+def config(name: str, *overrides: str):
+    return compose_config([f"model={name}", *overrides]).model
+
+
 def build(name: str, *overrides: str, seed: int = 1) -> LanguageModel:
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return build_model(compose("train", [f"model={name}", *overrides]).model, seed)
+    return build_model(config(name, *overrides), seed)
 
 
 def small(**changes) -> LanguageModel:
@@ -97,9 +102,9 @@ def test_parameters_and_state_of_the_published_mqar_model(name, block, num_state
 
 
 @pytest.mark.parametrize("name", ABLATION)
-def test_an_ablation_changes_one_choice_of_its_model(name, compose_config):
-    own = compose_config(f"model={name}").model
-    base = compose_config(f"model={'palimpsa_d_nometa' if 'nometa' in name else 'palimpsa_d'}").model
+def test_an_ablation_changes_one_choice_of_its_model(name):
+    own = config(name)
+    base = config("palimpsa_d_nometa" if "nometa" in name else "palimpsa_d")
     assert own.name == name.removeprefix("ablation/")
     before, after = (flatten(OmegaConf.to_container(model, resolve=True)) for model in (base, own))
     changed = {key for key in before | after if before.get(key) != after.get(key)} - {"name", "label"}

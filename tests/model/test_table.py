@@ -1,20 +1,21 @@
 """docs/models.md and the configs of language models: what the table says is what the configs build."""
 
+import functools
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from palimpsa.config.compose import CONFIG_DIR, compose_config
 from palimpsa.kernels import palimpsa_reference
 from palimpsa.mixers import GLA, Attention, DeltaNet, GatedDeltaNet, PalimpsaD, SimpleGLA
+from palimpsa.model import table
 from palimpsa.model.build import build_model
 from palimpsa.model.language_model import LanguageModel
-from palimpsa.model.table import SIZES, models_document
-from palimpsa.sweeps.command import CONFIG_DIR
+from palimpsa.model.table import SIZES
 from palimpsa.training.preflight import check_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,9 +23,19 @@ LANGUAGE_MODELS = sorted(path.stem for path in (CONFIG_DIR / "model/lm").glob("*
 each_language_model = pytest.mark.parametrize("name", LANGUAGE_MODELS)
 
 
+# Composed once each: a hundred configs take most of this file's time.
+composed = functools.cache(lambda *overrides: compose_config(overrides))
+
+
 def config(name: str, *overrides: str):
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return compose("train", [f"model={name}", *overrides]).model
+    return composed(f"model={name}", *overrides).model
+
+
+@pytest.fixture(scope="module")
+def document() -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "compose_config", lambda overrides: composed(*overrides).copy())
+        return table.models_document()
 
 
 def build_without_memory(own) -> LanguageModel:
@@ -32,17 +43,16 @@ def build_without_memory(own) -> LanguageModel:
         return build_model(own, None)
 
 
-def test_the_committed_table_is_what_the_configs_build():
-    assert (ROOT / "docs/models.md").read_text() == models_document(), "make figures writes it again"
+def test_the_committed_table_is_what_the_configs_build(document):
+    assert (ROOT / "docs/models.md").read_text() == document, "make figures writes it again"
 
 
-def test_the_table_has_every_model_config():
+def test_the_table_has_every_model_config(document):
     names = [f"`{path.stem}`" for path in (CONFIG_DIR / "model").glob("*.yaml")]
     names += [f"`ablation/{path.stem}`" for path in (CONFIG_DIR / "model/ablation").glob("*.yaml")]
-    text = models_document()
     # At the paper's sizes and at laptop scale.
-    assert all(text.count(f"| {name} |") == 2 for name in names)
-    assert all(text.count(f"| `lm/{name}` |") == 1 for name in LANGUAGE_MODELS)
+    assert all(document.count(f"| {name} |") == 2 for name in names)
+    assert all(document.count(f"| `lm/{name}` |") == 1 for name in LANGUAGE_MODELS)
 
 
 def test_every_model_comes_in_every_size():
@@ -52,8 +62,7 @@ def test_every_model_comes_in_every_size():
 
 @each_language_model
 def test_a_language_model_has_the_skeleton_and_size_that_its_name_says(name):
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        whole = compose("train", [f"model=lm/{name}"])
+    whole = composed(f"model=lm/{name}")
     check_run(whole)
     own = whole.model
     built = build_without_memory(own)
@@ -99,11 +108,12 @@ def test_a_wide_control_has_the_state_of_its_model_in_every_layer(size, control,
 @each_language_model
 def test_a_language_model_decodes_as_it_reads(name):
     """At a hundredth of its width."""
-    values = "8" if "transformer" in name else "16"
-    small = ("d_model=32", "num_layers=2", "vocab_size=96", "mixer.num_heads=2", "mixer.head_k_dim=8")
-    channel = [] if name.startswith(("palimpsa_m", "mamba2")) else ["model.channel_width=40"]
-    own = config(f"lm/{name}", *(f"model.{o}" for o in small), f"model.mixer.head_v_dim={values}", *channel)
-    model = build_model(own, 1)
+    small = composed(f"model=lm/{name}").copy().model
+    small.d_model, small.num_layers, small.vocab_size = 32, 2, 96
+    small.mixer.num_heads, small.mixer.head_k_dim = 2, 8
+    small.mixer.head_v_dim = 8 if "transformer" in name else 16
+    small.channel_width = small.channel_width and 40
+    model = build_model(small, 1)
     tokens = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(0))
     caches = model.new_caches(2)
     steps = torch.stack([model.step(tokens[:, t], caches) for t in range(12)], dim=1)

@@ -117,16 +117,19 @@ class OperatorsBenchmark(Benchmark[OperatorRow]):
 
     def measure(self, row: OperatorRow, on_step: Callable[[int], None]) -> dict[str, Any]:
         """Checks the row's operator and times it. See `Benchmark.measure`."""
-        makers: dict[tuple[str, str], Callable[[OperatorRow], dict[str, Any]]] = {
-            ("operators", "copy"): self._copy,
-            ("operators", "table"): self._training,
-            ("operators", "lengths"): self._training,
-            ("operators", "decode"): self._decode,
-            ("throughput", "prefill"): self._prefill,
-            ("throughput", "decode"): self._decode_throughput,
+        measure_by_case: dict[tuple[str, str], Callable[[OperatorRow], dict[str, Any]]] = {
+            ("operators", "copy"): self._measure_copy,
+            ("operators", "table"): self._measure_training_call,
+            ("operators", "lengths"): self._measure_training_call,
+            ("operators", "decode"): self._measure_step,
+            ("throughput", "prefill"): self._measure_prefill,
+            ("throughput", "decode"): self._measure_decoding,
         }
+        if self.config.device == "cuda":
+            # What the row before took is the device's again: also what a failed call held until now.
+            torch.cuda.empty_cache()
         try:
-            return makers[row.kind, row.case](row)
+            return measure_by_case[row.kind, row.case](row)
         except WrongResultError as error:
             # An operator of others is left without a row; a wrong one of ours is worth nobody's time.
             if row.operator not in NEED_CUDA:
@@ -136,9 +139,6 @@ class OperatorsBenchmark(Benchmark[OperatorRow]):
             # Out of memory, or a kernel that refuses this device: the others are still worth their rows.
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
             raise RowFailedError(f"{row}: {type(error).__name__}: {reason}") from error
-        finally:
-            if self.config.device == "cuda":
-                torch.cuda.empty_cache()
 
     def draw(self) -> list[Path]:
         from palimpsa.analysis.build import build_operator_benchmark
@@ -154,7 +154,7 @@ class OperatorsBenchmark(Benchmark[OperatorRow]):
         tolerance = self.config.baseline_tolerance if is_library else self.config.tolerance
         return getattr(tolerance, self.config.preset.dtype)
 
-    def _check(self, row: OperatorRow, check: Callable[..., measure.Errors]) -> dict[str, Any]:
+    def _error_cells(self, row: OperatorRow, check: Callable[..., measure.Errors]) -> dict[str, Any]:
         """The cells of the errors; each operator, K and V is checked once."""
         tolerance, shape = self._tolerance(row.operator), row.shape
         wanted = (check, row.operator, shape.K, shape.V)
@@ -165,18 +165,18 @@ class OperatorsBenchmark(Benchmark[OperatorRow]):
         errors.check(str(row), tolerance)
         return {"error_forward": errors.forward, "error_backward": errors.backward, "tolerance": tolerance}
 
-    def _copy(self, row: OperatorRow) -> dict[str, Any]:
+    def _measure_copy(self, row: OperatorRow) -> dict[str, Any]:
         num_bytes = self.config.preset.copy_mib * 2**20
         ms, gb_s = self.clock.copy_gb_s(num_bytes)
         return {"forward_ms": ms, "bytes_moved": 2 * num_bytes, "bandwidth_gb_s": gb_s, "bandwidth_share": 1.0}
 
-    def _training(self, row: OperatorRow) -> dict[str, Any]:
+    def _measure_training_call(self, row: OperatorRow) -> dict[str, Any]:
         operator, shape = REGISTRY[row.operator], row.shape
         generator = self._generator()
         x = operator.inputs(shape, self.dtype, generator)
         # Kernels that tune themselves do so at their first call: at the size that is timed, not at that of the check.
         operator.forward(x).sum().backward()
-        cells = self._check(row, measure.check_operator)
+        cells = self._error_cells(row, measure.check_operator)
         measure.check_batch(operator, x).check(f"{row}, half of the batch alone", self._tolerance(row.operator))
         with torch.no_grad():
             forward = self.clock.median_ms(lambda: operator.forward(x))
@@ -195,7 +195,7 @@ class OperatorsBenchmark(Benchmark[OperatorRow]):
                 cells["limit_ps_per_element"], cells["note"] = measure.device_limit()
         return cells
 
-    def _steps(self, operator: Operator, shape: Shape, num_steps: int) -> Callable[[], None]:
+    def _decode_call(self, operator: Operator, shape: Shape, num_steps: int) -> Callable[[], None]:
         """A call that decodes `num_steps` tokens, from one state on."""
         x = operator.inputs(
             Shape(shape.name, shape.B, num_steps, shape.H, shape.K, shape.V), self.dtype, self._generator()
@@ -211,10 +211,10 @@ class OperatorsBenchmark(Benchmark[OperatorRow]):
         return call
 
     @torch.no_grad()
-    def _decode(self, row: OperatorRow) -> dict[str, Any]:
+    def _measure_step(self, row: OperatorRow) -> dict[str, Any]:
         operator, shape = REGISTRY[row.operator], row.shape
-        cells = self._check(row, measure.check_decode)
-        ms = self.clock.median_ms(self._steps(operator, shape, 1))
+        cells = self._error_cells(row, measure.check_decode)
+        ms = self.clock.median_ms(self._decode_call(operator, shape, 1))
         # Float32, read and written.
         moved = 2 * 4 * operator.num_states * shape.num_elements
         gb_s = moved / ms / 1e6
@@ -224,22 +224,22 @@ class OperatorsBenchmark(Benchmark[OperatorRow]):
         return cells | {"note": "one token; bytes are the state's, read and written"}
 
     @torch.no_grad()
-    def _prefill(self, row: OperatorRow) -> dict[str, Any]:
+    def _measure_prefill(self, row: OperatorRow) -> dict[str, Any]:
         operator = REGISTRY[row.operator]
-        cells = self._check(row, measure.check_prefill)
+        cells = self._error_cells(row, measure.check_prefill)
         x = operator.inputs(row.shape, self.dtype, self._generator())
         ms = self.clock.median_ms(lambda: operator.prefill(x))
-        return cells | self._throughput(row, ms, row.shape.B * row.shape.T)
+        return cells | self._throughput_cells(row, ms, row.shape.B * row.shape.T)
 
     @torch.no_grad()
-    def _decode_throughput(self, row: OperatorRow) -> dict[str, Any]:
-        cells = self._check(row, measure.check_decode)
+    def _measure_decoding(self, row: OperatorRow) -> dict[str, Any]:
+        cells = self._error_cells(row, measure.check_decode)
         num_steps = self.config.preset.against_length.decode_steps
-        ms = self.clock.median_ms(self._steps(REGISTRY[row.operator], row.shape, num_steps)) / num_steps
-        cells |= self._throughput(row, ms, row.shape.B)
+        ms = self.clock.median_ms(self._decode_call(REGISTRY[row.operator], row.shape, num_steps)) / num_steps
+        cells |= self._throughput_cells(row, ms, row.shape.B)
         return cells | {"note": f"mean of {num_steps} steps in a row; a step costs the same after any length"}
 
-    def _throughput(self, row: OperatorRow, ms: float, num_tokens: int) -> dict[str, Any]:
+    def _throughput_cells(self, row: OperatorRow, ms: float, num_tokens: int) -> dict[str, Any]:
         thousands = num_tokens / ms
         baseline = self.store.find("throughput", case=row.case, operator=BASELINE, T=row.shape.T)
         slowdown = 1.0 if row.operator == BASELINE else None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from omegaconf import DictConfig
 
 from palimpsa.config.compose import CONFIG_DIR, compose_config
-from palimpsa.config.schema import ModelConfig
 from palimpsa.model.build import build_model
 
 LANGUAGE_MODEL_CONTEXT = 4_096  # tokens, of the published pretraining
@@ -30,36 +32,41 @@ COLUMNS = """\
 
 def models_document() -> str:
     """The whole of docs/models.md."""
-    sections = [HEAD, *_sections_by_scale([*_names("*"), *_names("ablation/*")])]
+    sections = [HEAD, *_sections_by_scale(_configs("*") | _configs("ablation/*"))]
     for size in SIZES:
         title = f"Language models of {size.upper()} parameters, context {LANGUAGE_MODEL_CONTEXT:,}"
-        sections.append(f"## {title}{_table(_names(f'lm/*_{size}'), [], LANGUAGE_MODEL_CONTEXT)}")
+        models = {name: cfg.model for name, cfg in _configs(f"lm/*_{size}").items()}
+        sections.append(f"## {title}{_table(models, LANGUAGE_MODEL_CONTEXT)}")
     return "\n".join(sections)
 
 
-def _names(pattern: str) -> list[str]:
-    """The configs of configs/model that match, as `model=NAME` takes them, in alphabetical order."""
+def _configs(pattern: str) -> dict[str, DictConfig]:
+    """configs/train.yaml with each model config that matches, by its name, in alphabetical order."""
     folder = CONFIG_DIR / "model"
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob(f"{pattern}.yaml"))
+    names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob(f"{pattern}.yaml"))
+    return {name: compose_config([f"model={name}"]) for name in names}
 
 
-def _sections_by_scale(names: list[str]) -> list[str]:
+def _sections_by_scale(configs: dict[str, DictConfig]) -> list[str]:
     """A section for each set of sizes, under the names of all scales that have it."""
     scales_of: dict[str, list[str]] = {}
     for scale in sorted((path.stem for path in (CONFIG_DIR / "scale").glob("*.yaml")), reverse=True):
+        at_scale = compose_config([f"scale={scale}"])
+        # The sizes of a model are interpolations of these two.
+        for cfg in configs.values():
+            cfg.scale, cfg.task = at_scale.scale, at_scale.task
         # Of the longest stage.
-        context = max(stage.seq_len for stage in compose_config([f"scale={scale}"]).task.stages)
-        body = f"context {context:,}{_table(names, [f'scale={scale}'], context)}"
+        context = max(stage.seq_len for stage in at_scale.task.stages)
+        body = f"context {context:,}{_table({name: cfg.model for name, cfg in configs.items()}, context)}"
         scales_of.setdefault(body, []).append(f"`scale={scale}`")
     return [f"## At {' and '.join(scales)}, {body}" for body, scales in scales_of.items()]
 
 
-def _table(names: list[str], overrides: list[str], context: int) -> str:
-    rows = [_row(name, compose_config([f"model={name}", *overrides]).model, context) for name in names]
-    return "\n".join(["", "", COLUMNS, *rows, ""])
+def _table(models: dict[str, Any], context: int) -> str:
+    return "\n".join(["", "", COLUMNS, *(_row(name, model, context) for name, model in models.items()), ""])
 
 
-def _row(name: str, config: ModelConfig, context: int) -> str:
+def _row(name: str, config: Any, context: int) -> str:
     # Shapes without numbers.
     with torch.device("meta"):
         model = build_model(config, None)
