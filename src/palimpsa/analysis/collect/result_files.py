@@ -23,7 +23,7 @@ from palimpsa.analysis.collect.run_directories import (
 )
 from palimpsa.analysis.collect.thin_curves import thin_curves
 from palimpsa.runs.files import write_all_atomic
-from palimpsa.runs.protocol import describe_run
+from palimpsa.runs.protocol import describe_run, one_protocol
 from palimpsa.runs.read import head_columns, read_curves_csv, read_gpu_sessions_csv, read_runs_csv, runs_frame
 from palimpsa.runs.schema import CURVE_COLUMNS, RUN_KEY, ResultError
 
