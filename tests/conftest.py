@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from palimpsa.config.compose import CONFIG_DIR
+from palimpsa.config.schema import register_schema
 
 # No test may wait for a network or ask for an account.
 os.environ["WANDB_MODE"] = "offline"
@@ -59,6 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _compose(*overrides: str) -> DictConfig:
+    register_schema()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return compose("train", list(overrides))
 
