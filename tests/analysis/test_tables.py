@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from palimpsa.analysis.collect.result_files import collect
+from palimpsa.analysis.draw.learning_rate_sensitivity import sensitivity_points
 from palimpsa.analysis.statistics.learning_rate import choose_learning_rates, one_experiment
 from palimpsa.analysis.statistics.summary import bootstrap_interval, plateau_exits, summarize
 from palimpsa.analysis.tables import print_table, table_cells, to_markdown
@@ -232,3 +233,14 @@ def test_a_model_whose_runs_failed_half_way_has_every_length(add_run, summary_of
     assert (row["num_seeds"], row["num_failed"]) == (0, 1)
     assert math.isnan(row_of(summary, "best_per_seed", "gla", 32)["mean"])
     assert "no finished run" in to_markdown(summary, rows, chosen, **EXPERIMENT)
+
+
+def test_a_run_that_diverged_counts_as_one_that_failed(by_hand):
+    rows, _, summary = by_hand
+    diverged = rows.assign(status=rows["status"].replace("failed", "diverged"))
+    chosen = choose_learning_rates(diverged)
+    assert summarize(diverged, chosen).equals(summary)
+    text = to_markdown(summary, diverged, chosen, **EXPERIMENT)
+    assert text == to_markdown(summary, rows, choose_learning_rates(rows), **EXPERIMENT)
+    assert sensitivity_points(diverged).equals(sensitivity_points(rows))
+    assert sensitivity_points(diverged)["test_accuracy"].isna().any()

@@ -155,7 +155,7 @@ def to_markdown(summary: pd.DataFrame, rows: pd.DataFrame, chosen: pd.DataFrame,
         "",
         *_plateaus(rows, chosen),
     ]
-    failed = rows.loc[rows["status"] == "failed"].drop_duplicates(["model", "lr", "seed", "run_seq_len"])
+    failed = rows.loc[rows["status"] != "finished"].drop_duplicates(["model", "lr", "seed", "run_seq_len"])
     if len(failed):
         lines += ["", "## Failed runs", ""]
         for row in failed.to_dict("records"):
