@@ -45,6 +45,7 @@ def test_committed_curves_are_thinned(name):
     pd.testing.assert_frame_equal(thin_curves(read_runs_csv(folder / "runs.csv"), curves), curves)
 
 
+@pytest.mark.slow
 def test_committed_figures_and_tables_follow_from_the_committed_csv(tmp_path, png_only):
     for name in ("runs.csv", "curves.csv"):
         shutil.copy(COMMITTED / name, tmp_path)

@@ -1,0 +1,90 @@
+"""The figures that need no run: they follow from what scripts/illustrate.py reads off the modules and the operator."""
+
+import csv
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from palimpsa.analysis.build import build_illustrations
+from palimpsa.analysis.draw.capacity import capacity_figure
+from palimpsa.runs.schema import ResultError
+from palimpsa.theory.capacity import RULES, capacity
+
+ROOT = Path(__file__).resolve().parents[3]
+COMMITTED = ROOT / "results/illustrations"
+FILES = ("architecture.json", "recall_by_age.csv", "capacity.csv")
+
+
+@pytest.fixture(scope="module")
+def script():
+    """scripts/illustrate.py as a module."""
+    spec = importlib.util.spec_from_file_location("illustrate", ROOT / "scripts/illustrate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_capacitys_figure_has_a_line_for_every_rule_and_width():
+    rows = pd.read_csv(COMMITTED / "capacity.csv")
+    (axes,) = capacity_figure(rows).axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert set(lines) == {f"{rule}, {K} keys a head" for rule in RULES for K in (16, 32)}
+    for (rule, K), own in rows.groupby(["rule", "K"]):
+        assert lines[f"{rule}, {K} keys a head"] == own["accuracy"].tolist()
+
+
+@pytest.mark.slow
+def test_committed_files_follow_from_the_modules_and_the_operator(tmp_path, script, monkeypatch, png_only):
+    """Of the capacities those of up to 128 pairs are computed: the others take half a minute, and `make figures`."""
+    with (COMMITTED / "capacity.csv").open(newline="") as file:
+        rows = {(row["rule"], row["K"], row["num_pairs"]): row for row in csv.DictReader(file)}
+    for row in capacity(nums_pairs=(32, 64, 128)):
+        rows[row["rule"], str(row["K"]), str(row["num_pairs"])] = row
+    monkeypatch.setattr(script, "capacity", rows.values)
+    monkeypatch.setattr(sys, "argv", ["illustrate.py", "--results", str(tmp_path / "out")])
+    assert script.main() == 0
+    made = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert made == {path.name: path.read_bytes() for path in COMMITTED.iterdir() if path.suffix != ".svg"}
+
+
+def test_an_altered_trace_gives_another_figure(tmp_path, png_only):
+    for name in FILES:
+        shutil.copy(COMMITTED / name, tmp_path)
+    recall = tmp_path / "recall_by_age.csv"
+    recall.write_text(recall.read_text().replace("naive,1,0.", "naive,1,9.", 1))
+    build_illustrations(tmp_path)
+    assert (tmp_path / "figure4.png").read_bytes() != (COMMITTED / "figure4.png").read_bytes()
+    assert (tmp_path / "figure1.png").read_bytes() == (COMMITTED / "figure1.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("architecture.json", None),
+        ("architecture.json", "{"),
+        ("architecture.json", json.dumps([{"label": "M", "boxes": [{"name": "y", "inputs": []}]}])),
+        ("recall_by_age.csv", None),
+        ("recall_by_age.csv", "memory,age\nnaive,1\n"),
+        ("recall_by_age.csv", ""),
+        ("capacity.csv", None),
+        ("capacity.csv", "rule,K\nPalimpsa,16\n"),
+    ],
+)
+def test_a_file_that_is_not_what_it_should_be_is_named(tmp_path, name, text):
+    for other in FILES:
+        shutil.copy(COMMITTED / other, tmp_path)
+    (tmp_path / name).unlink() if text is None else (tmp_path / name).write_text(text)
+    with pytest.raises(ResultError, match=name):
+        build_illustrations(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, script, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["illustrate.py", "--results", str(tmp_path / "file" / "out")])
+    assert script.main() == 1
+    assert str(tmp_path / "file") in capsys.readouterr().err
