@@ -127,12 +127,13 @@ mqar: check-scale setup ## Reproduce Figures 2 and 3 (MQAR): train, collect, plo
 	fi; \
 	echo "mqar: done; figures and tables are in $(RESULTS_DIR)/mqar"
 
-figures: setup ## Draw the figures and count the models again (no GPU, no network)
+figures: setup ## Draw the figures, count the models, write the numbers of README again (no GPU, no network)
 	$(PY) scripts/plot_figures.py --results results/mqar $(SCALE_ARG)
 	$(PY) scripts/illustrate.py --results results/illustrations
 	$(PY) scripts/describe_models.py --out docs/models.md
 	$(if $(wildcard results/kernels/operators_*.csv results/kernels/throughput_*.csv),$(PY) scripts/plot_benchmark.py --results results/kernels)
 	$(if $(wildcard results/training/steps_*.csv),$(PY) scripts/plot_benchmark.py --results results/training)
+	$(PY) scripts/write_numbers.py
 
 bench: setup ## Time the operators, or training (ARGS="benchmark=training"): on the GPU, or small on a CPU
 	$(PY) scripts/benchmark.py $(ARGS)

@@ -223,17 +223,20 @@ def test_figures_need_no_gpu_and_name_a_scale_only_when_asked(checkout):
     plot = "scripts/plot_figures.py --results results/mqar"
     illustrate = "scripts/illustrate.py --results results/illustrations"
     describe = "scripts/describe_models.py --out docs/models.md"
-    assert commands(checkout.make("-n", "figures").stdout) == [plot, illustrate, describe]
+    others = [illustrate, describe, "scripts/write_numbers.py"]
+    assert commands(checkout.make("-n", "figures").stdout) == [plot, *others]
     asked = checkout.make("-n", "figures", "SCALE=h200")
-    assert commands(asked.stdout) == [f"{plot} --scale h200", illustrate, describe]
+    assert commands(asked.stdout) == [f"{plot} --scale h200", *others]
 
 
 def test_figures_of_the_benchmark_are_drawn_where_it_was_run(checkout):
     measured = checkout.root / "results" / "kernels" / "operators_nvidia-h200.csv"
     measured.parent.mkdir(parents=True)
     measured.touch()
+    # Before the numbers of the README: they are of the same files.
     assert commands(checkout.make("-n", "figures").stdout)[3:] == [
-        "scripts/plot_benchmark.py --results results/kernels"
+        "scripts/plot_benchmark.py --results results/kernels",
+        "scripts/write_numbers.py",
     ]
 
 
@@ -364,7 +367,12 @@ def test_python_can_be_named(checkout):
 def test_an_environment_of_ones_own_is_used_as_it_is(checkout):
     checkout.add_python("python")
     assert checkout.make("figures", "PY=python").returncode == 0
-    scripts = ["scripts/plot_figures.py", "scripts/illustrate.py", "scripts/describe_models.py"]
+    scripts = [
+        "scripts/plot_figures.py",
+        "scripts/illustrate.py",
+        "scripts/describe_models.py",
+        "scripts/write_numbers.py",
+    ]
     assert [call.split()[0] for call in checkout.calls()] == scripts
     assert not (checkout.root / ".venv").exists()
 

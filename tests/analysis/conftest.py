@@ -15,6 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from palimpsa.analysis.collect.result_files import collect, write_collected
+from palimpsa.analysis.draw import canvas
+from palimpsa.analysis.statistics.learning_rate import choose_learning_rates, one_experiment
+from palimpsa.runs.read import read_curves_csv, read_runs_csv
+
 RunWriter = Callable[..., Path]
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -54,8 +59,8 @@ def make_result(
     # (length, pairs, validation accuracy, test accuracy, plateau exit)
     plan = [] if scratch else [(16, 4, 0.99, None, 50)]
     plan += [
-        (length, length // 4, accuracy, tested, left)
-        for length, accuracy, tested, left in zip(lengths, validation, test, plateau, strict=True)
+        (length, length // 4, accuracy, tested, exit_step)
+        for length, accuracy, tested, exit_step in zip(lengths, validation, test, plateau, strict=True)
     ]
     stages = [
         {
@@ -64,13 +69,13 @@ def make_result(
             "num_pairs": pairs,
             "steps": 120,
             "ended_by": "accuracy" if accuracy >= 0.99 else "cap",
-            "plateau_exit_step": left,
+            "plateau_exit_step": exit_step,
             "validation_accuracy": accuracy,
             "test_accuracy": tested,
             "test_accuracy_by_age": None if tested is None else [tested, None, 0.5, 0.25],
             "test_loss": None if tested is None else 1 - tested,
         }
-        for index, (length, pairs, accuracy, tested, left) in enumerate(plan)
+        for index, (length, pairs, accuracy, tested, exit_step) in enumerate(plan)
     ]
     return {
         "format": 1,
@@ -198,6 +203,40 @@ def add_run(run_writer: Callable[[Path], RunWriter], tmp_path: Path) -> RunWrite
     return run_writer(tmp_path)
 
 
+@pytest.fixture(scope="session")
+def example_results(run_writer: Callable[[Path], RunWriter], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models, two lengths, three seeds of two rates; one seed of GLA failed at its best rate. Read only."""
+    root = tmp_path_factory.mktemp("example")
+    add_run = run_writer(root)
+    for model in ("palimpsa_d", "gla"):
+        for lr, accuracy in ((3e-3, 0.5), (1e-2, 0.9)):
+            for seed in (1, 2, 3):
+                failed = (model, lr, seed) == ("gla", 1e-2, 3)
+                add_run(
+                    model=model,
+                    lr=lr,
+                    seed=seed,
+                    validation=[accuracy, accuracy - 0.01 * seed],
+                    status="failed" if failed else "finished",
+                    steps=200 + 100 * seed,
+                )
+    write_collected(collect([root / "runs"], root / "mqar"), root / "mqar")
+    return root / "mqar"
+
+
+@pytest.fixture(scope="session")
+def example(example_results: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The rows of `example_results`'s runs.csv and curves.csv, and the chosen learning rates."""
+    rows = one_experiment(read_runs_csv(example_results / "runs.csv"), "mqar_curriculum", "laptop")
+    return rows, read_curves_csv(example_results / "curves.csv"), choose_learning_rates(rows)
+
+
+@pytest.fixture
+def png_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are saved in half of the time, without SVG."""
+    monkeypatch.delitem(canvas.FORMATS, "svg")
+
+
 @pytest.fixture
 def run_script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -214,14 +253,3 @@ def run_script(
         return int(ended.value.code or 0), out, err
 
     return run
-
-
-@pytest.fixture(scope="session")
-def difference():
-    """Of two samples' means, with its standard error in brackets: "1.2 (3.1)"."""
-
-    def text(ours: pd.Series, twin: pd.Series) -> str:
-        error = (ours.var() / len(ours) + twin.var() / len(twin)) ** 0.5
-        return f"{ours.mean() - twin.mean():.1f} ({error:.1f})"
-
-    return text

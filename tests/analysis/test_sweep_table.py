@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from palimpsa.analysis.rate_table import learning_rate_cells, print_learning_rates
+from palimpsa.analysis.sweep_table import learning_rate_cells, print_learning_rates
 from palimpsa.runs.read import read_run_dir, runs_frame
 
 
@@ -123,7 +123,7 @@ def test_it_needs_neither_torch_nor_matplotlib(add_run):
         "import sys\n"
         "sys.modules.update(dict.fromkeys(('torch', 'matplotlib', 'hydra', 'lightning', 'wandb')))\n"
         "from pathlib import Path\n"
-        "from palimpsa.analysis.rate_table import print_learning_rates\n"
+        "from palimpsa.analysis.sweep_table import print_learning_rates\n"
         f"print_learning_rates(map(Path, {folders!r}))\n"
     )
     source = str(Path(__file__).parents[2] / "src")

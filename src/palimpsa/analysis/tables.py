@@ -48,16 +48,16 @@ def table_cells(summary: pd.DataFrame, rule: str) -> list[list[str]]:
         rows.append(
             [
                 row["label"],
-                _state(row["state_size"]),
-                _count(row["num_parameters"]),
-                _count(row["seq_len"]),
-                _count(row["num_pairs"]),
+                state_text(row["state_size"]),
+                count_text(row["num_parameters"]),
+                count_text(row["seq_len"]),
+                count_text(row["num_pairs"]),
                 row["lr_text"] or "no finished run",
-                _count(row["num_seeds"]),
-                _count(row["num_failed"]),
-                _plus_minus(row["mean"], row["std"]),
-                "-" if math.isnan(row["ci_low"]) else f"{_percent(row['ci_low'])} to {_percent(row['ci_high'])}",
-                _percent(row["median"]),
+                count_text(row["num_seeds"]),
+                count_text(row["num_failed"]),
+                mean_and_std(row["mean"], row["std"]),
+                "-" if math.isnan(row["ci_low"]) else f"{percent(row['ci_low'])} to {percent(row['ci_high'])}",
+                percent(row["median"]),
                 "-" if math.isnan(row["share_above"]) else f"{100 * row['share_above']:.0f}%",
                 _steps(row["plateau_exit_step"]),
             ]
@@ -72,21 +72,34 @@ def _both_rules(summary: pd.DataFrame) -> list[list[str]]:
     return [[*cells, *(other[place] for place in places)] for cells, other in pairs]
 
 
-def _percent(fraction: float) -> str:
+def percent(fraction: float) -> str:
+    """
+    >>> percent(0.98765), percent(float("nan"))
+    ('98.8', '-')
+    """
     return "-" if math.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
-def _plus_minus(mean: float, std: float) -> str:
-    return _percent(mean) if math.isnan(std) else f"{_percent(mean)} ± {_percent(std)}"
+def mean_and_std(mean: float, std: float) -> str:
+    """Both in %; the mean alone where there is no deviation.
+
+    >>> mean_and_std(0.9, 0.025), mean_and_std(0.9, float("nan"))
+    ('90.0 ± 2.5', '90.0')
+    """
+    return percent(mean) if math.isnan(std) else f"{percent(mean)} ± {percent(std)}"
 
 
-def _count(value: float) -> str:
+def count_text(value: float) -> str:
     return "-" if pd.isna(value) else f"{int(value):,}"
 
 
-def _state(size: float) -> str:
-    # 0: no state of a fixed size, as of attention.
-    return "grows" if _count(size) == "0" else _count(size)
+def state_text(size: float) -> str:
+    """Floats of the recurrent state; 0 is that of attention, which has no fixed size.
+
+    >>> state_text(8192), state_text(0)
+    ('8,192', 'grows')
+    """
+    return "grows" if count_text(size) == "0" else count_text(size)
 
 
 def _steps(steps: float) -> str:
@@ -95,8 +108,9 @@ def _steps(steps: float) -> str:
     return "never" if math.isinf(steps) else f"{steps:g}"
 
 
-def _markdown_table(header: list[str], rows: list[list[str]], num_left: int = 1) -> list[str]:
-    marks = ["---" if i < num_left else "---:" for i in range(len(header))]
+def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a Markdown table; all columns but the first are aligned to the right."""
+    marks = ["---", *["---:"] * (len(header) - 1)]
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in [header, marks, *rows]]
     return [f"| {' | '.join(row)} |" for row in escaped]
 
@@ -112,9 +126,9 @@ def to_markdown(summary: pd.DataFrame, rows: pd.DataFrame, chosen: pd.DataFrame,
     lines = [f"# {title(task)}", "", f"**{subtitle(scale)}{warning}.**", ""]
     several = bool(several_rates(rows).any())
     if several:
-        lines += _markdown_table([*_HEADER, *_OPTIMISTIC], _both_rules(summary))
+        lines += markdown_table([*_HEADER, *_OPTIMISTIC], _both_rules(summary))
     else:
-        lines += _markdown_table(_HEADER, table_cells(summary, VALIDATION))
+        lines += markdown_table(_HEADER, table_cells(summary, VALIDATION))
     lines += [
         "",
         "Test accuracy over the query positions, %; mean, sample standard deviation and median "
@@ -141,7 +155,7 @@ def to_markdown(summary: pd.DataFrame, rows: pd.DataFrame, chosen: pd.DataFrame,
         "",
         *_plateaus(rows, chosen),
     ]
-    failed = rows.loc[rows["status"] == "failed"].drop_duplicates(["model", "lr", "seed", "run_seq_len"])
+    failed = rows.loc[rows["status"] != "finished"].drop_duplicates(["model", "lr", "seed", "run_seq_len"])
     if len(failed):
         lines += ["", "## Failed runs", ""]
         for row in failed.to_dict("records"):
@@ -157,7 +171,7 @@ def _optimistic(summary: pd.DataFrame) -> list[str]:
         "The learning rate of each seed and length with the best test accuracy, the reported number itself; "
         "lr: the rates used, and by how many seeds. Any rate of a finished run takes part.",
         "",
-        *_markdown_table(_HEADER, table_cells(summary, BEST_PER_SEED)),
+        *markdown_table(_HEADER, table_cells(summary, BEST_PER_SEED)),
         "",
     ]
 
@@ -170,18 +184,18 @@ def _learning_rates(rows: pd.DataFrame, chosen: pd.DataFrame) -> list[str]:
     for model in model_order(scores["model"].unique()):
         own = scores.loc[scores["model"] == model].set_index("lr")
         compared = own.loc[own["compared"]]
-        row = [by_model.loc[model, "label"], _count(compared["num_seeds"].min())]
+        row = [by_model.loc[model, "label"], count_text(compared["num_seeds"].min())]
         if not compared["common_seeds"].all():
             row[1] += " (none in common)"
         for lr in rates:
             cell = ""
             if lr in compared.index:
-                cell = _percent(compared.loc[lr, "score"])
+                cell = percent(compared.loc[lr, "score"])
             elif lr in own.index:
                 cell = f"not compared ({seeds_text(own.loc[lr, 'num_seeds'])})"
             row.append(f"**{cell}**" if lr == by_model.loc[model, "lr"] else cell)
         cells.append(row)
-    return _markdown_table(["model", "seeds compared", *(f"lr {lr:g}" for lr in rates)], cells)
+    return markdown_table(["model", "seeds compared", *(f"lr {lr:g}" for lr in rates)], cells)
 
 
 def _plateaus(rows: pd.DataFrame, chosen: pd.DataFrame) -> list[str]:
@@ -199,7 +213,7 @@ def _plateaus(rows: pd.DataFrame, chosen: pd.DataFrame) -> list[str]:
             seeds = own.loc[at & (own["num_pairs"] == num_pairs), "plateau_exit_step"]
             row.append(" ".join("-" if pd.isna(step) else str(step) for step in seeds))
         cells.append(row)
-    return _markdown_table(header, cells)
+    return markdown_table(header, cells)
 
 
 def print_table(summary: pd.DataFrame, *, task: str, scale: str, console: Console | None = None) -> None:

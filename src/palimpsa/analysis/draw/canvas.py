@@ -16,6 +16,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 from palimpsa.runs.files import write_atomic
 
 PNG_DPI = 150
+# Ending -> its metadata, without what differs from one drawing to the next.
+FORMATS: dict[str, dict[str, str | None]] = {"png": {"Software": None}, "svg": {"Date": None}}
 FAILED_COLOR = "#B00020"
 
 _STYLE = {
@@ -137,14 +139,13 @@ def _widen_to_legends(figure: Figure) -> None:
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write `stem`.png and `stem`.svg; returns their paths.
+    """Write `stem`.png and `stem`.svg, the FORMATS; returns their paths.
 
-    The bytes depend on the figure and on matplotlib's version only: no date, no version of the
-    software. Raises OSError when the folder cannot be written.
+    The bytes depend on the figure and on matplotlib's version only. Raises OSError when the folder cannot be written.
     """
     _widen_to_legends(figure)
     paths = []
-    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+    for suffix, metadata in FORMATS.items():
         buffer = io.BytesIO()
         with figure_style():
             figure.savefig(buffer, format=suffix, dpi=PNG_DPI, metadata=metadata)

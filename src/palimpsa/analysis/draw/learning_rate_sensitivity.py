@@ -44,7 +44,7 @@ def sensitivity_points(rows: pd.DataFrame) -> pd.DataFrame:
     """
     finished = finished_stages(rows).loc[:, POINT_COLUMNS]
     stages = rows.loc[rows["test_accuracy"].notna(), STAGE].drop_duplicates()
-    failed = rows.loc[rows["status"] == "failed", ["model", "lr", "seed", "run_seq_len"]].drop_duplicates()
+    failed = rows.loc[rows["status"] != "finished", ["model", "lr", "seed", "run_seq_len"]].drop_duplicates()
     failed = failed.merge(stages, how="cross")
     # Where one run trains one length, it failed at that one only.
     failed = failed.loc[(failed["run_seq_len"] == 0) | (failed["run_seq_len"] == failed["seq_len"])]

@@ -41,23 +41,27 @@ def mean_curve(own: pd.DataFrame, column: str, *, geometric: bool = False) -> pd
     Returns step, mean, low and high (mean -+ std of ddof 1; NaN for one seed) and num_seeds, at most
     MAX_POINTS rows; empty when no seed recorded the column.
     """
-    values = own.loc[:, ["seed", "step", column]].replace([np.inf, -np.inf], np.nan).dropna()
-    geometric = geometric and bool((values[column] > 0).all())
+    seeds, steps, values = (own[name].to_numpy(dtype=float) for name in ("seed", "step", column))
+    recorded = np.isfinite(values)
+    seeds, steps, values = seeds[recorded], steps[recorded], values[recorded]
+    geometric = geometric and bool((values > 0).all())
     if geometric:
-        values[column] = np.log(values[column])
-    grid = np.unique(values["step"].to_numpy(dtype=float))
+        values = np.log(values)
+    grid = np.unique(steps)
     # Every k-th step: figures of long runs should stay small.
     grid = grid[:: max(1, -(-len(grid) // MAX_POINTS))]
-    by_seed = [
-        np.interp(grid, seed["step"], seed[column], left=np.nan, right=np.nan)
-        for _, seed in values.sort_values(["seed", "step"]).groupby("seed")
-    ]
-    frame = pd.DataFrame(np.array(by_seed).reshape(len(by_seed), len(grid)).T, index=grid)
-    count = frame.notna().sum(axis=1)
-    mean, std = frame.mean(axis=1).to_numpy(), frame.std(axis=1, ddof=1).to_numpy()
+    by_seed = np.full((len(np.unique(seeds)), len(grid)), np.nan)
+    for row, seed in zip(by_seed, np.unique(seeds), strict=True):
+        order = np.flatnonzero(seeds == seed)
+        order = order[np.argsort(steps[order], kind="stable")]
+        row[:] = np.interp(grid, steps[order], values[order], left=np.nan, right=np.nan)
+    num_seeds = np.isfinite(by_seed).sum(axis=0)
+    mean = np.nansum(by_seed, axis=0) / np.maximum(num_seeds, 1)
+    squares = np.nansum((by_seed - mean) ** 2, axis=0)
+    std = np.sqrt(np.where(num_seeds > 1, squares / np.maximum(num_seeds - 1, 1), np.nan))
     columns = {"mean": mean, "low": mean - std, "high": mean + std}
     if geometric:
         columns = {name: np.exp(values) for name, values in columns.items()}
-    curve = pd.DataFrame({"step": grid, **columns, "num_seeds": count.to_numpy()})
+    curve = pd.DataFrame({"step": grid, **columns, "num_seeds": num_seeds})
     enough = max(-(-len(by_seed) // 2), min(2, len(by_seed)))
     return curve.loc[curve["num_seeds"] >= max(1, enough)].reset_index(drop=True)

@@ -107,9 +107,19 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def mean_difference(sample: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """The mean of one sample minus that of another, and its standard error (of independent samples, ddof 1).
+
+    >>> mean_difference(np.array([2.0, 4.0]), np.array([1.0, 1.0]))
+    (2.0, 1.0)
+    """
+    variance = sample.var(ddof=1) / len(sample) + other.var(ddof=1) / len(other)
+    return float(sample.mean() - other.mean()), float(variance**0.5)
+
+
 def _num_failed(tried: pd.DataFrame, seq_len: int, seeds: pd.DataFrame) -> int:
     """Seeds with a failed run for this length and no finished one."""
-    failed = tried.loc[(tried["status"] == "failed") & tried["run_seq_len"].isin([0, seq_len])]
+    failed = tried.loc[(tried["status"] != "finished") & tried["run_seq_len"].isin([0, seq_len])]
     return len(set(failed["seed"]) - set(seeds["seed"]))
 
 

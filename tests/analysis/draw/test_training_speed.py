@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from palimpsa.analysis.collect.step_columns import COLUMNS, IDENTITY
-from palimpsa.analysis.draw.kernel_figures import draw_all
-from palimpsa.analysis.draw.training_figures import draw_training, step_times
+from palimpsa.analysis.build import build_benchmarks, build_training_benchmark
+from palimpsa.analysis.collect.benchmark_columns import TRAINING_COLUMNS, TRAINING_SHARED
+from palimpsa.analysis.draw.training_speed import training_speed
 from palimpsa.config.compose import CONFIG_DIR
 from palimpsa.runs.schema import ResultError
 
@@ -18,10 +18,10 @@ COMMITTED = sorted((ROOT / "results/training").glob("steps_nvidia-*.csv"))
 
 
 def write(folder: Path, busy: bool, slug: str = "nvidia-h200") -> None:
-    shared = dict.fromkeys(IDENTITY, "1") | {"device": "NVIDIA H200", "scale": "h200", "precision": "bf16-mixed"}
+    shared = dict.fromkeys(TRAINING_SHARED, "1") | {"device": "NVIDIA H200", "scale": "h200", "precision": "bf16-mixed"}
     shared |= {"num_steps": 500, "tokens_per_step": 65536, "date": "2026-11-26T00:00:00+00:00", "command": "bench"}
     with (folder / f"steps_{slug}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS["steps"], restval="", lineterminator="\n")
+        writer = csv.DictWriter(file, TRAINING_COLUMNS["steps"], restval="", lineterminator="\n")
         writer.writeheader()
         for place, model in enumerate(("palimpsa_d", "gla")):
             for length in (128, 256):
@@ -32,7 +32,7 @@ def write(folder: Path, busy: bool, slug: str = "nvidia-h200") -> None:
 def drawn_figure(folder: Path):
     import pandas as pd
 
-    return step_times(pd.read_csv(folder / "steps_nvidia-h200.csv"))
+    return training_speed(pd.read_csv(folder / "steps_nvidia-h200.csv"))
 
 
 def test_the_figure_has_a_line_a_model_and_the_busy_share_where_it_was_measured(tmp_path):
@@ -53,13 +53,13 @@ def test_a_damaged_file_is_one_error_that_names_it(tmp_path):
     for damaged in (path.read_text().replace("seq_len", "length"), path.read_text().replace(",4.0,", ",fast,")):
         path.write_text(damaged)
         with pytest.raises(ResultError, match=r"steps_nvidia-h200\.csv"):
-            draw_training(tmp_path, "nvidia-h200")
+            build_training_benchmark(tmp_path, "nvidia-h200")
         write(tmp_path, busy=False)
-    path.write_text(",".join(COLUMNS["steps"]) + "\n")
+    path.write_text(",".join(TRAINING_COLUMNS["steps"]) + "\n")
     with pytest.raises(ResultError, match="holds no row"):
-        draw_training(tmp_path, "nvidia-h200")
+        build_training_benchmark(tmp_path, "nvidia-h200")
     with pytest.raises(ResultError, match="operators_"):
-        draw_all(tmp_path)
+        build_benchmarks(tmp_path / "empty")
 
 
 def test_the_script_draws_the_figures_again(tmp_path, monkeypatch, capsys):
@@ -68,7 +68,7 @@ def test_the_script_draws_the_figures_again(tmp_path, monkeypatch, capsys):
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     monkeypatch.setattr(sys, "argv", ["plot_benchmark.py", "--results", str(tmp_path)])
-    drawn = {path: path.read_bytes() for path in draw_training(tmp_path, "nvidia-h200")}
+    drawn = {path: path.read_bytes() for path in build_training_benchmark(tmp_path, "nvidia-h200")}
     for path in drawn:
         path.unlink()
     assert script.main() == 0
@@ -76,14 +76,12 @@ def test_the_script_draws_the_figures_again(tmp_path, monkeypatch, capsys):
     assert {path: path.read_bytes() for path in drawn} == drawn
 
 
-def test_committed_figures_follow_from_the_committed_csv(tmp_path):
+def test_committed_figures_follow_from_the_committed_csv(tmp_path, png_only):
     assert COMMITTED
     for path in COMMITTED:
         (tmp_path / path.name).write_bytes(path.read_bytes())
-        drawn = draw_training(tmp_path, path.stem.partition("_")[2])
-        assert drawn[0].suffix == ".png"
-        for figure in drawn:
-            assert figure.read_bytes() == (path.parent / figure.name).read_bytes(), figure.name
+        (figure,) = build_training_benchmark(tmp_path, path.stem.partition("_")[2])
+        assert figure.read_bytes() == (path.parent / figure.name).read_bytes(), figure.name
 
 
 def test_committed_rows_are_of_every_model_at_every_length_of_the_figure():

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from palimpsa.analysis.collect.benchmarks import read_benchmark_csv
-from palimpsa.analysis.collect.operator_columns import COLUMNS, OPERATORS, OPERATORS_OF_CASE
-from palimpsa.analysis.draw.kernel_figures import against_length, draw_all, draw_device, figure5, per_element
+from palimpsa.analysis.build import build_benchmarks, build_operator_benchmark
+from palimpsa.analysis.collect.benchmark_columns import OPERATOR_COLUMNS, OPERATORS, OPERATORS_OF_CASE
+from palimpsa.analysis.collect.benchmark_files import read_operator_csv
+from palimpsa.analysis.draw.figure5 import figure5
+from palimpsa.analysis.draw.operator_speed import cost_against_length, time_per_element
 from palimpsa.runs.schema import ResultError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 COMMITTED = ROOT / "results/kernels"
 SLUG = "nvidia-h200"
 LENGTHS = [512, 1024, 2048, 4096]
@@ -24,7 +26,7 @@ def write(folder: Path, kind: str, rows: list[dict], slug: str = SLUG) -> None:
     shared = {"H": 16, "K": 48, "V": 96, "dtype": "bfloat16", "device": "NVIDIA H200", "git_revision": "0" * 40}
     shared |= {"date": "2026-11-23T00:00:00+00:00", "versions": "torch 2.11.0", "note": "", "sizes": "h200"}
     with (folder / f"{kind}_{slug}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS[kind], restval="", lineterminator="\n")
+        writer = csv.DictWriter(file, OPERATOR_COLUMNS[kind], restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows([shared | row for row in rows])
 
@@ -59,17 +61,17 @@ def folder(tmp_path) -> Path:
 
 
 def test_every_figure_is_drawn_and_is_the_same_file_again(folder):
-    paths = draw_device(folder, SLUG)
+    paths = build_operator_benchmark(folder, SLUG)
     stems = ("against_length", "figure5", "per_element")
     assert [path.name for path in paths] == [f"{stem}_{SLUG}.{suffix}" for stem in stems for suffix in ("png", "svg")]
     before = [path.read_bytes() for path in paths if path.name.startswith("figure5")]
     (folder / f"operators_{SLUG}.csv").unlink()
-    assert [path.read_bytes() for path in draw_device(folder, SLUG)] == before
+    assert [path.read_bytes() for path in build_operator_benchmark(folder, SLUG)] == before
 
 
 def test_one_line_an_operator_on_logarithmic_axes(folder):
-    rows = read_benchmark_csv(folder, "operators", SLUG)
-    figure = against_length(rows.loc[rows["case"] == "lengths"])
+    rows = read_operator_csv(folder, "operators", SLUG)
+    figure = cost_against_length(rows.loc[rows["case"] == "lengths"])
     assert len(figure.axes) == 3
     for axes in figure.axes:
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
@@ -80,13 +82,13 @@ def test_one_line_an_operator_on_logarithmic_axes(folder):
 
 
 def test_without_memory_its_panel_is_left_out(folder):
-    rows = read_benchmark_csv(folder, "operators", SLUG)
+    rows = read_operator_csv(folder, "operators", SLUG)
     rows["peak_memory_mib"] = float("nan")
-    assert len(against_length(rows.loc[rows["case"] == "lengths"]).axes) == 2
+    assert len(cost_against_length(rows.loc[rows["case"] == "lengths"]).axes) == 2
 
 
 def test_figure5_shows_how_many_times_slower_than_simple_gla(folder):
-    figure = figure5(read_benchmark_csv(folder, "throughput", SLUG))
+    figure = figure5(read_operator_csv(folder, "throughput", SLUG))
     prefill, decode, ratio = figure.axes
     assert len(prefill.lines) == len(decode.lines) == 3
     assert "simple GLA" in ratio.get_title()
@@ -96,15 +98,15 @@ def test_figure5_shows_how_many_times_slower_than_simple_gla(folder):
 
 
 def test_without_simple_gla_the_ratio_is_to_the_control(folder):
-    rows = read_benchmark_csv(folder, "throughput", SLUG)
+    rows = read_operator_csv(folder, "throughput", SLUG)
     ratio = figure5(rows.loc[rows["operator"] != "simple_gla"]).axes[2]
     assert OPERATORS["palimpsa_without_metaplasticity"] in ratio.get_title()
     assert list(ratio.lines[0].get_ydata()) == [3.0] * len(LENGTHS)
 
 
 def test_bars_are_the_table_and_the_line_is_the_limit(folder):
-    rows = read_benchmark_csv(folder, "operators", SLUG)
-    forward, both = per_element(rows.loc[rows["case"] == "table"]).axes
+    rows = read_operator_csv(folder, "operators", SLUG)
+    forward, both = time_per_element(rows.loc[rows["case"] == "table"]).axes
     assert len(forward.patches) == len(both.patches) == 6
     assert forward.patches[0].get_height() == 0.7
     assert [line.get_ydata()[0] for line in forward.lines] == [0.27]
@@ -112,15 +114,18 @@ def test_bars_are_the_table_and_the_line_is_the_limit(folder):
     assert not both.lines
 
 
-def test_what_was_not_measured_has_no_figure(folder):
+def test_what_was_not_measured_has_no_figure(folder, png_only):
     (folder / f"throughput_{SLUG}.csv").unlink()
-    assert {path.stem for path in draw_device(folder, SLUG)} == {f"against_length_{SLUG}", f"per_element_{SLUG}"}
+    assert {path.stem for path in build_operator_benchmark(folder, SLUG)} == {
+        f"against_length_{SLUG}",
+        f"per_element_{SLUG}",
+    }
 
 
-def test_devices_have_figures_of_their_own(folder):
+def test_devices_have_figures_of_their_own(folder, png_only):
     (folder / f"operators_{SLUG}.csv").unlink()
     shutil.copy(folder / f"throughput_{SLUG}.csv", folder / "throughput_cpu.csv")
-    assert {path.stem for path in draw_all(folder)} == {"figure5_cpu", f"figure5_{SLUG}"}
+    assert {path.stem for path in build_benchmarks(folder)} == {"figure5_cpu", f"figure5_{SLUG}"}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +141,7 @@ def test_a_damaged_file_is_one_error_that_names_it(folder, old, new, expected):
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(ResultError, match=expected) as caught:
-        draw_all(folder)
+        build_benchmarks(folder)
     assert str(path) in str(caught.value)
 
 
@@ -155,38 +160,10 @@ def test_the_script_draws_without_torch_and_says_what_is_missing(folder, tmp_pat
     assert done.stderr.count("\n") == 1
 
 
-def test_committed_figures_follow_from_the_committed_csv(tmp_path):
+def test_committed_figures_follow_from_the_committed_csv(tmp_path, png_only):
     for path in COMMITTED.glob("*_nvidia-*.csv"):
         shutil.copy(path, tmp_path)
-    drawn = draw_all(tmp_path)
-    assert {path.name for path in drawn} == {p.name for p in COMMITTED.glob("*_nvidia-*") if p.suffix != ".csv"}
+    drawn = build_benchmarks(tmp_path)
+    assert {path.name for path in drawn} == {path.name for path in COMMITTED.glob("*_nvidia-*.png")}
     for path in drawn:
         assert path.read_bytes() == (COMMITTED / path.name).read_bytes(), path.name
-
-
-def test_the_readmes_table_is_the_committed_csv():
-    rows = [
-        row for row in read_benchmark_csv(COMMITTED, "operators", SLUG).to_dict("records") if row["case"] == "table"
-    ]
-    shapes = list(dict.fromkeys(row["shape"] for row in rows))
-    by_key = {(row["shape"], row["operator"]): row for row in rows}
-    expected = []
-    for shape in shapes:
-        ours, theirs = by_key[shape, "palimpsa"], by_key[shape, "simple_gla"]
-        cells = [
-            ", ".join(str(ours[letter]) for letter in "BTHKV"),
-            *(f"{ours[column]:.3g}" for column in ("forward_ms", "forward_backward_ms")),
-            f"{ours['peak_memory_mib']:.0f}",
-            *(f"{theirs[column]:.3g}" for column in ("forward_ms", "forward_backward_ms")),
-        ]
-        expected.append(f"| {' | '.join(cells)} |")
-    assert len(expected) == 4
-    table = (ROOT / "README.md").read_text()
-    for line in expected:
-        assert line in table, line
-
-
-def test_the_readmes_factor_is_the_committed_csv():
-    rows = read_benchmark_csv(COMMITTED, "throughput", SLUG)
-    factors = rows.loc[(rows["case"] == "prefill") & (rows["operator"] == "palimpsa"), "slowdown"]
-    assert f"prefill takes {min(factors):.1f} to {max(factors):.1f} times as long" in (ROOT / "README.md").read_text()

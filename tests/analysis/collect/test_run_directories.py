@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
-import subprocess
-import sys
+import signal
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from palimpsa.analysis.collect import merge
-from palimpsa.analysis.collect.collect import collect, write_collected
+from palimpsa.analysis.collect import run_directories
+from palimpsa.analysis.collect.result_files import collect, write_collected
 from palimpsa.runs.read import find_run_dirs, read_curves_csv, read_runs_csv
 from palimpsa.runs.schema import ResultError
 
@@ -22,7 +23,7 @@ NO_SPACE = "OSError: [Errno 28] No space left on device"
 
 def gather(tmp_path, *roots):
     out = tmp_path / "mqar"
-    collected = collect([tmp_path / root for root in roots], out)
+    collected = collect([tmp_path / root for root in roots], out, full_curves=True)
     write_collected(collected, out)
     return collected
 
@@ -276,7 +277,7 @@ def test_a_result_that_goes_while_it_is_read_has_not_ended(add_run, tmp_path, mo
         (going / "result.json").unlink()
         return found
 
-    monkeypatch.setattr(merge, "find_run_dirs", find)
+    monkeypatch.setattr(run_directories, "find_run_dirs", find)
     collected = gather(tmp_path, "a")
     assert (collected.num_found, collected.not_ended, collected.unreadable) == (1, [going], [])
 
@@ -361,7 +362,7 @@ def test_a_full_disk_leaves_all_three_files_as_they_were(add_run, tmp_path):
     gather(tmp_path, "a")
     before = contents(tmp_path)
     add_run(folder="a/4", seed=4)
-    collected = collect([tmp_path / "a"], tmp_path / "mqar")
+    collected = collect([tmp_path / "a"], tmp_path / "mqar", full_curves=True)
     # Room for runs.csv, but not for curves.csv.
     sizes = {name: len(content) for name, content in before.items()}
     assert 2 * sizes["runs.csv"] < sizes["curves.csv"]
@@ -377,7 +378,20 @@ def test_a_full_disk_leaves_all_three_files_as_they_were(add_run, tmp_path):
     assert len(read_runs_csv(tmp_path / "mqar" / "runs.csv")) == 12
 
 
-def test_killed_while_it_writes_collecting_leaves_files_that_the_next_one_completes(add_run, tmp_path):
+def kill_at_replacement(number: int) -> Callable[..., None]:
+    """An os.replace that kills this process instead of moving the file of that number, from 1."""
+    replace, calls = os.replace, []
+
+    def replace_or_die(*arguments):
+        calls.append(arguments)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*arguments)
+
+    return replace_or_die
+
+
+def test_killed_while_it_writes_collecting_leaves_files_that_the_next_one_completes(add_run, tmp_path, monkeypatch):
     for seed in (1, 2):
         add_run(folder=f"a/{seed}", seed=seed)
     gather(tmp_path, "a")
@@ -385,21 +399,14 @@ def test_killed_while_it_writes_collecting_leaves_files_that_the_next_one_comple
     for number in (1, 2, 3):
         shutil.rmtree(tmp_path / "mqar")
         gather(tmp_path, "a/1")
-        code = (
-            "import os, signal, sys\n"
-            "from pathlib import Path\n"
-            "from palimpsa.analysis.collect import collect\n"
-            "from palimpsa.runs import files\n"
-            "replace, calls = os.replace, []\n"
-            "def kill(*arguments):\n"
-            "    calls.append(arguments)\n"
-            f"    if len(calls) == {number}: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "    replace(*arguments)\n"
-            "files.os.replace = kill\n"
-            f"out = Path({str(tmp_path / 'mqar')!r})\n"
-            f"collect.write_collected(collect.collect([Path({str(tmp_path / 'a')!r})], out), out)\n"
-        )
-        assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+        child = os.fork()
+        if child == 0:
+            monkeypatch.setattr(os, "replace", kill_at_replacement(number))
+            try:
+                gather(tmp_path, "a")
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         for path in (tmp_path / "mqar").glob("*.csv"):
             assert path.read_bytes().endswith(b"\n")
         gather(tmp_path, "a")

@@ -7,16 +7,16 @@ import shutil
 
 import pytest
 
-from palimpsa.analysis.collect.collect import collect, write_collected
+from palimpsa.analysis.collect.result_files import collect, write_collected
 from palimpsa.runs.read import read_curves_csv, read_runs_csv
 from palimpsa.runs.schema import ResultError
 
 FILES = ["curves.csv", "provenance.json", "runs.csv"]
 
 
-def gather(tmp_path, *roots):
+def gather(tmp_path, *roots, full_curves=False):
     out = tmp_path / "mqar"
-    collected = collect([tmp_path / root for root in roots or ["runs"]], out)
+    collected = collect([tmp_path / root for root in roots or ["runs"]], out, full_curves=full_curves)
     write_collected(collected, out)
     return collected
 
@@ -30,17 +30,14 @@ def test_collects_every_stage_and_curve(add_run, tmp_path):
     add_run(model="gla", seed=1)
     add_run(model="gla", seed=2, steps=None)
     add_run(task="commonsense")
-    collected = gather(tmp_path)
+    collected = gather(tmp_path, full_curves=True)
     assert (collected.num_found, collected.num_kept, collected.num_other) == (3, 0, 1)
     assert [path.name for path in collected.no_history] == ["seed_2"]
     assert list(contents(tmp_path)) == FILES
     runs = read_runs_csv(tmp_path / "mqar" / "runs.csv")
     assert runs["model"].tolist() == ["gla"] * 6 + ["palimpsa_d"] * 3
     curves = read_curves_csv(tmp_path / "mqar" / "curves.csv")
-    assert curves.groupby(["model", "seed"]).size().to_dict() == {
-        ("gla", 1): 31,
-        ("palimpsa_d", 1): 31,
-    }
+    assert curves.groupby(["model", "seed"]).size().to_dict() == {("gla", 1): 31, ("palimpsa_d", 1): 31}
     gla = curves[curves["model"] == "gla"]
     assert gla["metaplasticity_mean"].isna().all()
     assert gla["window/layer1/head1"].notna().sum() == 7
@@ -49,9 +46,13 @@ def test_collects_every_stage_and_curve(add_run, tmp_path):
     ]
 
 
-def test_curves_are_rounded_to_six_digits(add_run, tmp_path):
+def test_full_curves_have_every_logged_step_at_every_rate_to_six_digits(add_run, tmp_path):
     add_run(lr=0.0046415888336)
-    gather(tmp_path)
+    add_run(lr=0.01, validation=[0.5, 0.5])
+    add_run(lr=0.02, status="failed")
+    gather(tmp_path, full_curves=True)
+    curves = read_curves_csv(tmp_path / "mqar" / "curves.csv")
+    assert curves.groupby("lr").size().to_dict() == {0.0046415888336: 31, 0.01: 31, 0.02: 31}
     lines = (tmp_path / "mqar" / "curves.csv").read_text().splitlines()
     cells = lines[2].split(",")
     assert cells[3] == "0.0046415888336"

@@ -9,13 +9,13 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 
-from palimpsa.analysis.build import build_all
-from palimpsa.analysis.collect.collect import collect, write_collected
-from palimpsa.analysis.draw.drawing import save_figure
-from palimpsa.analysis.draw.figures import figure2
-from palimpsa.analysis.draw.sensitivity import sensitivity, sensitivity_points
-from palimpsa.analysis.statistics.select_lr import choose_learning_rates, one_experiment
-from palimpsa.analysis.statistics.summarize import summarize
+from palimpsa.analysis.build import build_runs
+from palimpsa.analysis.collect.result_files import collect, write_collected
+from palimpsa.analysis.draw.canvas import save_figure
+from palimpsa.analysis.draw.figure2 import figure2
+from palimpsa.analysis.draw.learning_rate_sensitivity import learning_rate_sensitivity, sensitivity_points
+from palimpsa.analysis.statistics.learning_rate import choose_learning_rates, one_experiment
+from palimpsa.analysis.statistics.summary import summarize
 from palimpsa.runs.read import read_runs_csv
 
 PLACE = {"task": "mqar_curriculum", "scale": "laptop"}
@@ -28,7 +28,7 @@ def rows_below(root: Path, task: str = "mqar_curriculum"):
 
 
 def draw(rows, task: str = "mqar_curriculum"):
-    return sensitivity(rows, choose_learning_rates(rows), task=task, scale="laptop")
+    return learning_rate_sensitivity(rows, choose_learning_rates(rows), task=task, scale="laptop")
 
 
 def dots(figure) -> dict[str, np.ndarray]:
@@ -66,8 +66,13 @@ def rows(run_writer, tmp_path_factory):
     return rows_below(root)
 
 
-def test_every_finished_stage_of_runs_csv_is_a_dot(rows):
-    drawn = dots(draw(rows))
+@pytest.fixture(scope="module")
+def figure(rows):
+    return draw(rows)
+
+
+def test_every_finished_stage_of_runs_csv_is_a_dot(rows, figure):
+    drawn = dots(figure)
     csv = rows.loc[(rows["status"] == "finished") & rows["test_accuracy"].notna()]
     assert len(csv) == 2 * (9 + 3)
     expected = {
@@ -81,8 +86,7 @@ def test_every_finished_stage_of_runs_csv_is_a_dot(rows):
         assert np.abs(np.log10(places[:, 0] / rate)).max() < np.log10(3) / 3
 
 
-def test_axes_are_logarithmic_and_say_what_they_show(rows):
-    figure = draw(rows)
+def test_axes_are_logarithmic_and_say_what_they_show(figure):
     assert {axes.get_xscale() for axes in figure.axes} == {"log"}
     bottom = figure.axes[-3:]
     assert {axes.get_xlabel() for axes in bottom} == {"learning rate"}
@@ -100,8 +104,7 @@ def test_axes_are_logarithmic_and_say_what_they_show(rows):
     assert "demonstrates the pipeline" in figure.get_suptitle()
 
 
-def test_failed_seeds_are_counted_below_zero_and_break_the_line(rows):
-    figure = draw(rows)
+def test_failed_seeds_are_counted_below_zero_and_break_the_line(figure):
     gla = panels(figure)["gla-32"]
     assert crosses(gla) == {3e-3: "1", 1e-2: "2"}
     assert all(line.get_ydata()[0] < 0 for line in gla.lines if line.get_marker() == "X")
@@ -121,8 +124,8 @@ def test_no_place_for_failures_where_nothing_failed(add_run, tmp_path):
     assert not any("failed" in text.get_text() for text in legend.get_texts())
 
 
-def test_mean_and_deviation_are_those_of_the_seeds(rows):
-    axes = panels(draw(rows))["palimpsa_d-64"]
+def test_mean_and_deviation_are_those_of_the_seeds(rows, figure):
+    axes = panels(figure)["palimpsa_d-64"]
     tested = rows.loc[(rows["model"] == "palimpsa_d") & (rows["seq_len"] == 64)].groupby("lr")["test_accuracy"]
     means = axes.lines[0].get_ydata()
     assert means == pytest.approx(tested.mean().to_numpy())
@@ -142,8 +145,8 @@ def test_whiskers_stop_at_zero_and_a_single_seed_has_none(add_run, tmp_path):
     assert [segment[:, 1].max() for segment in whiskers.get_segments()][1] == 0.7
 
 
-def test_the_marked_rate_and_its_dots_are_those_of_figure_2(rows):
-    figure, chosen = draw(rows), choose_learning_rates(rows)
+def test_the_marked_rate_and_its_dots_are_those_of_figure_2(rows, figure):
+    chosen = choose_learning_rates(rows)
     assert dict(zip(chosen["model"], chosen["lr"], strict=True)) == {"palimpsa_d": 3e-3, "gla": 1e-3}
     bars = figure2(rows, summarize(rows, chosen), chosen, **PLACE)
     shown = {str(c.get_gid()): np.asarray(c.get_offsets())[:, 1] for c in bars.axes[0].collections if c.get_gid()}
@@ -223,7 +226,7 @@ def test_runs_that_failed_before_their_first_length_are_drawn(add_run, tmp_path)
 def test_nothing_to_show_is_a_note(add_run, tmp_path):
     add_run(status="failed", validation=[], lengths=[], steps=None)
     rows_below(tmp_path)
-    (report,) = build_all(tmp_path / "mqar")
+    (report,) = build_runs(tmp_path / "mqar")
     assert report.paths == []
     assert "no run has a test accuracy: no figure and no table" in report.notes
     assert not list((tmp_path / "mqar").glob("sensitivity*"))

@@ -1,4 +1,4 @@
-"""The numbers of the table against numbers computed by hand."""
+"""The summary of an experiment against numbers computed by hand, and the tables that show it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from palimpsa.analysis.collect.collect import collect
-from palimpsa.analysis.statistics.select_lr import choose_learning_rates, one_experiment
-from palimpsa.analysis.statistics.summarize import bootstrap_interval, plateau_exits, summarize
+from palimpsa.analysis.collect.result_files import collect
+from palimpsa.analysis.draw.learning_rate_sensitivity import sensitivity_points
+from palimpsa.analysis.statistics.learning_rate import choose_learning_rates, one_experiment
+from palimpsa.analysis.statistics.summary import bootstrap_interval, plateau_exits, summarize
 from palimpsa.analysis.tables import print_table, table_cells, to_markdown
 from palimpsa.runs.schema import ResultError
 
@@ -30,7 +31,7 @@ def summary_of(tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
-def example(run_writer, tmp_path_factory):
+def by_hand(run_writer, tmp_path_factory):
     """Palimpsa-D: seeds at 1.0, 0.99, 0.4 (length 32), never off the plateau at 64; GLA failed."""
     root = tmp_path_factory.mktemp("summarize")
     add_run = run_writer(root)
@@ -54,8 +55,8 @@ def row_of(summary, rule, model, seq_len):
     return summary[keys].iloc[0]
 
 
-def test_statistics_match_hand_computed_ones(example):
-    row = row_of(example[2], "validation", "palimpsa_d", 32)
+def test_statistics_match_hand_computed_ones(by_hand):
+    row = row_of(by_hand[2], "validation", "palimpsa_d", 32)
     mean = (1.0 + 0.99 + 0.4) / 3
     assert row["mean"] == pytest.approx(mean)
     squares = (1.0 - mean) ** 2 + (0.99 - mean) ** 2 + (0.4 - mean) ** 2
@@ -71,22 +72,22 @@ def test_statistics_match_hand_computed_ones(example):
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((0.4, 1.0))
 
 
-def test_seeds_that_never_left_the_plateau_count_as_infinite(example):
-    assert math.isinf(row_of(example[2], "validation", "palimpsa_d", 64)["plateau_exit_step"])
-    exits = plateau_exits(example[0], example[1])
+def test_seeds_that_never_left_the_plateau_count_as_infinite(by_hand):
+    assert math.isinf(row_of(by_hand[2], "validation", "palimpsa_d", 64)["plateau_exit_step"])
+    exits = plateau_exits(by_hand[0], by_hand[1])
     assert exits[exits["seq_len"] == 64]["plateau_exit_step"].fillna(-1).tolist() == [5, -1, -1]
     assert exits["stage"].unique().tolist() == [0, 1, 2]
 
 
-def test_best_per_seed_is_a_second_reading(example):
-    row = row_of(example[2], "best_per_seed", "palimpsa_d", 32)
+def test_best_per_seed_is_a_second_reading(by_hand):
+    row = row_of(by_hand[2], "best_per_seed", "palimpsa_d", 32)
     assert row["mean"] == pytest.approx((1.0 + 0.99 + 0.6) / 3)
     assert math.isnan(row["lr"])
     assert row["lr_text"] == "0.001 x2, 0.01 x1"
 
 
-def test_model_without_finished_run_stays_in_the_table(example):
-    row = row_of(example[2], "validation", "gla", 32)
+def test_model_without_finished_run_stays_in_the_table(by_hand):
+    row = row_of(by_hand[2], "validation", "gla", 32)
     assert (row["num_seeds"], row["num_failed"]) == (0, 1)
     assert row[["mean", "std", "median", "ci_low", "share_above", "lr"]].isna().all()
 
@@ -123,8 +124,8 @@ def test_bootstrap_interval_is_the_percentile_one():
     assert np.isnan(bootstrap_interval(values[:1])).all()
 
 
-def test_table_file(example):
-    rows, chosen, summary = example
+def test_table_file(by_hand):
+    rows, chosen, summary = by_hand
     text = to_markdown(summary, rows, chosen, **EXPERIMENT)
     lines = text.splitlines()
     assert lines[0] == "# MQAR (associative recall), curriculum protocol"
@@ -168,16 +169,16 @@ def test_with_one_rate_there_is_no_choice_to_show(add_run, summary_of):
     assert widths == {14}
 
 
-def test_other_scales_are_not_called_a_demonstration(example):
-    rows, chosen, summary = example
+def test_other_scales_are_not_called_a_demonstration(by_hand):
+    rows, chosen, summary = by_hand
     text = to_markdown(summary, rows, chosen, task="mqar_scratch", scale="h200")
     assert "**h200 scale.**" in text
     assert "scratch protocol" in text
     assert "demonstrates" not in text
 
 
-def test_terminal_table_fits_80_columns(example, capsys):
-    print_table(example[2], **EXPERIMENT, console=Console(width=80))
+def test_terminal_table_fits_80_columns(by_hand, capsys):
+    print_table(by_hand[2], **EXPERIMENT, console=Console(width=80))
     printed = capsys.readouterr().out
     assert "laptop scale: demonstrates the pipeline" in printed
     assert "Palimpsa-D" in printed
@@ -232,3 +233,14 @@ def test_a_model_whose_runs_failed_half_way_has_every_length(add_run, summary_of
     assert (row["num_seeds"], row["num_failed"]) == (0, 1)
     assert math.isnan(row_of(summary, "best_per_seed", "gla", 32)["mean"])
     assert "no finished run" in to_markdown(summary, rows, chosen, **EXPERIMENT)
+
+
+def test_a_run_that_diverged_counts_as_one_that_failed(by_hand):
+    rows, _, summary = by_hand
+    diverged = rows.assign(status=rows["status"].replace("failed", "diverged"))
+    chosen = choose_learning_rates(diverged)
+    assert summarize(diverged, chosen).equals(summary)
+    text = to_markdown(summary, diverged, chosen, **EXPERIMENT)
+    assert text == to_markdown(summary, rows, choose_learning_rates(rows), **EXPERIMENT)
+    assert sensitivity_points(diverged).equals(sensitivity_points(rows))
+    assert sensitivity_points(diverged)["test_accuracy"].isna().any()

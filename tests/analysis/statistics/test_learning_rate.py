@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from palimpsa.analysis.collect.collect import collect
-from palimpsa.analysis.statistics.select_lr import (
+from palimpsa.analysis.collect.result_files import collect
+from palimpsa.analysis.statistics.learning_rate import (
     best_per_seed,
     choice_text,
     choose_learning_rates,
