@@ -34,6 +34,8 @@ COMPOSED = {
 }
 # What stands for a value in a command of the text.
 PLACEHOLDERS = {"TASK": "mqar_curriculum", "MODEL": "palimpsa_d", "LR": "4.64e-3", "SEED": "1"}
+# The README asks the model that it trains about some of them.
+NUM_WORDS = "task.vocab_size=96"
 # Figure 2's sweep in two phases, of two models on one seed.
 FIGURE_2 = ("model=palimpsa_d,mamba2", "seed=1", "hydra.sweeper.selection_seeds=1")
 
@@ -120,7 +122,7 @@ def run(checkout, tiny_overrides, tiny_benchmark):
             return checkout.run(line, ("scale=laptop", "trainer=cpu", *sizes))
         if line.startswith("make bench"):
             return checkout.run(line, tiny_benchmark)
-        overrides = tiny_overrides
+        overrides = (*tiny_overrides, NUM_WORDS)
         if "mqar_scratch" in line:
             overrides = tuple(text for text in overrides if not text.startswith("task.stages"))
             overrides += ("task.seq_len=16", "task.num_train_examples=16", "task.num_epochs=2")
@@ -129,9 +131,6 @@ def run(checkout, tiny_overrides, tiny_benchmark):
         elif line.startswith("make sweep"):
             # One process after the other: two would both import everything.
             line += " JOBS=1"
-        else:
-            # The words that the README asks the trained model about.
-            overrides += ("task.vocab_size=96",)
         return checkout.run(line, overrides)
 
     return run_line
