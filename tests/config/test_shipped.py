@@ -9,7 +9,7 @@ from palimpsa.config.checks import check_config
 from palimpsa.config.compose import CONFIG_DIR
 from palimpsa.config.schema import typed
 from palimpsa.model.build import build_model, check_model
-from palimpsa.sweeps.command import preflight
+from palimpsa.sweeps.plan import plan_command_line
 from palimpsa.tasks.stages import stages_from_config
 
 
@@ -66,15 +66,16 @@ def test_every_sweep_and_experiment_is_planned(folder, tmp_path, monkeypatch):
         small = ["scale=laptop", "trainer=cpu", "model=gla,transformer", "task.vocab_size=4096"]
         small.append("task.tokens_per_step=4096")
         for more in ([], small) if folder == "experiment" else (small,):
-            planned = [preflight([*own, *more], multirun=multirun)[1] for multirun in (False, True)]
+            planned = [plan_command_line([*own, *more], multirun=multirun) for multirun in (False, True)]
             assert planned[0].jobs == planned[1].jobs, name
             assert len(planned[0].jobs) > 0
 
 
 def test_the_figures_are_experiments_at_the_papers_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    cfg, sweep = preflight(["+experiment=figure2", f"results_dir={tmp_path}", "model=gla"], multirun=False)
-    assert (cfg.scale.name, cfg.trainer.name) == ("h200", "gpu")
+    sweep = plan_command_line(["+experiment=figure2", f"results_dir={tmp_path}", "model=gla"], multirun=False)
+    config = sweep.jobs[0].config
+    assert (config["scale"]["name"], config["trainer"]["name"]) == ("h200", "gpu")
     assert len(sweep.jobs) == 4 * 8
     assert sweep.selection_seeds == {1, 2, 3, 4}
     assert sweep.jobs[0].directory == tmp_path / "runs/mqar_curriculum/h200/gla/lr_0.001/seed_1"

@@ -168,7 +168,8 @@ def _compose_run(config: TrainingConfig, model: str) -> DictConfig:
 
 def _stages(config: TrainingConfig, cfg: DictConfig) -> list[StageConfig]:
     """The stage of each length, `lengths` settled; of two with the same one that is in the figure."""
-    curriculum: list[Any] = typed(cfg).task.stages
+    task: Any = typed(cfg).task
+    curriculum: list[StageConfig] = task.stages
     by_length = {stage.seq_len: stage for stage in sorted(curriculum, key=lambda stage: stage.in_figure)}
     known = sorted(by_length)
     if config.lengths is None:

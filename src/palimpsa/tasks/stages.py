@@ -54,7 +54,9 @@ def stages_from_config(task: MQARConfig) -> list[MQARStage]:
     Raises:
         ConfigError: naming the key that is missing, unknown or out of range.
     """
-    scratch = {key: getattr(task, key) for key in ("seq_len", "num_train_examples", "num_epochs")}
+    scratch: dict[str, int | None] = {
+        key: getattr(task, key) for key in ("seq_len", "num_train_examples", "num_epochs")
+    }
     if task.stages is not None:
         given = [key for key, value in scratch.items() if value is not None]
         if given:
@@ -73,17 +75,18 @@ def stages_from_config(task: MQARConfig) -> list[MQARStage]:
     for key, value in scratch.items():
         if value is None or value < 1:
             raise ConfigError(f"task.{key}: got {value}, expected >= 1 (or task.stages, for a curriculum)")
-    spec = _spec("task.", task.seq_len, task.seq_len // 4, task)
-    size = _batch_size(task.seq_len, task)
+    seq_len, num_train_examples, num_epochs = (value or 0 for value in scratch.values())
+    spec = _spec("task.", seq_len, seq_len // 4, task)
+    size = _batch_size(seq_len, task)
     return [
         MQARStage(
             index=0,
-            max_steps=task.num_epochs * math.ceil(task.num_train_examples / size),
+            max_steps=num_epochs * math.ceil(num_train_examples / size),
             batch_size=size,
-            context=task.seq_len,
+            context=seq_len,
             is_tested=True,
             spec=spec,
-            num_train_examples=task.num_train_examples,
+            num_train_examples=num_train_examples,
         )
     ]
 

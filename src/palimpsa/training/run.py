@@ -233,7 +233,7 @@ class TrainingRun:
         return L.Trainer(
             **{**options, "plugins": [AtomicCheckpointIO(), *options["plugins"]]},
             accelerator=config.accelerator,
-            precision=config.precision,
+            precision=config.precision,  # pyright: ignore[reportArgumentType]
             max_steps=self.task.max_steps,
             max_epochs=1,
             # Only Lightning's own logging asks for it; the curves are logged by the callbacks.
