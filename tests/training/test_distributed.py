@@ -89,6 +89,13 @@ def test_a_step_that_does_not_divide_is_refused(tiny_config, two_ranks):
         check_ranks(build_task(tiny_config().task, 1), uses_graphs=True)
 
 
+def test_a_sweep_under_torchrun_is_refused(two_ranks, tmp_path):
+    from palimpsa.sweeps.plan import plan_command_line
+
+    with pytest.raises(ConfigError, match="^--multirun: got a sweep under torchrun, expected one run"):
+        plan_command_line([f"results_dir={tmp_path}", "seed=1,2"], multirun=True)
+
+
 def test_slurms_variables_make_no_rank(monkeypatch):
     for name, value in {"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "WORLD_SIZE": "4", "RANK": "2"}.items():
         monkeypatch.setenv(name, value)

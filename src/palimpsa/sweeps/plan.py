@@ -17,6 +17,7 @@ from palimpsa.sweeps.hydra_plugin import SWEEPER_NAME
 from palimpsa.sweeps.launchers import check_launcher, runs_on_other_machines
 from palimpsa.sweeps.ledger import Job
 from palimpsa.sweeps.sweep import Sweep
+from palimpsa.training.distributed import is_distributed
 from palimpsa.training.preflight import check_run
 
 CONFIG_NAME = "train"
@@ -54,6 +55,8 @@ def plan_command_line(overrides: Sequence[str], multirun: bool, config_dir: str 
 
 def _plan_sweep(first: DictConfig, overrides: Sequence[str]) -> Sweep:
     """The sweep of a command line and of the `params` of its config, which the command line overrides."""
+    if is_distributed():
+        raise ConfigError("--multirun: got a sweep under torchrun, expected one run, whose processes share its steps")
     sweeper = first.hydra.sweeper
     if sweeper._target_ != SWEEPER_NAME:
         raise ConfigError(f"hydra/sweeper: got {first.hydra.runtime.choices['hydra/sweeper']!r}, expected phased")

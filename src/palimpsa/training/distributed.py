@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from palimpsa.config.errors import ConfigError
-from palimpsa.tasks.task import Task
+
+if TYPE_CHECKING:
+    from palimpsa.tasks.task import Task
 
 
 def is_distributed() -> bool:

@@ -70,6 +70,6 @@ def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str,
 
 
 def clip_gradients(optimizer: Any, max_norm: float) -> None:
-    """Scales the gradients of a torch optimiser's parameters in place so that their global L2 norm is at most `max_norm`."""
+    """Scales a torch optimiser's gradients in place so that their global L2 norm is at most `max_norm`."""
     # Lightning's own refuses a fused optimiser, which only in fp16 would see scaled gradients.
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_norm)
