@@ -92,7 +92,7 @@ def test_a_step_that_does_not_divide_is_refused(tiny_config, two_ranks):
 def test_a_sweep_under_torchrun_is_refused(two_ranks, tmp_path):
     from palimpsa.sweeps.plan import plan_command_line
 
-    with pytest.raises(ConfigError, match="^--multirun: got a sweep under torchrun, expected one run"):
+    with pytest.raises(ConfigError, match=r"^--multirun: got a sweep under torchrun, expected one run"):
         plan_command_line([f"results_dir={tmp_path}", "seed=1,2"], multirun=True)
 
 
