@@ -1,8 +1,8 @@
 """`forward`, `backward` and `step` as PyTorch operators: what autograd, torch.compile and vmap have to know of them.
 
-The operators take checked arguments and choose nothing: `path` is "chunked" (scan.py) or "triton" (forward.py,
-backward.py, step.py). Results that were not asked for are empty tensors, because an operator's results cannot be
-None. v holds at least one element.
+The operators take checked arguments and choose nothing: `path` is "chunked" (scan.py, and for a step reference.py)
+or "triton" (gpu/). Results that were not asked for are empty tensors, because an operator's results cannot be None. v
+holds at least one element.
 """
 
 # B batch, T time, H heads, K key dim, V value dim, N sequences packed along T, X a dimension that vmap maps over
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import scan
-from .eager_step import step_in_place
+from .reference import step_in_place
 from .validation import compute_dtype, under_transforms
 
 # The folder can also be imported on its own, as `kernels`: each copy has operators of its own.

@@ -3,7 +3,7 @@
 # B batch, T time, H heads, K key dim, V value dim, N sequences packed along T
 from torch import Tensor
 
-from .fla.guards import simple_gla
+from .fla.guards import guarded_chunk_simple_gla
 from .types import PalimpsaOutput, PalimpsaState
 
 # exp(-100) is the smallest number of float32 and below. The library takes differences of sums of g: -inf would become
@@ -31,7 +31,7 @@ def linear_attention(
         ImportError: flash-linear-attention is not installed.
     """
     bounds = None if cu_seqlens is None else cu_seqlens.long()
-    run = simple_gla(q.device)
+    run = guarded_chunk_simple_gla(q.device)
     o, M = run(q, k, v, g.clamp(min=_RESET), scale=scale, output_final_state=output_final_state, cu_seqlens=bounds)
     prior = importance_prior.float()[:, None]
     variance = state = None

@@ -1,4 +1,7 @@
-"""The recurrence token by token, as plainly as the equations: the contract of every other path."""
+"""The recurrence token by token, as plainly as the equations: the contract of every other path.
+
+`step_in_place` is the same for one token, without autograd: what decodes on a CPU, and in float64 anywhere.
+"""
 
 # B batch, T time, H heads, K key dim, V value dim
 from functools import partial
@@ -99,3 +102,36 @@ def _recurrence(
         torch.cat(variances, dim=1).to(out_dtype) if output_variance else None,
         PalimpsaState(mean, importance) if output_final_state else None,
     )
+
+
+@torch.no_grad()
+def step_in_place(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None,
+    g: Tensor,
+    importance_prior: Tensor,
+    mean: Tensor,
+    importance: Tensor,
+    scale: float,
+    output_variance: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """o and the variance [B, H, V] of `palimpsa_step`, without checks; overwrites mean and importance [B, H, K, V]."""
+    out_dtype, dtype = v.dtype, compute_dtype(q.dtype)
+    q, k, v = q.to(dtype), k.to(dtype)[..., :, None], v.to(dtype)[..., None, :]
+    alpha = g.to(dtype).exp()[..., None, None]
+    prior = importance_prior.to(dtype)[:, None, None]
+
+    mean.mul_(importance).mul_(alpha).addcmul_(k, v)
+    importance.mul_(alpha).add_((1 - alpha) * prior)
+    if beta is not None:
+        importance.addcmul_(k.square(), beta.to(dtype)[..., None, :])
+    mean.div_(importance)
+
+    o = scale * (q[..., None, :] @ mean).squeeze(-2)
+    variance = None
+    if output_variance:
+        variance = scale**2 * (q.square()[..., None, :] @ importance.reciprocal()).squeeze(-2)
+        variance = variance.to(out_dtype)
+    return o.to(out_dtype), variance

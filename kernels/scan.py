@@ -1,6 +1,6 @@
 """The recurrence chunk by chunk in plain PyTorch, both passes, without autograd: see chunked.py and library.py.
 
-README.md in this folder has the equations of both passes and the reasons for the layout.
+kernels/README.md has the equations of both passes and the reasons for the layout.
 """
 
 # B batch, T time, H heads, K key dim, V value dim, C chunk size, b = (batch rows of a block) * H

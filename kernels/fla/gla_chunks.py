@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# A state takes K * V numbers a chunk, the pairs of tokens C a token.
-NARROW = 1024
+from ..library import NAMESPACE
+
+# Up to so many numbers K * V a state, which is moved once a chunk, is cheaper than the C pairs that every token meets.
+SMALL_STATE = 1024
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
@@ -77,8 +79,8 @@ def _backward(
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dg, decays.new_empty(0) if state is None else dstate
 
 
-forward = torch.library.custom_op("palimpsa::chunk_gla", _forward, mutates_args=())
-backward = torch.library.custom_op("palimpsa::chunk_gla_backward", _backward, mutates_args=())
+forward = torch.library.custom_op(f"{NAMESPACE}::chunk_gla", _forward, mutates_args=())
+backward = torch.library.custom_op(f"{NAMESPACE}::chunk_gla_backward", _backward, mutates_args=())
 
 
 @forward.register_fake
@@ -91,8 +93,8 @@ def _(q, k, v, g, state, cu_seqlens, chunk_size):
 
 @backward.register_fake
 def _(q, k, v, decays, pairs, state, cu_seqlens, do, dfinal, chunk_size):
-    of_state = decays.new_empty(0 if state is None else state.shape)
-    return (*(x.new_empty(x.shape) for x in (q, k, v, decays)), of_state)
+    dstate = decays.new_empty(0 if state is None else state.shape)
+    return (*(x.new_empty(x.shape) for x in (q, k, v, decays)), dstate)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -124,7 +126,7 @@ def chunk_gla(
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """As flash-linear-attention's function of that name: the shapes are those of recurrences.py, and g is fp32."""
-    longest = 16 if q.shape[-1] * v.shape[-1] <= NARROW else 64
+    longest = 16 if q.shape[-1] * v.shape[-1] <= SMALL_STATE else 64
     # No longer than the sequence, as the library has it.
     chunk_size = min(longest, max(16, 1 << (q.shape[1] - 1).bit_length()))
     o, final, _, _ = forward(q, k, v, g, initial_state, cu_seqlens, chunk_size)

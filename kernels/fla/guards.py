@@ -11,7 +11,7 @@ import torch
 _MISCOMPILED_BK = 32
 
 
-def simple_gla(device: torch.device) -> Any:
+def guarded_chunk_simple_gla(device: torch.device) -> Any:
     """flash-linear-attention's `chunk_simple_gla`, kept from the configurations that are compiled wrongly on `device`.
 
     Raises:

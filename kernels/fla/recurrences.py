@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .guards import avoid_miscompiled_backward
-from .guards import simple_gla as simple_gla_kernel
+from .guards import avoid_miscompiled_backward, guarded_chunk_simple_gla
 
 # The library's decorators and signatures hide from the type checker what its kernels return.
 _Kernel = Callable[..., Any]
@@ -53,7 +52,7 @@ def simple_gla(
 ) -> tuple[Tensor, Tensor]:
     """S_t = exp(g_t) S_{t-1} + k_t v_t^T, o_t = K^-1/2 q_t S_t, with one decay a head, g [B, T, H]."""
     if q.is_cuda:
-        return _by_kernel(simple_gla_kernel(q.device), (q, k, v, g), state, cu_seqlens)
+        return _by_kernel(guarded_chunk_simple_gla(q.device), (q, k, v, g), state, cu_seqlens)
     from fla.ops.simple_gla.naive import naive_recurrent_simple_gla
 
     return _by_reference(naive_recurrent_simple_gla, (q, k, v, g), state, cu_seqlens)

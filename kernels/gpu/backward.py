@@ -1,6 +1,6 @@
 """The backward pass in Triton: states and flows are computed anew, and never kept for every token of a sequence.
 
-README.md in this folder has the equations, the tiling and what it costs.
+kernels/README.md has the equations, the tiling and what it costs.
 """
 
 # Triton's decorator hides the signatures of kernels, and that of its helpers for both worlds, from a type checker.
@@ -207,14 +207,14 @@ def _gradients_kernel(
         row = start * H + h
         # What is made for the heads of this call alone lies head by head: one token after the other.
         wide_row = local_head.to(tl.int64) * num_tokens_all + start
-        of_tile = tile_v.to(tl.int64) * num_heads * num_tokens_all + wide_row
+        tile_offset = tile_v.to(tl.int64) * num_heads * num_tokens_all + wide_row
         # Gradients of q and k are sums over tiles of V: with one tile they are final.
-        dk_row = row if tiles_v == 1 else of_tile
+        dk_row = row if tiles_v == 1 else tile_offset
         dk_heads = H if tiles_v == 1 else 1
         if not IS_LARGE:
             # With 64 bits every address would be a value of its own in registers; so they stay constants.
             row, wide_row = row.to(tl.int32), wide_row.to(tl.int32)
-            of_tile, dk_row = of_tile.to(tl.int32), dk_row.to(tl.int32)
+            tile_offset, dk_row = tile_offset.to(tl.int32), dk_row.to(tl.int32)
         end = (n.to(tl.int64) * H + h) * (K * V)
         sum_E = tl.zeros([LK, VT], tl.float32)
 
@@ -261,14 +261,14 @@ def _gradients_kernel(
                     J_before = tl.load(J_in + state + tile, mask=in_tile, other=0.0)
                     anchor_at = dg_anchor + (tile_v.to(tl.int64) * num_chunks + chunk) * num_heads + local_head
                     anchor = tl.load(anchor_at, mask=not is_first, other=0.0)
-                    of_chunk = t // CHUNK * CHUNK + tl.arange(0, CHUNK)
-                    in_c = of_chunk <= t
-                    g_c = tl.load(g + row + of_chunk * H, mask=in_c, other=0.0).to(tl.float32)
+                    chunk_tokens = t // CHUNK * CHUNK + tl.arange(0, CHUNK)
+                    in_c = chunk_tokens <= t
+                    g_c = tl.load(g + row + chunk_tokens * H, mask=in_c, other=0.0).to(tl.float32)
                     keys = k0 + tl.arange(0, KT)
-                    k_c = wide + ((wide_row + of_chunk) * (4 * K))[:, None] + keys[None, :]
+                    k_c = wide + ((wide_row + chunk_tokens) * (4 * K))[:, None] + keys[None, :]
                     k_c = tl.load(k_c, mask=in_c[:, None] & (keys < K)[None, :], other=0.0)
                     values = tile_v * VT + tl.arange(0, VT)
-                    v_c = v + ((row + of_chunk * H) * V)[:, None] + values[None, :]
+                    v_c = v + ((row + chunk_tokens * H) * V)[:, None] + values[None, :]
                     v_c = tl.load(v_c, mask=in_c[:, None] & (values < V)[None, :], other=0.0).to(tl.float32)
 
                     tl.store(anchor_at, anchor + tl.sum(tl.reshape(dM * M - E * J, KT * VT)))
@@ -280,7 +280,7 @@ def _gradients_kernel(
                     writes = tl.max(tl.abs(k_c), 1) * tl.max(tl.abs(v_c), 1)
                     writes *= tl.exp(tl.minimum(-tl.cumsum(g_c, 0), MAX_DECAY))
                     stood = tl.max(tl.reshape(tl.abs(M_before), KT * VT))
-                    stood = tl.maximum(stood, tl.sum(tl.where(of_chunk % CHUNK == 0, writes, 0.0), 0))
+                    stood = tl.maximum(stood, tl.sum(tl.where(chunk_tokens % CHUNK == 0, writes, 0.0), 0))
                     is_steep = (grown > 0.0) | (decay < -MAX_DECAY) | (tl.sum(writes, 0) > MAX_WRITES * stood)
                     from_start = False
                     if is_steep:
@@ -345,12 +345,12 @@ def _gradients_kernel(
                 E += to_E
 
                 v_w, beta_w = v_t * weight, beta_t * weight
-                of_M = _sum_in_thread(dM * v_w, EK, LK, VT)
-                of_E = _sum_in_thread(E * beta_w, EK, LK, VT)
+                from_M = _sum_in_thread(dM * v_w, EK, LK, VT)
+                from_E = _sum_in_thread(E * beta_w, EK, LK, VT)
                 k2_t = k_t * k_t
                 at_dk = (dk_row + t * dk_heads) * K + kk
                 tl.store(dq + at_dk, tl.sum(dq_t, 2) * dq_scale, mask=in_k)
-                tl.store(dk + at_dk, tl.sum(of_M - (2.0 * k_t) * of_E, 2), mask=in_k)
+                tl.store(dk + at_dk, tl.sum(from_M - (2.0 * k_t) * from_E, 2), mask=in_k)
                 dv_t = tl.sum(dM * k_t, 0) * weight
                 dbeta_t = tl.sum(E * k2_t, 0) * -weight
                 own_E = tl.sum(to_E, 0) * weight
@@ -369,12 +369,12 @@ def _gradients_kernel(
                     at_sum = (wide_row + t) * V + vv
                     dv_t += tl.load(dv_sum + at_sum, mask=in_v & (not is_first), other=0.0)
                     dbeta_t += tl.load(dbeta_sum + at_sum, mask=in_v & (not is_first), other=0.0)
-                    dg_t += tl.load(dg_terms + of_tile + t, mask=not is_first, other=0.0)
+                    dg_t += tl.load(dg_terms + tile_offset + t, mask=not is_first, other=0.0)
                     tl.store(dv_sum + at_sum, dv_t, mask=store_v & (not is_last))
                     tl.store(dbeta_sum + at_sum, dbeta_t, mask=store_v & (not is_last))
                     tl.store(dv + at_v, dv_t, mask=store_v & is_last)
                     tl.store(dbeta + at_v, dbeta_t, mask=store_v & is_last)
-                tl.store(dg_terms + of_tile + t, dg_t)
+                tl.store(dg_terms + tile_offset + t, dg_t)
 
                 if from_start:
                     dM, E = dM * tl.exp(g_t), E * tl.exp(g_t)
@@ -521,7 +521,7 @@ def backward(
     """Gradients of `forward`'s arguments, in their dtypes; `mean`, `importance`: the final state, if dmean is given."""
     B, T, H, K = q.shape
     V = v.shape[-1]
-    sequences = Sequences.of(g, importance_prior, mean0, importance0, cu_seqlens)
+    sequences = Sequences.from_arguments(g, importance_prior, mean0, importance0, cu_seqlens)
     N, num_tokens, packed = sequences.num, B * T, cu_seqlens is not None
     float32 = {"dtype": torch.float32, "device": q.device}
     dq, dk, dv, dbeta = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(beta)

@@ -1,4 +1,4 @@
-"""A short causal convolution over time, then SiLU, as Triton kernels: convolution.py has the equations."""
+"""A short causal convolution over time, then SiLU, as Triton kernels: kernels/convolution.py has the equations."""
 
 # B batch, T time, C channels, W taps
 from collections.abc import Iterator

@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .primitives import next_power_of_2
+
 # A program holds all classes of a row: 64 a thread.
 MAX_CLASSES = 2**16
 PER_THREAD = 32
@@ -60,10 +62,10 @@ def _loss_kernel(
     if HAS_GRADIENT:
         scale = share / total
         tl.store(gradient + row * V + classes, weights * scale, mask=classes < V)
-        of_label = tl.exp2((wanted - largest) * LOG2_E) * scale - share
+        label_gradient = tl.exp2((wanted - largest) * LOG2_E) * scale - share
         # Over what another thread has just stored.
         tl.debug_barrier()
-        tl.store(gradient + row * V + label, of_label)
+        tl.store(gradient + row * V + label, label_gradient)
 
 
 def row_results(logits: Tensor, labels: Tensor, *, with_gradient: bool) -> RowResults:
@@ -74,7 +76,7 @@ def row_results(logits: Tensor, labels: Tensor, *, with_gradient: bool) -> RowRe
     is_right = torch.empty(N, dtype=torch.bool, device=logits.device)
     gradient = torch.empty_like(logits) if with_gradient else None
     if N:
-        tile = triton.next_power_of_2(V)
+        tile = next_power_of_2(V)
         launch: Any = _loss_kernel[(N,)]
         # Triton launches on the current device.
         with torch.cuda.device_of(logits):

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .primitives import cdiv
+
 BLOCK = 32
 WIDTH = 128
 # Blocks whose parts of one word are met at a time.
@@ -101,9 +103,9 @@ def embedding_gradient(gradient: Tensor, tokens: Tensor, vocab_size: int) -> Ten
     # A radix sort takes as many passes as keys have bytes.
     narrow = torch.int16 if vocab_size <= 2**15 else torch.int32
     sorted_tokens, order = tokens.to(narrow).sort(stable=True)
-    num_blocks = -(-N // BLOCK)
+    num_blocks = cdiv(N, BLOCK)
     heads, tails = torch.empty(2, num_blocks, D, dtype=torch.float32, device=gradient.device)
-    grid = (num_blocks, -(-D // WIDTH))
+    grid = (num_blocks, cdiv(D, WIDTH))
     # Triton launches on the current device.
     with torch.cuda.device_of(gradient):
         launch: Any = _sum_kernel[grid]

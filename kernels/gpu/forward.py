@@ -1,6 +1,6 @@
 """The forward pass in Triton: states at the start of every chunk, then all tokens of all chunks in parallel.
 
-README.md in this folder has the equations, the tiling and what it costs.
+kernels/README.md has the equations, the tiling and what it costs.
 """
 
 # Triton's decorator hides the signatures of kernels, and that of its helpers for both worlds, from a type checker.
@@ -102,13 +102,13 @@ def _states(
     in_k, in_v = kk < K, vv < V
     in_tile = in_k[:, None] & in_v[None, :]
     tile = kk[:, None] * V + vv[None, :]
-    of_sequence = (n.to(tl.int64) * H + h) * (K * V) + tile
-    of_segment = (segment.to(tl.int64) * num_heads + local_head) * (K * V) + tile
+    sequence_offset = (n.to(tl.int64) * H + h) * (K * V) + tile
+    segment_offset = (segment.to(tl.int64) * num_heads + local_head) * (K * V) + tile
     if START == 0:
         M = tl.zeros([KT, VT], tl.float32)
         J = tl.zeros([KT, VT], tl.float32)
     else:
-        before = of_sequence if START == 1 else of_segment
+        before = sequence_offset if START == 1 else segment_offset
         M = tl.load(M_start + before, mask=in_tile, other=0.0)
         J = tl.load(J_start + before, mask=in_tile, other=0.0)
     if STORE_CHUNKS:
@@ -130,11 +130,11 @@ def _states(
                 tl.store(M_out + out, M, mask=in_tile)
                 tl.store(J_out + out, J, mask=in_tile)
                 out += tl.cast(num_heads, tl.int64) * (K * V)
-        left = num_tokens - first
-        in_dot = tt < left
+        num_left = num_tokens - first
+        in_dot = tt < num_left
         # Decay of token t's write until the end of these tokens: a sum of what comes after t. A difference of two sums
         # would lose small decays, and turn a reset into NaN.
-        later = tl.load(g_at + H, mask=tt < tl.minimum(left, DOT) - 1, other=0.0).to(tl.float32)
+        later = tl.load(g_at + H, mask=tt < tl.minimum(num_left, DOT) - 1, other=0.0).to(tl.float32)
         since = tl.exp(tl.cumsum(later, 0, reverse=True))
         total = tl.exp(tl.sum(tl.load(g_at, mask=in_dot, other=0.0).to(tl.float32), 0))
         passed *= total
@@ -152,12 +152,12 @@ def _states(
     if END == 1:
         # A piece beyond the last one is no sequence.
         if index == 0:
-            tl.store(M_end + of_sequence, M, mask=in_tile)
-            tl.store(J_end + of_sequence, J, mask=in_tile)
+            tl.store(M_end + sequence_offset, M, mask=in_tile)
+            tl.store(J_end + sequence_offset, J, mask=in_tile)
     if END == 2:
         if num_tokens > 0:
-            tl.store(M_end + of_segment, M, mask=in_tile)
-            tl.store(J_end + of_segment, J, mask=in_tile)
+            tl.store(M_end + segment_offset, M, mask=in_tile)
+            tl.store(J_end + segment_offset, J, mask=in_tile)
             if program % tiles == 0:
                 tl.store(decay_end + segment.to(tl.int64) * num_heads + local_head, passed)
 
@@ -225,10 +225,10 @@ def scan_kernel(
         num = segments_each
     i = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     inside = i < SIZE
-    of_sequence = (n.to(tl.int64) * H + first_head + local_head) * SIZE + i
+    sequence_offset = (n.to(tl.int64) * H + first_head + local_head) * SIZE + i
     if HAS_START:
-        x = tl.load(a_start + of_sequence, mask=inside, other=0.0)
-        y = tl.load(b_start + of_sequence, mask=inside, other=0.0)
+        x = tl.load(a_start + sequence_offset, mask=inside, other=0.0)
+        y = tl.load(b_start + sequence_offset, mask=inside, other=0.0)
     else:
         x = tl.zeros([BLOCK_SIZE], tl.float32)
         y = tl.zeros([BLOCK_SIZE], tl.float32)
@@ -250,8 +250,8 @@ def scan_kernel(
             x = x * passed[j] + own_x[j]
             y = y * passed[j] + own_y[j]
     if HAS_END:
-        tl.store(a_end + of_sequence, x, mask=inside)
-        tl.store(b_end + of_sequence, y, mask=inside)
+        tl.store(a_end + sequence_offset, x, mask=inside)
+        tl.store(b_end + sequence_offset, y, mask=inside)
 
 
 @triton.jit
@@ -425,7 +425,7 @@ class Sequences(NamedTuple):
     J_start: Tensor | None
 
     @classmethod
-    def of(
+    def from_arguments(
         cls, g: Tensor, prior: Tensor, mean0: Tensor | None, importance0: Tensor | None, cu_seqlens: Tensor | None
     ) -> "Sequences":
         num = g.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
@@ -590,7 +590,7 @@ def forward(
     """The operator without checks and without autograd: contiguous arguments of `palimpsa`, in float32 or less."""
     B, T, H, K = q.shape
     V = v.shape[-1]
-    sequences = Sequences.of(g, importance_prior, mean0, importance0, cu_seqlens)
+    sequences = Sequences.from_arguments(g, importance_prior, mean0, importance0, cu_seqlens)
     o = torch.empty_like(v)
     variance = torch.empty_like(v) if output_variance else None
     end = None
@@ -651,7 +651,7 @@ def num_heads_that_fit(bytes_a_head: int, budget: int = 0) -> int:
 
 def slice_heads(num_heads: int, size: int) -> list[tuple[int, int]]:
     """(first head, number of heads) of groups of nearly equal size, at most `size` and what a grid takes."""
-    groups = -(-num_heads // min(size, MAX_GRID_Y))
+    groups = cdiv(num_heads, min(size, MAX_GRID_Y))
     bounds = [num_heads * i // groups for i in range(groups + 1)]
     return [(first, last - first) for first, last in pairwise(bounds)]
 

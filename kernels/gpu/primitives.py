@@ -13,8 +13,6 @@ INTERPRETED = bool(knobs.runtime.interpret)
 # Neither the interpreter nor a GPU of another make knows PTX.
 HAS_PTX = not INTERPRETED and torch.version.cuda is not None
 
-# The largest K and V: the width at which tiles were sized and tested.
-MAX_DIM = 256
 # The states are multiplied by what was forgotten once that is exp(-MAX_DECAY): the inverse is used as a weight, and
 # beside a larger sum of log decays small ones would be rounded away.
 MAX_DECAY = 1.0

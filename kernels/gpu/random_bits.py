@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .primitives import cdiv
+
 TILE = 1024
 
 
@@ -37,7 +39,7 @@ def random_bits_kernel(key: int, examples: Tensor, num_draws: int) -> Tensor:
     """`palimpsa.tasks.random.random_bits` of a key in [-2^63, 2^63) and examples [B] on a GPU, to the same bits."""
     bits = torch.empty(examples.shape[0], num_draws, dtype=torch.int64, device=examples.device)
     if bits.numel():
-        launch: Any = _bits_kernel[(examples.shape[0], -(-num_draws // TILE))]
+        launch: Any = _bits_kernel[(examples.shape[0], cdiv(num_draws, TILE))]
         # Triton launches on the current device.
         with torch.cuda.device_of(examples):
             launch(examples.contiguous(), bits, key, num_draws, TILE, num_warps=4)

@@ -1,6 +1,6 @@
 """One token in place in Triton, for decoding: reads the state once and writes it once.
 
-README.md in this folder has the equations.
+kernels/README.md has the equations.
 """
 
 # B batch, H heads, K key dim, V value dim
@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .primitives import cdiv, next_power_of_2, smallest_cover
 
 
 @triton.jit
@@ -65,8 +67,8 @@ def _step_kernel(
 
 def tile_sizes(K: int, V: int) -> tuple[int, int]:
     """(KT, VT): 2,048 elements a tile where there are so many, so that four warps have 16 bytes a lane in flight."""
-    VT = min((128, 64, 32, 16), key=lambda tile: (-(-V // tile) * tile, tile != 64, -tile))
-    return min(1 << (K - 1).bit_length(), 2048 // VT), VT
+    VT = smallest_cover(V, (64, 128, 32, 16))
+    return min(next_power_of_2(K), 2048 // VT), VT
 
 
 def step(
@@ -99,7 +101,7 @@ def step(
     q, k, v = rows(q), rows(k), rows(v)
     row_beta = v if beta is None else rows(beta)
     KT, VT = tile_sizes(K, V)
-    launch: Any = _step_kernel[(B * H * -(-V // VT),)]
+    launch: Any = _step_kernel[(B * H * cdiv(V, VT),)]
     launch(
         q, k, v, row_beta, g, importance_prior.contiguous(), mean, importance, o, o if variance is None else variance,
         scale, H, *(stride for x in (q, k, v, row_beta) for stride in x.stride()[:2]), *g.stride(),

@@ -2,7 +2,9 @@
 
 # B batch, T time, H heads, K key dim, V value dim, N sequences packed along T
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -157,6 +159,25 @@ def failures(operator, problem, **options):
             if not error <= limit:
                 found[kind + name] = f"{error:.2e} > {limit:.2e}"
     return found
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """Runs code in a fresh interpreter at the root of the repository; returns what it printed."""
+
+    def run(code: str, **environment: str) -> str:
+        command = [sys.executable, "-c", code]
+        options = {"cwd": Path(__file__).resolve().parents[2], "capture_output": True, "text": True, "timeout": 300}
+        done = subprocess.run(command, env={**os.environ, **environment}, **options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(name="outputs_and_gradients", scope="session")
+def outputs_and_gradients_function():
+    return outputs_and_gradients
 
 
 @pytest.fixture(name="failures", scope="session")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from palimpsa.kernels import palimpsa, palimpsa_reference, palimpsa_step
-from palimpsa.kernels.fla.guards import simple_gla
+from palimpsa.kernels.fla.guards import guarded_chunk_simple_gla
 
 Inputs = dict[str, Tensor]
 State = tuple[Tensor, ...]
@@ -177,13 +177,13 @@ class SimpleGLA(Operator):
     """Gated linear attention with one decay a head, flash-linear-attention's."""
 
     def forward(self, x: Inputs) -> Tensor:
-        return simple_gla(x["q"].device)(x["q"], x["k"], x["v"], x["g"])[0]
+        return guarded_chunk_simple_gla(x["q"].device)(x["q"], x["k"], x["v"], x["g"])[0]
 
     def reference(self, x: Inputs) -> tuple[Tensor, State]:
         return linear_attention(x["q"], x["k"], x["v"], x["g"])
 
     def prefill(self, x: Inputs) -> tuple[Tensor, State]:
-        o, state = simple_gla(x["q"].device)(x["q"], x["k"], x["v"], x["g"], output_final_state=True)
+        o, state = guarded_chunk_simple_gla(x["q"].device)(x["q"], x["k"], x["v"], x["g"], output_final_state=True)
         return o, (state,)
 
     def step(self, token: Inputs, state: State) -> tuple[Tensor, State]:

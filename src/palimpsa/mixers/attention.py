@@ -77,7 +77,7 @@ class Attention(ProjectedMixer):
 
     def forward(self, x: Tensor, cache: MixerCache | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
         check_packing(x, cache, cu_seqlens)
-        q, k, v = self._project(x, (), cache, cu_seqlens)
+        q, k, v = self._project_input(x, (), cache, cu_seqlens)
         num_past = 0 if cache is None else cache.state[0].shape[2]
         if cu_seqlens is None:
             position = torch.arange(num_past, num_past + x.shape[1], device=x.device)

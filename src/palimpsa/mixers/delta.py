@@ -55,7 +55,7 @@ class DeltaNet(RecurrentMixer):
     def _operands(
         self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        q, k, v, beta_logits = self._project(x, (self.beta_proj,), cache, cu_seqlens)
+        q, k, v, beta_logits = self._project_input(x, (self.beta_proj,), cache, cu_seqlens)
         return (l2_normalise(q), l2_normalise(k), v, torch.sigmoid(at_least_fp32(beta_logits))), None
 
     def _normalise(self, o: Tensor, gate: Tensor | None) -> Tensor:
@@ -112,7 +112,7 @@ class GatedDeltaNet(RecurrentMixer):
         self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         others = (self.beta_proj, self.decay_proj, self.gate_proj)
-        q, k, v, beta_logits, decay_logits, gate = self._project(x, others, cache, cu_seqlens)
+        q, k, v, beta_logits, decay_logits, gate = self._project_input(x, others, cache, cu_seqlens)
         beta = torch.sigmoid(at_least_fp32(beta_logits))
         return (l2_normalise(q), l2_normalise(k), v, beta, self._log_decay(decay_logits)), gate
 

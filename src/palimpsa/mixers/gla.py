@@ -69,13 +69,13 @@ class GLA(RecurrentMixer):
     def _operands(
         self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        q, k, v, decay_down, gate = self._project(x, (self.decay_down, self.gate_proj), cache, cu_seqlens)
+        q, k, v, decay_down, gate = self._project_input(x, (self.decay_down, self.gate_proj), cache, cu_seqlens)
         return (q, k, v, self._log_decay(decay_down)), gate
 
     def _log_decay(self, decay_down: Tensor) -> Tensor:
         """[B, T, H, K] fp32 of W_1 x [B, T, gate_rank]."""
         logits = at_least_fp32(self.decay_up(decay_down)) + at_least_fp32(self.decay_bias)
-        return self._heads(F.logsigmoid(logits) / GATE_TEMPERATURE)
+        return self._split_heads(F.logsigmoid(logits) / GATE_TEMPERATURE)
 
     @torch.no_grad()
     def memory(self, x: Tensor) -> MemoryTrace:
@@ -126,7 +126,7 @@ class SimpleGLA(RecurrentMixer):
     def _operands(
         self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        q, k, v, decay_logits, gate = self._project(x, (self.decay_proj, self.gate_proj), cache, cu_seqlens)
+        q, k, v, decay_logits, gate = self._project_input(x, (self.decay_proj, self.gate_proj), cache, cu_seqlens)
         return (q, k, v, self._log_decay(decay_logits)), gate
 
     def _log_decay(self, logits: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ class PalimpsaMixer(Mixer):
     def _operands(self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None) -> _Operands:
         raise NotImplementedError
 
-    def _project(self, o: Tensor, gate: Tensor) -> Tensor:
+    def _output(self, o: Tensor, gate: Tensor) -> Tensor:
         raise NotImplementedError
 
     def _plasticity_projections(self) -> tuple[nn.Linear, ...]:
@@ -124,7 +124,7 @@ class PalimpsaMixer(Mixer):
             assert final_state is not None
             for stored, new in zip(cache.state, final_state, strict=False):
                 stored.copy_(new)
-        return self._project(o + (self.skip[:, None] * operands.value).to(o.dtype), operands.gate)
+        return self._output(o + (self.skip[:, None] * operands.value).to(o.dtype), operands.gate)
 
     def _state(self, cache: MixerCache) -> PalimpsaState:
         mean = cache.state[0]
@@ -213,7 +213,7 @@ class PalimpsaD(PalimpsaMixer):
             gate=gate,
         )
 
-    def _project(self, o: Tensor, gate: Tensor) -> Tensor:
+    def _output(self, o: Tensor, gate: Tensor) -> Tensor:
         return self.o_proj(self.o_norm(o, gate.unflatten(-1, (self.num_heads, -1))).flatten(-2))
 
 
@@ -296,5 +296,5 @@ class PalimpsaM(PalimpsaMixer):
     def _per_head(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_groups, -1)).repeat_interleave(self.num_heads // self.num_groups, dim=2)
 
-    def _project(self, o: Tensor, gate: Tensor) -> Tensor:
+    def _output(self, o: Tensor, gate: Tensor) -> Tensor:
         return self.out_proj(self.o_norm(o.flatten(-2), gate))

@@ -14,7 +14,7 @@ from palimpsa.mixers.base import checked_range
 from palimpsa.mixers.layers import at_least_fp32, softplus_inverse
 
 # As published, one u_t for all rows of a head, the same beta for every token.
-KINDS = ("vector", "scalar", "constant")
+PLASTICITY_KINDS = ("vector", "scalar", "constant")
 
 
 class Plasticity(nn.Module):
@@ -94,13 +94,13 @@ def make_plasticity(
     *,
     metaplastic: bool,
 ) -> Plasticity | ConstantPlasticity | None:
-    """A plasticity of one of KINDS, or None for a mixer that is not metaplastic.
+    """A plasticity of one of PLASTICITY_KINDS, or None for a mixer that is not metaplastic.
 
     Raises:
         ValueError: for another kind, an initial_range that is none, or one of a constant plasticity.
     """
-    if kind not in KINDS:
-        raise ValueError(f"plasticity: got {kind!r}, expected one of {', '.join(KINDS)}")
+    if kind not in PLASTICITY_KINDS:
+        raise ValueError(f"plasticity: got {kind!r}, expected one of {', '.join(PLASTICITY_KINDS)}")
     initial_range = checked_range("initial_plasticity", initial_range, above_zero=True)
     if not metaplastic:
         return None

@@ -117,10 +117,10 @@ class ProjectedMixer(Mixer):
         self.k_conv = ShortConvolution(self.k_width, conv_width, init_std=conv_init_std) if conv_width else None
         self.v_conv = ShortConvolution(self.v_width, conv_width, init_std=conv_init_std) if conv_width else None
 
-    def _heads(self, x: Tensor) -> Tensor:
+    def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
 
-    def _project(
+    def _project_input(
         self, x: Tensor, others: Sequence[nn.Linear], cache: MixerCache | None, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, ...]:
         """q, k [B, T, H, K] and v [B, T, H, V], then W x [B, T, width] for each of `others`, of x [B, T, D].
@@ -133,7 +133,7 @@ class ProjectedMixer(Mixer):
         else:
             convolutions = (self.q_conv, self.k_conv, self.v_conv)
             q, k, v, *rest = project_and_convolve(x, projections, convolutions, others, cache, cu_seqlens)
-        return self._heads(q), self._heads(k), self._heads(v), *rest
+        return self._split_heads(q), self._split_heads(k), self._split_heads(v), *rest
 
 
 class RecurrentMixer(ProjectedMixer):
@@ -165,7 +165,7 @@ class RecurrentMixer(ProjectedMixer):
     def _normalise(self, o: Tensor, gate: Tensor | None) -> Tensor:
         """[B, T, H, V] of what is read, o [B, T, H, V], and the gate [B, T, H * V]."""
         assert gate is not None
-        return self.o_norm(o, self._heads(gate))
+        return self.o_norm(o, self._split_heads(gate))
 
     def forward(self, x: Tensor, cache: MixerCache | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
         check_packing(x, cache, cu_seqlens)

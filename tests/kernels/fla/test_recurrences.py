@@ -103,7 +103,7 @@ def test_deltanet_takes_the_gated_kernel_without_decay(call, dtype):
 @pytest.mark.parametrize("rule", ["simple_gla", "delta_rule", "gated_delta_rule"])
 def test_the_miscompiled_configurations_are_avoided_wherever_they_are_run(call, rule, monkeypatch):
     avoided = []
-    for place in ("palimpsa.kernels.fla.recurrences", "palimpsa.kernels.linear"):
+    for place in ("palimpsa.kernels.fla.recurrences", "palimpsa.kernels.fla.guards"):
         monkeypatch.setattr(f"{place}.avoid_miscompiled_backward", avoided.append)
     q, k, v, beta, g = operands()
     call(rule, q, k, v, *{"simple_gla": (g,), "delta_rule": (beta,), "gated_delta_rule": (beta, g)}[rule])

@@ -1,7 +1,4 @@
-"""The counter-based stream of palimpsa.tasks in Triton: to the same bits as in torch.
-
-Here rather than in tests/data because conftest.py of this folder chooses Triton's interpreter where there is no GPU.
-"""
+"""The counter-based stream of palimpsa.tasks in Triton, to the same bits as in torch: interpreted, or on a GPU."""
 
 import pytest
 import torch

@@ -9,17 +9,6 @@ import torch
 from palimpsa.kernels import PalimpsaOutput, PalimpsaState, palimpsa_reference, palimpsa_step
 
 pytest.importorskip("triton")
-HAS_GPU = torch.cuda.is_available()
-
-
-@pytest.fixture
-def device():
-    return torch.device("cuda" if HAS_GPU else "cpu")
-
-
-@pytest.fixture(autouse=True)
-def choose_triton(monkeypatch):
-    monkeypatch.setenv("PALIMPSA_PATH", "triton")
 
 
 @pytest.fixture

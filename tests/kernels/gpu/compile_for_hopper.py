@@ -39,7 +39,7 @@ def main() -> None:
     triton.runtime.jit.JITFunction.run = compile_only
     # A build of torch without CUDA says that nothing knows PTX.
     importlib.import_module("palimpsa.kernels.gpu.primitives").HAS_PTX = True
-    forward, backward, step, convolve = (
+    forward, backward, step, convolution = (
         importlib.import_module(f"palimpsa.kernels.gpu.{name}")
         for name in ("forward", "backward", "step", "convolution")
     )
@@ -64,8 +64,8 @@ def main() -> None:
     step.step(*token, None, torch.zeros(1, 1), torch.ones(1), *torch.ones(2, 1, 1, 48, 96), 1.0, True)
     for x, bias in ((torch.ones(1, 1, 1), None), (torch.ones(2, 9, 200, dtype=torch.bfloat16), torch.ones(200))):
         weight = torch.ones(x.shape[2], 4)
-        convolve.forward(x, weight, bias, [x.shape[2]])
-        convolve.backward(x, weight, bias, [x])
+        convolution.forward(x, weight, bias, [x.shape[2]])
+        convolution.backward(x, weight, bias, [x])
     importlib.import_module("palimpsa.kernels.gpu.random_bits").random_bits_kernel(-1, torch.arange(2), 5)
     loss = importlib.import_module("palimpsa.kernels.gpu.cross_entropy")
     for logits in (torch.ones(1, 1), torch.ones(3, 8192, dtype=torch.bfloat16)):

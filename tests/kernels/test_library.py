@@ -1,0 +1,214 @@
+"""The operators as PyTorch knows them: torch.compile, opcheck, torch.func and torch.vmap."""
+
+# B batch, T time, H heads, K key dim, V value dim
+import importlib
+
+import pytest
+import torch
+
+from palimpsa.kernels import PalimpsaState, palimpsa, palimpsa_step
+
+LIBRARY = importlib.import_module("palimpsa.kernels.library")
+
+
+# Without beta it is many small operations, which take inductor most of a minute.
+@pytest.mark.parametrize(
+    ("backend", "beta", "state"),
+    [
+        ("eager", True, True),
+        ("aot_eager", True, True),
+        ("aot_eager", True, False),
+        ("aot_eager", False, False),
+        ("inductor", True, True),
+        ("inductor", True, False),
+    ],
+)
+def test_compiled_code_gives_the_same(Problem, assert_equal, backend, beta, state):
+    torch.compiler.reset()
+    problem = Problem((1, 9, 2, 4, 5), beta=beta, state=state)
+    compiled = torch.compile(palimpsa, backend=backend, fullgraph=True)
+    tolerance = 1e-12 if backend == "inductor" else 0
+    assert_equal(problem.run(compiled), problem.run(palimpsa), tolerance)
+    # The compiler may add gradients up in another order.
+    assert_equal(problem.gradients(compiled), problem.gradients(palimpsa), 1e-12)
+
+
+def test_code_compiled_for_any_length_gives_the_same(Problem, assert_equal):
+    torch.compiler.reset()
+    compiled = torch.compile(palimpsa, backend="aot_eager", fullgraph=True, dynamic=True)
+    for num_tokens in (9, 70, 200):
+        problem = Problem((2, num_tokens, 2, 4, 5))
+        assert_equal(problem.gradients(compiled), problem.gradients(palimpsa), 1e-12)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_step_writes_into_its_state(Problem, assert_equal, backend):
+    torch.compiler.reset()
+    problem = Problem((2, 1, 2, 4, 5))
+    token = [x if x.ndim == 1 else x[:, 0] for x in problem.args]
+    found = []
+    for function in (palimpsa_step, torch.compile(palimpsa_step, backend=backend, fullgraph=True)):
+        state = PalimpsaState(*(x.clone() for x in problem.state))
+        out = function(*token, state, output_variance=True)
+        assert not torch.equal(state.mean, problem["mean"])
+        found.append(out._replace(final_state=state))
+    assert_equal(*found, 1e-12)
+
+
+@pytest.mark.parametrize("outputs", [True, False])
+@pytest.mark.parametrize("state", [True, False])
+def test_opcheck_of_forward(Problem, outputs, state):
+    problem = Problem((2, 6, 2, 4, 5), torch.float32, state=state)
+    tensors = [None if x is None else x.requires_grad_() for x in problem.tensors.values()]
+    torch.library.opcheck(LIBRARY.forward, ("chunked", *tensors, None, 0.5, 1, 4, True, outputs, outputs))
+
+
+@pytest.mark.parametrize("flows", [(True, True, True, True), (True, False, False, False), (False, False, True, False)])
+def test_opcheck_of_backward(Problem, flows):
+    tensors = Problem((2, 6, 2, 4, 5), torch.float32).tensors.values()
+    o, variance, mean, importance, kept = LIBRARY.forward("chunked", *tensors, None, 0.5, 1, 4, True, True, True)
+    outputs = (o, variance, mean, importance)
+    gradients = [torch.randn_like(x) if flow else None for x, flow in zip(outputs, flows, strict=True)]
+    args = ("chunked", *tensors, None, mean, importance, kept, *gradients, 0.5, 1, 4, True, flows[0])
+    torch.library.opcheck(LIBRARY.backward, args)
+
+
+@pytest.mark.parametrize("beta", [True, False])
+def test_opcheck_of_step(Problem, beta):
+    problem = Problem((2, 1, 2, 4, 5), torch.float32, beta=beta)
+    token = [x if x is None or x.ndim == 1 else x[:, 0] for x in problem.args]
+    torch.library.opcheck(LIBRARY.step, ("chunked", *token, *problem.state, 0.5, True))
+
+
+NAMES = ("q", "k", "v", "beta", "g", "importance_prior", "mean", "importance")
+
+
+def outputs_of(*tensors, **options):
+    *args, mean, importance = tensors
+    state = None if mean is None else (mean, importance)
+    out = palimpsa(*args, initial_state=state, output_final_state=True, output_variance=True, **options)
+    return (out.o, out.variance, *out.final_state)
+
+
+def loss_of(*tensors):
+    return sum(x.square().sum() for x in outputs_of(*tensors))
+
+
+class Mapped:
+    """Three problems, some of whose arguments are stacked for vmap; the others are the first problem's."""
+
+    def __init__(self, Problem, names, in_dim=0, **kwargs):
+        problems = [Problem((2, 6, 2, 4, 5), seed=seed, **kwargs) for seed in range(3)]
+        first = problems[0]
+        names = [name for name in names if first[name] is not None]
+        self.each = [[p[name] if name in names else first[name] for name in NAMES] for p in problems]
+        self.args = [
+            torch.stack([p[name] for p in problems], in_dim) if name in names else first[name] for name in NAMES
+        ]
+        self.in_dims = tuple(in_dim if name in names else None for name in NAMES)
+        # What a gradient can be taken for.
+        self.argnums = tuple(i for i, x in enumerate(self.args) if x is not None)
+
+
+MAPPINGS = [NAMES, NAMES[:5], ("q",), ("q", "importance_prior"), ("mean", "importance"), ("beta", "g")]
+
+every_mapping = pytest.mark.parametrize("names", MAPPINGS, ids="+".join)
+
+
+def assert_all_close(actual, expected):
+    for x, y in zip(actual, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
+
+
+@every_mapping
+@pytest.mark.parametrize("in_dim", [0, 1])
+def test_vmap(Problem, names, in_dim):
+    mapped = Mapped(Problem, names, in_dim)
+    found = torch.func.vmap(outputs_of, in_dims=mapped.in_dims)(*mapped.args)
+    for i, tensors in enumerate(mapped.each):
+        assert_all_close([x[i] for x in found], outputs_of(*tensors))
+
+
+@pytest.mark.parametrize("state", [True, False])
+def test_vmap_without_beta(Problem, state):
+    mapped = Mapped(Problem, NAMES, beta=False, state=state)
+    found = torch.func.vmap(outputs_of, in_dims=mapped.in_dims)(*mapped.args)
+    for i, tensors in enumerate(mapped.each):
+        assert_all_close([x[i] for x in found], outputs_of(*tensors))
+
+
+@every_mapping
+def test_vmap_of_grad(Problem, names):
+    mapped = Mapped(Problem, names)
+    gradient = torch.func.grad(loss_of, argnums=mapped.argnums)
+    found = torch.func.vmap(gradient, in_dims=mapped.in_dims)(*mapped.args)
+    for i, tensors in enumerate(mapped.each):
+        assert_all_close([x[i] for x in found], gradient(*tensors))
+
+
+@every_mapping
+@pytest.mark.parametrize("functional", [True, False])
+def test_grad_through_vmap(Problem, names, functional):
+    mapped = Mapped(Problem, names)
+
+    def total(*args):
+        return torch.func.vmap(loss_of, in_dims=mapped.in_dims)(*args).sum()
+
+    def one_by_one(*args):
+        each = [[x if dim is None else x[i] for x, dim in zip(args, mapped.in_dims, strict=True)] for i in range(3)]
+        return sum(loss_of(*tensors) for tensors in each)
+
+    def gradients(function):
+        leaves = [x.clone().requires_grad_() for x in mapped.args]
+        return torch.autograd.grad(function(*leaves), leaves)
+
+    found = torch.func.grad(total, argnums=mapped.argnums)(*mapped.args) if functional else gradients(total)
+    assert_all_close(found, gradients(one_by_one))
+
+
+def test_nested_vmap(Problem):
+    mapped = Mapped(Problem, ("v", "g"))
+    args = [x if dim is None else torch.stack([x, 2 * x]) for x, dim in zip(mapped.args, mapped.in_dims, strict=True)]
+    function = torch.func.vmap(torch.func.vmap(outputs_of, in_dims=mapped.in_dims), in_dims=mapped.in_dims)
+    found = function(*args)
+    tensors = [x if dim is None else 2 * x for x, dim in zip(mapped.each[1], mapped.in_dims, strict=True)]
+    assert_all_close([x[1, 1] for x in found], outputs_of(*tensors))
+
+
+def test_vmap_over_packed_sequences(Problem):
+    bounds = torch.tensor([0, 2, 2, 6])
+    problems = [Problem((1, 6, 2, 4, 5), seed=seed, num_states=3) for seed in range(2)]
+    stacked = [torch.stack([p[name] for p in problems]) for name in NAMES]
+    found = torch.func.vmap(lambda *tensors: outputs_of(*tensors, cu_seqlens=bounds))(*stacked)
+    for i, problem in enumerate(problems):
+        assert_all_close([x[i] for x in found], outputs_of(*problem.tensors.values(), cu_seqlens=bounds))
+    with pytest.raises(ValueError, match=r"cu_seqlens cannot be mapped over by torch.vmap"):
+        torch.func.vmap(lambda b: palimpsa(*problems[0].args, cu_seqlens=b).o)(torch.stack([bounds, bounds]))
+
+
+def test_functional_gradients(Problem):
+    problem = Problem((2, 6, 2, 4, 5))
+    tensors = list(problem.tensors.values())
+    found = torch.func.grad(loss_of, argnums=tuple(range(8)))(*tensors)
+    leaves = [x.clone().requires_grad_() for x in tensors]
+    assert_all_close(found, torch.autograd.grad(loss_of(*leaves), leaves))
+
+
+def test_second_derivatives_are_refused_under_transforms(Problem):
+    q, *rest = Problem((1, 3, 1, 2, 2)).tensors.values()
+    first = torch.func.grad(lambda q: loss_of(q, *rest))
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.func.grad(lambda q: first(q).sum())(q)
+
+
+def test_a_backward_without_what_the_forward_kept_is_right(Problem):
+    tensors = list(Problem((2, 9, 2, 4, 5)).tensors.values())
+    o, _, _, _, kept = LIBRARY.forward("chunked", *tensors, None, 0.5, 1, 4, True, False, False)
+    found = [
+        LIBRARY.backward(
+            "chunked", *tensors, None, None, None, x, torch.ones_like(o), None, None, None, 0.5, 1, 4, True, True
+        )
+        for x in (kept, kept[:0])
+    ]
+    for x, y in zip(*found, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=0)

@@ -1,0 +1,56 @@
+"""Without beta on a GPU: what is asked of flash-linear-attention, tested without one."""
+
+# B batch, T time, H heads, K key dim, V value dim
+import importlib
+import itertools
+import sys
+import types
+
+import pytest
+import torch
+
+from palimpsa.kernels import palimpsa_reference
+
+
+def test_without_beta_on_a_gpu_a_missing_library_is_named(Problem, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fla.ops.simple_gla", None)
+    q, k, v, _, g, prior = Problem((1, 6, 2, 4, 5), torch.float32).args
+    linear = importlib.import_module("palimpsa.kernels.linear")
+    with pytest.raises(ImportError, match=r"pip install flash-linear-attention==0\.6\.0"):
+        linear.linear_attention(q, k, v, g, prior, 0.5, False, False, None)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_without_beta_the_library_is_called_as_it_should_be(Problem, assert_equal, monkeypatch, packed):
+    """The library's kernel needs a GPU: here its definition stands in for it."""
+
+    def chunk_simple_gla(q, k, v, g, scale, output_final_state, cu_seqlens):
+        assert torch.isfinite(g).all()
+        bounds = [0, q.shape[1]] if cu_seqlens is None else cu_seqlens.tolist()
+        outputs, states = [], []
+        for start, end in itertools.pairwise(bounds):
+            M = torch.zeros(q.shape[0], *q.shape[2:], v.shape[-1])
+            for t in range(start, end):
+                M = g[:, t, :, None, None].exp() * M + k[:, t, ..., None] * v[:, t, :, None]
+                outputs.append(scale * (q[:, t, :, None] @ M).squeeze(-2))
+            states.append(M)
+        return torch.stack(outputs, 1), torch.cat(states) if output_final_state else None
+
+    monkeypatch.setitem(sys.modules, "fla", types.ModuleType("fla"))
+    monkeypatch.setitem(sys.modules, "fla.ops", types.ModuleType("fla.ops"))
+    module = types.ModuleType("fla.ops.simple_gla")
+    module.chunk_simple_gla = chunk_simple_gla
+    monkeypatch.setitem(sys.modules, "fla.ops.simple_gla", module)
+    linear = importlib.import_module("palimpsa.kernels.linear")
+
+    def operator(q, k, v, beta, g, prior, *, initial_state, output_final_state, output_variance, cu_seqlens):
+        assert beta is initial_state is None
+        scale = q.shape[-1] ** -0.5
+        return linear.linear_attention(q, k, v, g, prior, scale, output_final_state, output_variance, cu_seqlens)
+
+    problem = Problem((1, 9, 2, 4, 5), torch.float32, beta=False, state=False)
+    problem["g"][:, 4] = -torch.inf
+    bounds = torch.tensor([0, 2, 2, 9], dtype=torch.int32) if packed else None
+    options = {"cu_seqlens": bounds}
+    assert_equal(problem.run(operator, **options), problem.run(palimpsa_reference, **options), 1e-5)
+    assert_equal(problem.gradients(operator, **options), problem.gradients(palimpsa_reference, **options), 1e-5)
