@@ -31,6 +31,7 @@ class RecallTask(Task[MQARStage, MQARBatch]):
         ConfigError: see `stages_from_config`.
     """
 
+    metric = "accuracy"
     capturable = True
 
     def __init__(self, config: Any, seed: int, capture: Capture | None = None) -> None:
@@ -90,8 +91,9 @@ class RecallTask(Task[MQARStage, MQARBatch]):
             "test_loss": test and test["loss"],
         }
 
-    def headline(self, test: dict[str, Any]) -> str:
-        return f"L {test['seq_len']}: {test['test_accuracy']:.1%}"
+    def headline(self, result: dict[str, Any]) -> str:
+        accuracy = result["test_accuracy"]
+        return "" if accuracy is None else f"L {result['seq_len']}: {accuracy:.1%}"
 
     def contexts(self, stage: MQARStage, num_examples: int, device: torch.device) -> Tensor:
         return self.make_batch(stage, "validation", torch.arange(num_examples, device=device)).inputs

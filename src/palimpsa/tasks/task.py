@@ -69,9 +69,11 @@ class Task(ABC, Generic[StageT, BatchT]):
     Attributes:
         stages: in order.
         seed: of the run's data.
+        metric: the one of `evaluate` that ends a stage and that figures show.
         capturable: whether `make_batch` and `loss` compute on the device alone, so that CUDA graphs can replay them.
     """
 
+    metric: ClassVar[str]
     capturable: ClassVar[bool] = False
     stages: Sequence[StageT]
     seed: int
@@ -105,8 +107,8 @@ class Task(ABC, Generic[StageT, BatchT]):
         """What result.json keeps of a stage beside its index, steps and end, as plain values."""
 
     @abstractmethod
-    def headline(self, test: dict[str, Any]) -> str:
-        """A few words about a tested stage, of its `stage_result`."""
+    def headline(self, result: dict[str, Any]) -> str:
+        """A few words about a stage, of its `stage_result`; empty where it was not tested."""
 
     @abstractmethod
     def contexts(self, stage: StageT, num_examples: int, device: torch.device) -> Tensor:

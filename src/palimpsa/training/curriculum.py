@@ -98,7 +98,7 @@ class Curriculum(L.Callback):
         self.step_log.history.record(trainer, {"stage": self.stage_index, **named})
         solved = self.task.is_solved(validation)
         if solved or at_cap:
-            self._end_stage(trainer, pl_module, validation, "accuracy" if solved else "cap")
+            self._end_stage(trainer, pl_module, validation, self.task.metric if solved else "cap")
 
     def _end_stage(self, trainer: L.Trainer, pl_module: L.LightningModule, validation: Metrics, ended_by: str) -> None:
         # The only place that touches the test split.
@@ -113,8 +113,8 @@ class Curriculum(L.Callback):
             }
         )
         if test is not None:
-            name = f"test_accuracy/{self.stage.label.replace(' ', '')}"
-            self.step_log.history.record(trainer, {name: test["accuracy"]})
+            name = f"test_{self.task.metric}/{self.stage.label.replace(' ', '')}"
+            self.step_log.history.record(trainer, {name: test[self.task.metric]})
         self.stage_step, self.plateau_exit_step = 0, None
         if self.done:
             trainer.should_stop = True

@@ -74,7 +74,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             record_gpu_failure(error)
         progress.finish("failed", f"{type(error).__name__}: {error}")
         raise
-    headlines = [task.headline(stage) for stage in result["stages"] if stage["test_accuracy"] is not None]
+    headlines = filter(None, map(task.headline, result["stages"]))
     progress.finish("finished", f"{', '.join(headlines)} ({result['provenance']['wall_time_s']:.0f} s)")
     return result
 
