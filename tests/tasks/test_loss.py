@@ -6,7 +6,7 @@ import torch
 from palimpsa.model.build import build_model
 from palimpsa.tasks.build import build_task
 from palimpsa.tasks.loss import cross_entropy, unit_gradient
-from palimpsa.tasks.mqar import MQARSpec, mqar_batch
+from palimpsa.tasks.mqar_examples import MQARSpec, mqar_batch
 from palimpsa.tasks.recall import RecallMeter
 
 SPEC = MQARSpec(16, 4, 32)

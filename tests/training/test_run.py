@@ -17,7 +17,7 @@ from palimpsa.config.errors import ConfigError, RunDirectoryError
 from palimpsa.mixers import MemoryTrace
 from palimpsa.model.build import build_model
 from palimpsa.runs.directory import RunDirectory
-from palimpsa.tasks.mqar import mqar_examples
+from palimpsa.tasks.mqar_examples import mqar_examples
 from palimpsa.tasks.stages import stages_from_config
 from palimpsa.training.memory_probe import memory_metrics, metaplasticity_ratio
 from palimpsa.training.run import run

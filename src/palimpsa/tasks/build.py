@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from palimpsa.config.errors import ConfigError, nearest
-from palimpsa.tasks.recall_task import RecallTask
+from palimpsa.tasks.mqar import MQARTask
 from palimpsa.tasks.task import Capture, Task
 
-TASKS = {"mqar": RecallTask}
+TASKS = {"mqar": MQARTask}
 
 
 def build_task(config: Any, seed: int, capture: Capture | None = None) -> Task[Any, Any]:

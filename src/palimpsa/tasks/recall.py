@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from palimpsa.tasks.loss import cross_entropy
-from palimpsa.tasks.mqar import NUM_AGE_SLICES, MQARSpec, age_slices, mqar_examples
+from palimpsa.tasks.mqar_examples import NUM_AGE_SLICES, MQARSpec, age_slices, mqar_examples
 from palimpsa.tasks.task import Capture
 
 

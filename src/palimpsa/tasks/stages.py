@@ -11,7 +11,7 @@ from torch import Tensor
 
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.schema import MQARConfig
-from palimpsa.tasks.mqar import MQARSpec, epoch_order
+from palimpsa.tasks.mqar_examples import MQARSpec, epoch_order
 from palimpsa.tasks.task import Stage
 
 

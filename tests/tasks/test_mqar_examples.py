@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from palimpsa.tasks.mqar import MQARSpec, age_slices, epoch_order, mqar_batch, mqar_examples
+from palimpsa.tasks.mqar_examples import MQARSpec, age_slices, epoch_order, mqar_batch, mqar_examples
 from palimpsa.tasks.random import random_bits, random_uniform
 
 SIZES = [(8, 2, 16), (16, 1, 17), (64, 16, 65), (128, 8, 256), (256, 64, 8192)]
