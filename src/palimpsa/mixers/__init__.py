@@ -1,4 +1,7 @@
-"""Sequence mixers: x [B, T, D] -> y [B, T, D], each with `state_size`, `memory` and `step`."""
+"""Sequence mixers: x [B, T, D] -> y [B, T, D], each with `state_size`, `memory` and `step`.
+
+Imports `kernels` alone; `model`, `tasks` and `training` may import it.
+"""
 
 from palimpsa.mixers.attention import Attention
 from palimpsa.mixers.base import MemoryTrace, Mixer, MixerCache
