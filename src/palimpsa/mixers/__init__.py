@@ -1,6 +1,6 @@
-"""Sequence mixers: x [B, T, D] -> y [B, T, D], each with `state_size`, `memory` and `step`.
+"""Sequence mixers, Palimpsa's and its rivals': x [B, T, D] -> y [B, T, D], each with `state_size`, `memory` and `step`.
 
-Imports `kernels` alone; `model`, `tasks` and `training` may import it.
+Imports kernels alone. Imported by the models, the tasks, training and the benchmark.
 """
 
 from palimpsa.mixers.attention import Attention
