@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from palimpsa.config.compose import compose_config
+from palimpsa.config.schema import typed
 from palimpsa.sweeps.launchers import LAUNCHER_VARIABLE
 
 
@@ -73,7 +74,8 @@ def finished_run(tmp_path_factory, tiny_overrides) -> Path:
     """The directory of a run of model=mamba2 and seed 1 that has finished; to be copied."""
     from palimpsa.training.run import run
 
-    config = compose_config([*tiny_overrides, "model=mamba2", f"results_dir={tmp_path_factory.mktemp('finished')}"])
+    results = tmp_path_factory.mktemp("finished")
+    config = typed(compose_config([*tiny_overrides, "model=mamba2", f"results_dir={results}"]))
     run(config)
     return Path(config.run_dir)
 

@@ -212,10 +212,11 @@ def test_long_lists_are_cut_and_several_tasks_told_apart(job_of):
 
 def test_what_diverged_is_final_and_what_failed_otherwise_is_left(finished_job, job_of):
     diverged, failed = (job_of(f"seed={seed}") for seed in (2, 3))
-    for job, error in ((diverged, "FloatingPointError: the loss is nan"), (failed, "OSError: no space")):
+    ends = (("diverged", "FloatingPointError: the loss is nan"), ("failed", "OSError: no space"))
+    for job, (status, error) in zip((diverged, failed), ends, strict=True):
         shutil.copytree(finished_job.directory, job.directory)
         (job.directory / "config.json").write_text(json.dumps(job.config))
-        change_result(job, status="failed", error=error, config=job.config)
+        change_result(job, status=status, error=error, config=job.config)
     entries = survey_runs([finished_job, diverged, failed])
     assert [entry.status for entry in entries] == ["finished", "diverged", "failed"]
     assert [entry.is_final for entry in entries] == [True, True, False]

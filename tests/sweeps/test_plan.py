@@ -7,6 +7,7 @@ import pytest
 from palimpsa.config.compose import CONFIG_DIR, compose_config
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.schema import plain, typed
+from palimpsa.runs.identity import config_hash, protocol_hash
 from palimpsa.sweeps.plan import plan_command_line
 
 MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
@@ -20,6 +21,9 @@ MISTAKES = {
     ),
     "model=palimpsa_d_170m": ("model: got 'palimpsa_d_170m'", "did you mean 'lm/palimpsa_d_170m'"),
     "model=lm/palimpsa_170m": ("model/lm: got 'palimpsa_170m'", "palimpsa_d_170m, palimpsa_d_340m"),
+    "scale=laptopp": ("scale: got 'laptopp'", "did you mean 'laptop'"),
+    "task=mqar": ("task: got 'mqar', expected one of mqar_ablation, mqar_curriculum, mqar_scratch;",),
+    "task.kind=mqa": ("task.kind: got 'mqa', expected one of mqar; did you mean 'mqar'?",),
     "logger=wandbb": ("logger: got 'wandbb'", "did you mean 'wandb'"),
     "+sweep=mqar_figure3": ("sweep: got 'mqar_figure3'", "did you mean 'mqar_figure2'"),
     "model.num_layer=3": ("model.num_layer: unknown key", "did you mean 'num_layers'"),
@@ -53,7 +57,7 @@ MISTAKES = {
     "model.channel_width=8": ("model.channel_width: got 8, expected null with channel_mixer=none",),
     "model=palimpsa_d_nometa_wide model.mixer.key_expansion=0": ("model.mixer.key_expansion: got 0, expected >= 1",),
     "~model.mixer.num_heads": ("model.mixer.num_heads: missing, palimpsa.mixers.PalimpsaD needs it",),
-    "~model.mixer._target_": ("model.mixer._target_: got None",),
+    "~model.mixer._target_": ("model.mixer._target_: got 'None'",),
     "model.mixer.head_k_dim=1000000000000000000000": ("model: got sizes that make no tensor",),
     "+model.mixer.norm_eps=-1": ("model.mixer.norm_eps: got -1, expected > 0 and finite",),
     "model=deltanet +model.mixer.norm_eps=inf": ("model.mixer.norm_eps: got inf",),
@@ -217,7 +221,7 @@ def test_a_results_directory_that_cannot_be_written_is_named(tmp_path):
     [
         (["+sweep=mqar_figure2"], 6 * (2 * 2 + 1), 6 * 2 * 2),
         (["+sweep=mqar_figure2", "seed=2,1", "model=gla"], 4, 4),
-        (["+sweep=mqar_figure2", "model=gla", "hydra.sweeper.selection_seeds=3", "optimizer.lr=1e-3"], 3, 1),
+        (["+sweep=mqar_figure2", "model=gla", "task.sweep.selection_seeds=3", "optimizer.lr=1e-3"], 3, 1),
         (["+sweep=mqar_figure2", "model=gla,mamba2", "hydra.sweeper.selection_seeds=[2]", "seed=range(1,9)"], 18, 4),
         (["+sweep=mqar_figure2", "model=gla", "hydra.sweeper.selection_seeds='range(1,3)'"], 5, 4),
         (["+sweep=mqar_figure2", "model=gla,mamba2", "hydra.sweeper.selection_seeds=null"], 2 * 2 * 3, 2 * 2 * 3),
@@ -279,3 +283,22 @@ def test_every_two_runs_of_a_sweep_are_held_against_each_other(tmp_path):
         ConfigError, match=r"variant=_11, seed=1: this run and another .* share the directory .*gla_111;"
     ):
         plan_command_line([*sweep, "results_dir=x"], multirun=True)
+
+
+SCALES = sorted(path.stem for path in (CONFIG_DIR / "scale").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scales_figure_has_models_that_there_are_and_none_twice(scale):
+    models = compose_config([f"scale={scale}"]).task.sweep.models.split(",")
+    assert len(set(models)) == len(models)
+    assert set(models) <= set(MODELS)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_selects_on_some_of_its_seeds_which_changes_no_run(scale):
+    cfg, other = (compose_config([f"scale={scale}", f"task.sweep.selection_seeds={seed}"]) for seed in ("1", "2"))
+    selection, seeds = compose_config([f"scale={scale}"]).task.sweep.selection_seeds, cfg.task.sweep.seeds
+    assert set(selection.split(",")) < set(seeds.split(","))
+    assert config_hash(plain(typed(cfg))) == config_hash(plain(typed(other)))
+    assert protocol_hash(plain(typed(cfg))) == protocol_hash(plain(typed(other)))

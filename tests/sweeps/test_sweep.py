@@ -14,6 +14,7 @@ from palimpsa.analysis.statistics.learning_rate import choose_learning_rates, on
 from palimpsa.config.errors import RunDirectoryError
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.identity import config_hash
+from palimpsa.runs.schema import DIVERGED, FAILED, FINISHED, RESULT_FORMAT
 from palimpsa.sweeps import command
 from palimpsa.sweeps.ledger import MISSING, RUNNING, Job
 from palimpsa.sweeps.plan import plan_command_line
@@ -35,14 +36,14 @@ NO_NUMBER = "FloatingPointError: the loss is nan"
 
 
 def write_result(job: Job, accuracy: float | None, error: str = NO_NUMBER) -> None:
-    """What a run leaves behind: finished with this validation accuracy, failed without one."""
+    """What a run leaves behind: finished with this validation accuracy, diverged or failed without one."""
     config, provenance = job.config, {"git_revision": None, "git_dirty": None, "versions": {}, "device": "cpu"}
     stage = {"stage": 0, "seq_len": 16, "num_pairs": 4, "steps": 9, "ended_by": "cap", "plateau_exit_step": None}
     stage |= {"validation_accuracy": accuracy, "test_accuracy": 0.5, "test_accuracy_by_age": [0.5], "test_loss": 1.0}
     run = {"task": config["task"]["name"], "scale": config["scale"]["name"], "model": job.model, "label": job.label}
     result = {
-        "format": 1,
-        "status": "failed" if accuracy is None else "finished",
+        "format": RESULT_FORMAT,
+        "status": FINISHED if accuracy is not None else DIVERGED if error == NO_NUMBER else FAILED,
         "error": error if accuracy is None else None,
         "run": run | {"lr": job.lr, "seed": job.seed, "state_size": 8, "num_parameters": 9},
         "stages": [] if accuracy is None else [stage],

@@ -194,8 +194,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     file = f"configs/{found.group(1)}.yaml: " if found else ""
     for link in chain:
         if isinstance(link, MissingConfigException) and link.missing_cfg_file is not None:
-            # The command line's choices are told as the primary config's.
-            return (file if "/" in file.removeprefix("configs/") else "") + _explain_choice(link.missing_cfg_file)
+            return _explain_choice(link.missing_cfg_file, file)
     exact = next((link for link in reversed(chain) if getattr(link, "full_key", None)), None)
     if not isinstance(exact, OmegaConfBaseException):
         return f"{file or ' '.join(overrides) + ': '}{str(error).splitlines()[0].strip()}"
@@ -208,19 +207,25 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     return f"{file}{unknown_key(full_key, siblings)}"
 
 
-def _explain_choice(path: str) -> str:
-    """About a config that its group does not have."""
+def _explain_choice(path: str, file: str) -> str:
+    """About a config that its group does not have.
+
+    Args:
+        path: of the config, "model/palimpsa".
+        file: that asks for it, "configs/train.yaml: ".
+    """
     group, _, name = path.rpartition("/")
-    loader = GlobalHydra.instance().config_loader()
-    choices = loader.get_group_options(group)
-    scales = loader.get_group_options("scale")
-    if group.endswith("_budget") and name in scales:
-        return f"scale: got {name!r}, expected configs/{group}/{name}.yaml with it (there are {', '.join(choices)})"
+    options = GlobalHydra.instance().config_loader().get_group_options
     if group.endswith("_budget"):
-        group, choices = "scale", scales
+        # A task takes the budget of its scale.
+        if name in options("scale"):
+            there = ", ".join(options(group))
+            return f"scale: got {name!r}, expected configs/{group}/{name}.yaml with it (there are {there})"
+        group, file = "scale", ""
     folders = [folder.name for folder in sorted((CONFIG_DIR / group).glob("*/")) if any(folder.glob("*.yaml"))]
-    # A budget is no option: a task takes that of its scale.
     folders = [folder for folder in folders if not folder.endswith("_budget")]
-    below = [f"{folder}/{choice}" for folder in folders for choice in loader.get_group_options(f"{group}/{folder}")]
-    listed = ", ".join([*choices, *(f"{folder}/NAME" for folder in folders)])
-    return f"{group}: got {name!r}, expected one of {listed}{nearest(name, [*choices, *below])}"
+    below = [f"{folder}/{choice}" for folder in folders for choice in options(f"{group}/{folder}")]
+    listed = ", ".join([*options(group), *(f"{folder}/NAME" for folder in folders)])
+    # The choices of the command line are told as the primary config's.
+    where = file if "/" in file.removeprefix("configs/") else ""
+    return f"{where}{group}: got {name!r}, expected one of {listed}{nearest(name, [*options(group), *below])}"

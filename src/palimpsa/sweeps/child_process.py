@@ -8,16 +8,14 @@ import pickle
 import subprocess
 import sys
 import threading
-from typing import Any
+
+from palimpsa.config.schema import TrainConfig
 
 PROGRAM = "from palimpsa.sweeps.child_process import child_main; child_main()"
 
 
-def run_in_child_process(config: Any) -> None:
+def run_in_child_process(config: TrainConfig) -> None:
     """`training.run` in a new process, which ends with this one.
-
-    Args:
-        config: what `training.run` takes, without interpolations: the new process knows no resolvers of Hydra's.
 
     Raises:
         ChildProcessError: it ended without an answer, killed for its memory, say.

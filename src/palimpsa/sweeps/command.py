@@ -16,10 +16,11 @@ from palimpsa.config.errors import ConfigError, RunDirectoryError
 from palimpsa.config.schema import register_schema, typed
 from palimpsa.runs.files import LockHeldError
 from palimpsa.runs.progress import SweepProgress
+from palimpsa.runs.schema import DIVERGED, FAILED
 from palimpsa.sweeps.child_process import run_in_child_process
 from palimpsa.sweeps.hydra_plugin import current_sweep, register_sweeper
 from palimpsa.sweeps.launchers import LAUNCHER_VARIABLE, worker_ends_with_sweep
-from palimpsa.sweeps.ledger import DIVERGED, FAILED, MISSING, RUNNING, Ledger
+from palimpsa.sweeps.ledger import MISSING, RUNNING, Ledger
 from palimpsa.sweeps.plan import CONFIG_NAME, plan_command_line
 from palimpsa.sweeps.sweep import Sweep
 from palimpsa.training.gpus import gpu_is_unusable

@@ -14,8 +14,8 @@ from palimpsa.config.errors import RunDirectoryError
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.schema import DIVERGED, FAILED, FINISHED
 
-# Beside those of a result.
-RUNNING, MISSING = "running", "missing"
+RUNNING = "running"
+MISSING = "missing"
 STATUSES = (FINISHED, RUNNING, FAILED, DIVERGED, MISSING)
 # The detail of a missing run that has a checkpoint.
 RESUMABLE = "to be continued"
@@ -126,8 +126,7 @@ def _survey_run(job: Job) -> Entry:
     if holder is not None:
         return Entry(job, RUNNING, holder)
     if result is not None:
-        error = " ".join(str(result["error"]).split())
-        return Entry(job, result["status"], error)
+        return Entry(job, result["status"], " ".join(str(result["error"]).split()))
     return Entry(job, MISSING, RESUMABLE if directory.checkpoint_file.exists() else "")
 
 

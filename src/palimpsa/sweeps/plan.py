@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig
 
 from palimpsa.config.compose import Composer, check_writable, composition, expand_sweep, parse_overrides
 from palimpsa.config.errors import ConfigError
-from palimpsa.config.schema import plain, typed
+from palimpsa.config.schema import TrainConfig, plain, typed
 from palimpsa.sweeps.hydra_plugin import SWEEPER_NAME
 from palimpsa.sweeps.launchers import check_launcher, runs_on_other_machines
 from palimpsa.sweeps.ledger import Job
@@ -49,7 +49,7 @@ def plan_command_line(overrides: Sequence[str], multirun: bool, config_dir: str 
             if override.is_sweep_override():
                 raise ConfigError(f"{override.input_line}: got several values, expected one; add -m to sweep over them")
         check_launcher(first)
-        _check_run(first, elsewhere=runs_on_other_machines(first))
+        _check_run(typed(first), elsewhere=runs_on_other_machines(first))
     return None
 
 
@@ -99,13 +99,13 @@ def _make_jobs(combinations: Sequence[Sequence[str]], *, elsewhere: bool) -> lis
     jobs: dict[Path, Job] = {}
     checked: set[str] = set()
     for combination in combinations:
-        cfg = composer.compose(combination)
+        config = typed(composer.compose(combination))
         if not checked.issuperset(combination):
             checked.update(combination)
-            _check_run(cfg, elsewhere=elsewhere)
+            _check_run(config, elsewhere=elsewhere)
         # Hydra's own keys are those of the whole sweep.
         own = tuple(text for text in combination if not text.lstrip("+~").startswith(("hydra.", "hydra/")))
-        job = Job(own, plain(typed(cfg)))
+        job = Job(own, plain(config))
         other = jobs.setdefault(job.directory, job)
         if other is not job:
             different = [text for text in own if text not in other.overrides] or own
@@ -147,6 +147,6 @@ def _compose_with_hydra(overrides: Sequence[str], multirun: bool) -> DictConfig:
     return cfg
 
 
-def _check_run(cfg: DictConfig, *, elsewhere: bool) -> None:
-    check_run(typed(cfg), elsewhere=elsewhere)
-    check_writable(cfg.results_dir, Path(cfg.run_dir))
+def _check_run(config: TrainConfig, *, elsewhere: bool) -> None:
+    check_run(config, elsewhere=elsewhere)
+    check_writable(config.results_dir, Path(config.run_dir))

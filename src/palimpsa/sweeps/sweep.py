@@ -11,7 +11,8 @@ from pathlib import Path
 from palimpsa.config.errors import RunDirectoryError
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.files import hold_lock
-from palimpsa.sweeps.ledger import FAILED, MISSING, Entry, Group, Job, Ledger, survey_runs
+from palimpsa.runs.schema import FAILED
+from palimpsa.sweeps.ledger import MISSING, Entry, Group, Job, Ledger, survey_runs
 
 # Runs jobs; why each of them failed, None where it did not.
 Launch = Callable[[Sequence[Job]], Sequence[str | None]]
