@@ -3,10 +3,10 @@
 import copy
 
 import pytest
+from omegaconf import OmegaConf
 
 from palimpsa.config.compose import compose_config
 from palimpsa.config.errors import ConfigError
-from palimpsa.config.schema import plain
 from palimpsa.mixers import Mixer
 from palimpsa.model.build import build_model, check_model
 
@@ -43,7 +43,7 @@ class SpecialisedMixer(Mixer):
     ],
 )
 def test_a_mistake_is_named(shipped, key, value, expected):
-    config = plain(shipped)
+    config = OmegaConf.to_container(shipped, resolve=True)
     check_model(config)
     changed = copy.deepcopy(config)
     (changed["mixer"] if key.startswith("mixer.") else changed)[key.removeprefix("mixer.")] = value
@@ -55,7 +55,7 @@ def test_a_mistake_is_named(shipped, key, value, expected):
 
 def test_a_mixer_of_ones_own_is_checked_like_those_that_are_shipped(shipped, monkeypatch):
     monkeypatch.setattr("palimpsa.mixers.SpecialisedMixer", SpecialisedMixer, raising=False)
-    config = plain(shipped) | {"mixer": {"_target_": "palimpsa.mixers.SpecialisedMixer"}}
+    config = OmegaConf.to_container(shipped, resolve=True) | {"mixer": {"_target_": "palimpsa.mixers.SpecialisedMixer"}}
     for arguments, expected in (
         ({}, "model.mixer.num_slots: missing, palimpsa.mixers.SpecialisedMixer needs it"),
         ({"num_slots": 2, "share": "half"}, "model.mixer.share: got 'half', expected float"),
