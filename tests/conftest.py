@@ -49,11 +49,9 @@ TINY_BENCHMARK = (
 # runs Triton's interpreter or a scheduler, draws many figures, or takes more than two seconds. Folders, files and
 # FILE::TEST (with all its parameters) below tests/. `make test` runs everything.
 SLOW = (
+    "analysis/draw",
+    "analysis/test_build.py",
     "analysis/test_committed.py",
-    "analysis/test_figures.py",
-    "analysis/test_illustrations.py",
-    "analysis/test_kernel_figures.py",
-    "analysis/test_sensitivity.py",
     "benchmark/test_config.py::test_what_is_imported_when",
     "benchmark/test_isolated.py",
     "benchmark/test_run.py::test_committed_rows_are_recognised",
@@ -64,23 +62,26 @@ SLOW = (
     "kernels/gpu",
     "kernels/test_chunked.py::test_gradcheck",
     "kernels/test_chunked.py::test_lower_precision_is_as_exact_as_the_reference",
-    "kernels/test_convolution.py",
+    "kernels/test_library.py",
     "kernels/test_ops.py",
-    "kernels/test_triton.py",
+    "kernels/test_package.py",
     "mixers/test_parity.py",
     "model/test_table.py",
     "sweeps/test_child_process.py",
     "sweeps/test_command.py",
     "sweeps/test_launchers.py::test_hydras_word_on_our_launchers_stays_unsaid",
     "sweeps/test_slurm.py",
+    "sweeps/test_plan.py",
     "sweeps/test_sweep.py",
     "test_architecture.py::test_transformers_imports_from_a_root_that_has_a_folder_named_kernels",
+    "test_makefile.py",
     "test_packaging.py",
     "test_readme.py",
     "training/test_crash.py",
     "training/test_loggers.py",
     "training/test_run.py",
-    "training/test_step.py",
+    "training/test_distributed.py",
+    "training/test_graphed_step.py",
 )
 
 

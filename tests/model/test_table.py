@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from palimpsa.config.compose import CONFIG_DIR, compose_config
+from palimpsa.config.schema import typed
 from palimpsa.kernels import palimpsa_reference
 from palimpsa.mixers import GLA, Attention, DeltaNet, GatedDeltaNet, PalimpsaD, SimpleGLA
 from palimpsa.model import table
@@ -63,7 +64,7 @@ def test_every_model_comes_in_every_size():
 @each_language_model
 def test_a_language_model_has_the_skeleton_and_size_that_its_name_says(name):
     whole = composed(f"model=lm/{name}")
-    check_run(whole)
+    check_run(typed(whole))
     own = whole.model
     built = build_without_memory(own)
     assert own.name == name

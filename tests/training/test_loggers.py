@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from palimpsa.config.errors import ConfigError
+from palimpsa.config.schema import typed
 from palimpsa.training import loggers
 from palimpsa.training.run import run
 
@@ -125,4 +126,4 @@ def test_the_probe_stays_below_three_percent_of_the_time(compose_config, tmp_pat
         f"results_dir={tmp_path}",
         "task.stages=[{seq_len:32,num_pairs:8,max_steps:80}]",
     )
-    assert 0 < run(cfg)["metrics"]["probe_time_share"] <= 0.03
+    assert 0 < run(typed(cfg))["metrics"]["probe_time_share"] <= 0.03
