@@ -73,7 +73,6 @@ SLOW = (
     "sweeps/test_slurm.py",
     "sweeps/test_plan.py",
     "sweeps/test_sweep.py",
-    "test_architecture.py::test_transformers_imports_from_a_root_that_has_a_folder_named_kernels",
     "test_makefile.py",
     "test_packaging.py",
     "test_readme.py",

@@ -15,9 +15,10 @@ from palimpsa.benchmark.training_config import Windows
 from palimpsa.config.schema import typed
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.progress import JobProgress
+from palimpsa.tasks.build import build_task
 from palimpsa.training.curriculum import Curriculum
 from palimpsa.training.memory_probe import MemoryProbe
-from palimpsa.training.run import TrainingRun, make_task
+from palimpsa.training.run import TrainingRun
 
 
 def measure_steps(cfg: Any, windows: Windows, folder: Path, progress: JobProgress) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def measure_steps(cfg: Any, windows: Windows, folder: Path, progress: JobProgres
         the cells of the row that the run measures: see `analysis.collect.benchmark_columns`.
     """
     config = typed(cfg)
-    task = make_task(config)
+    task = build_task(config.task, config.seed)
     timer = StepTimer(windows, profile=cfg.trainer.accelerator == "gpu")
     timer.start()
     TrainingRun(config, task, RunDirectory(folder), progress.update).fit([timer])

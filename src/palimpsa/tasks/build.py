@@ -6,18 +6,17 @@ from typing import Any
 
 from palimpsa.config.errors import ConfigError, nearest
 from palimpsa.tasks.mqar import MQARTask
-from palimpsa.tasks.task import Capture, Task
+from palimpsa.tasks.task import Task
 
 TASKS = {"mqar": MQARTask}
 
 
-def build_task(config: Any, seed: int, capture: Capture | None = None) -> Task[Any, Any]:
+def build_task(config: Any, seed: int) -> Task[Any, Any]:
     """The task of the `task` group of configs/train.yaml.
 
     Args:
         config: the group.
         seed: of the run's data, >= 0.
-        capture: makes evaluations cheaper to repeat; None: as they stand.
 
     Raises:
         ConfigError: for a kind that there is not, and what the task itself refuses.
@@ -26,4 +25,4 @@ def build_task(config: Any, seed: int, capture: Capture | None = None) -> Task[A
         raise ConfigError(
             f"task.kind: got {config.kind!r}, expected one of {', '.join(TASKS)}{nearest(str(config.kind), TASKS)}"
         )
-    return TASKS[config.kind](config, seed, capture)
+    return TASKS[config.kind](config, seed)

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from palimpsa.config.schema import MQARConfig
 from palimpsa.tasks.loss import cross_entropy
 from palimpsa.tasks.mqar_examples import NUM_AGE_SLICES, MQARBatch, mqar_examples
 from palimpsa.tasks.recall import RecallMeter
 from palimpsa.tasks.stages import MQARStage, stages_from_config
-from palimpsa.tasks.task import Capture, Loss, Metrics, Task
+from palimpsa.tasks.task import Loss, Metrics, Task
 
 
 class MQARTask(Task[MQARStage, MQARBatch]):
@@ -25,7 +26,6 @@ class MQARTask(Task[MQARStage, MQARBatch]):
     Args:
         config: the `task` group.
         seed: of the run's data, >= 0.
-        capture: makes evaluations cheaper to repeat; None: as they stand.
 
     Raises:
         ConfigError: see `stages_from_config`.
@@ -34,12 +34,11 @@ class MQARTask(Task[MQARStage, MQARBatch]):
     metric = "accuracy"
     capturable = True
 
-    def __init__(self, config: Any, seed: int, capture: Capture | None = None) -> None:
+    def __init__(self, config: MQARConfig, seed: int) -> None:
         self.stages = stages_from_config(config)
         self.seed = seed
         self.stop_accuracy = config.stop_accuracy
         self.num_examples = {"validation": config.num_validation, "test": config.num_test}
-        self._capture = capture
         # Of the model, stage and split that were last evaluated: it holds what was captured.
         self._meter: RecallMeter | None = None
 
@@ -71,7 +70,7 @@ class MQARTask(Task[MQARStage, MQARBatch]):
                 stage=stage.index,
                 batch_size=stage.batch_size,
                 device=device,
-                capture=self._capture,
+                capture=self.capture,
             )
         recall = meter(self.num_examples[split])
         by_age = {f"accuracy/age{i}": share for i, share in enumerate(recall.accuracy_by_age) if share is not None}

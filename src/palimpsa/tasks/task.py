@@ -69,6 +69,7 @@ class Task(ABC, Generic[StageT, BatchT]):
     Attributes:
         stages: in order.
         seed: of the run's data.
+        capture: makes evaluations cheaper to repeat; None: as they stand.
         metric: the one of `evaluate` that ends a stage and that figures show.
         capturable: whether `make_batch` and `loss` compute on the device alone, so that CUDA graphs can replay them.
     """
@@ -77,6 +78,7 @@ class Task(ABC, Generic[StageT, BatchT]):
     capturable: ClassVar[bool] = False
     stages: Sequence[StageT]
     seed: int
+    capture: Capture | None = None
 
     @abstractmethod
     def train_examples(self, stage: StageT, step: int, device: torch.device) -> Tensor:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from palimpsa.config.checks import check_config
 from palimpsa.config.schema import TrainConfig
 
+if TYPE_CHECKING:
+    from palimpsa.tasks.task import Task
 
-def check_run(config: TrainConfig, *, elsewhere: bool = False) -> None:
-    """Checks a config before any work.
+
+def check_run(config: TrainConfig, *, elsewhere: bool = False) -> Task[Any, Any]:
+    """Checks a config before any work; returns the task that it asks for.
 
     Args:
         config: configs/train.yaml, composed, as `typed` makes it.
@@ -21,9 +25,12 @@ def check_run(config: TrainConfig, *, elsewhere: bool = False) -> None:
     # Here and not above: torch.
     from palimpsa.model.build import check_model
     from palimpsa.tasks.build import build_task
+    from palimpsa.training.distributed import check_ranks
     from palimpsa.training.gpus import check_device
 
     check_config(config)
     check_model(asdict(config.model))
-    build_task(config.task, config.seed)
+    task = build_task(config.task, config.seed)
+    check_ranks(task, uses_graphs=config.trainer.cuda_graphs)
     check_device(config, elsewhere=elsewhere)
+    return task

@@ -23,13 +23,12 @@ from palimpsa.runs.identity import config_hash
 from palimpsa.runs.progress import JobProgress
 from palimpsa.runs.result import run_result, status_of
 from palimpsa.runs.schema import FINISHED
-from palimpsa.tasks.build import build_task
 from palimpsa.tasks.task import Task
 from palimpsa.training.checkpoint import AtomicCheckpointIO, quiet_lightning
 from palimpsa.training.compiled import compile_blocks
 from palimpsa.training.cuda_graph import Replay
 from palimpsa.training.curriculum import Curriculum, Report, ignore
-from palimpsa.training.distributed import check_ranks, is_first_rank, trainer_options
+from palimpsa.training.distributed import is_first_rank, trainer_options
 from palimpsa.training.gpus import record_gpu_failure
 from palimpsa.training.graphed_step import GraphedTrainingModule
 from palimpsa.training.history import History, StepLog
@@ -54,8 +53,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         ConfigError: for a config that cannot be run.
         RunDirectoryError: where the run's directory holds another config or a damaged file.
     """
-    check_run(config)
-    task = make_task(config)
+    task = check_run(config)
     directory, stored = RunDirectory(config.run_dir), plain(config)
     progress = JobProgress.from_environment(run_name(config), task.max_steps)
     if not is_first_rank():
@@ -77,17 +75,6 @@ def run(config: TrainConfig) -> dict[str, Any]:
     headlines = filter(None, map(task.headline, result["stages"]))
     progress.finish("finished", f"{', '.join(headlines)} ({result['provenance']['wall_time_s']:.0f} s)")
     return result
-
-
-def make_task(config: TrainConfig) -> Task[Any, Any]:
-    """What a run trains on, evaluated by CUDA graphs where the trainer has them.
-
-    Raises:
-        ConfigError: see `build_task` and `check_ranks`.
-    """
-    task = build_task(config.task, config.seed, Replay if config.trainer.cuda_graphs else None)
-    check_ranks(task, uses_graphs=config.trainer.cuda_graphs)
-    return task
 
 
 def run_name(config: TrainConfig) -> str:
@@ -143,6 +130,8 @@ class TrainingRun:
     ) -> None:
         self.config = config
         self.task = task
+        if config.trainer.cuda_graphs:
+            task.capture = Replay
         self.directory = directory
         self.history = History()
         self.step_log = StepLog(self.history)
