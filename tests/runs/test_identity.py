@@ -22,6 +22,7 @@ from palimpsa.runs.identity import (
     protocol,
     protocol_hash,
     upgraded,
+    with_key_expansion,
 )
 from palimpsa.runs.schema import DIVERGED
 
@@ -269,3 +270,39 @@ def test_a_config_that_is_damaged_stays_what_it_is():
     ):
         assert isinstance(upgraded(config), dict)
         identity(upgraded(config))
+
+
+def test_a_whole_number_is_one_value_however_it_is_written(committed):
+    config, expected, _ = committed[0]
+    one, other = copy.deepcopy(config), copy.deepcopy(config)
+    one["model"]["mixer"] |= {"importance_prior": 10, "step_size_limit": [0, 1]}
+    other["model"]["mixer"] |= {"importance_prior": 10.0, "step_size_limit": [-0.0, 1.0]}
+    assert config_hash(one) == config_hash(other) != expected
+
+
+def test_the_defaults_of_somebodys_own_mixer_are_not_ours(committed):
+    """Its `conv_width` may start elsewhere than where ours do: spelled out it is another run."""
+    config = copy.deepcopy(committed[0][0])
+    config["model"]["mixer"] |= {"_target_": "mine.Mixer", "conv_width": 4}
+    other = copy.deepcopy(config)
+    del other["model"]["mixer"]["conv_width"]
+    assert config_hash(config) != config_hash(other)
+
+
+def test_graphs_change_no_identity_and_kinds_of_tasks_do(committed):
+    config, expected, _ = committed[0]
+    graphed, kind = copy.deepcopy(config), copy.deepcopy(config)
+    graphed["trainer"]["cuda_graphs"] = not config["trainer"]["cuda_graphs"]
+    kind["task"]["kind"] = "text"
+    assert config_hash(graphed) == expected != config_hash(kind)
+
+
+def test_an_old_checkpoint_of_a_wide_model_is_that_of_todays():
+    today = compose_committed("mqar", "mqar_curriculum", "laptop", "palimpsa_d_nometa_wide")["model"]
+    old = copy.deepcopy(today)
+    del old["mixer"]["key_expansion"]
+    old["mixer"]["head_k_dim"] *= 2
+    assert with_key_expansion(old, today)["mixer"]["head_k_dim"] == today["mixer"]["head_k_dim"]
+    assert differences({"model": with_key_expansion(old, today)}, {"model": today}) == []
+    old["mixer"]["head_k_dim"] += 1
+    assert differences({"model": with_key_expansion(old, today)}, {"model": today}) != []

@@ -302,3 +302,8 @@ def test_every_scale_selects_on_some_of_its_seeds_which_changes_no_run(scale):
     assert set(selection.split(",")) < set(seeds.split(","))
     assert config_hash(plain(typed(cfg))) == config_hash(plain(typed(other)))
     assert protocol_hash(plain(typed(cfg))) == protocol_hash(plain(typed(other)))
+
+
+def test_several_experiments_are_not_one_sweep(tmp_path):
+    with pytest.raises(ConfigError, match=r"^\+experiment=figure2,mqar_scratch: got several values, expected one"):
+        plan_command_line(["+experiment=figure2,mqar_scratch", f"results_dir={tmp_path}"], multirun=True)

@@ -45,7 +45,9 @@ def test_two_processes_train_as_one(tiny_config, tiny_overrides, tmp_path):
 
     alone = tiny_config("seed=2")
     run(alone)
-    done = torchrun(*tiny_overrides, f"results_dir={tmp_path}/shared", "seed=2")
+    # Its last checkpoint stands between two rows of the curves.
+    shared = (*tiny_overrides, f"results_dir={tmp_path}/shared", "seed=2", "trainer.checkpoint_every=18")
+    done = torchrun(*shared)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(": finished, ") == 1
     directory = tmp_path / "shared" / Path(alone.run_dir).relative_to(tmp_path)
@@ -56,8 +58,14 @@ def test_two_processes_train_as_one(tiny_config, tiny_overrides, tmp_path):
     results = [json.loads((folder / "result.json").read_text()) for folder in (Path(alone.run_dir), directory)]
     assert results[0]["config_hash"] == results[1]["config_hash"]
     assert [stage["steps"] for stage in results[0]["stages"]] == [stage["steps"] for stage in results[1]["stages"]]
+    # Resumed from its last checkpoint it has the same curves.
+    (directory / "result.json").unlink()
+    resumed = torchrun(*shared)
+    assert resumed.returncode == 0, resumed.stderr
+    after = pd.read_csv(directory / "history.csv").drop(columns=TIMES)
+    pd.testing.assert_frame_equal(one, after, rtol=1e-6, atol=0)
     # Again: what is finished is not trained again, by any of them.
-    again = torchrun(*tiny_overrides, f"results_dir={tmp_path}/shared", "seed=2")
+    again = torchrun(*shared)
     assert again.returncode == 0, again.stderr
     assert "skipped, finished earlier" in again.stderr
 
@@ -87,6 +95,8 @@ def test_a_step_that_does_not_divide_is_refused(tiny_config, two_ranks):
         check_ranks(build_task(epochs.task, 1), uses_graphs=False)
     with pytest.raises(ConfigError, match=r"trainer\.cuda_graphs: got true with 2 processes, expected false"):
         check_ranks(build_task(tiny_config().task, 1), uses_graphs=True)
+    with pytest.raises(ConfigError, match=r"trainer\.gpus: got \[2\] with 2 processes, expected null"):
+        check_ranks(build_task(tiny_config().task, 1), uses_graphs=False, gpus=[2])
 
 
 def test_a_sweep_under_torchrun_is_refused(two_ranks, tmp_path):

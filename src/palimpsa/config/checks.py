@@ -51,8 +51,11 @@ def _check_agreement(config: TrainConfig) -> None:
         raise ConfigError(
             f"variant: got {config.variant!r}, expected letters, digits, '_', '-' and '.' (a directory's name)"
         )
-    if not config.results_dir:
-        raise ConfigError("results_dir: got an empty string, expected a directory")
+    for name in ("results_dir", "run_dir"):
+        if not getattr(config, name):
+            raise ConfigError(f"{name}: got an empty string, expected a directory")
+    if config.logger.name == "wandb" and config.logger.mode is None:
+        raise ConfigError("logger.mode: got null, expected one of offline, online, disabled with logger=wandb")
     if config.model.vocab_size < config.task.vocab_size:
         raise ConfigError(
             f"model.vocab_size: got {config.model.vocab_size}, expected at least task.vocab_size = "

@@ -37,5 +37,7 @@ def unknown_key(path: str, known: Iterable[str]) -> str:
     for old, new in MOVED_KEYS.items():
         if path == old or path.startswith(f"{old}."):
             return f"{path}: unknown key, it is {new}{path.removeprefix(old)} now"
+        if old.startswith(f"{path}."):
+            return f"{path}: unknown key, what was below it is below {new.rpartition('.')[0]} now"
     known = [str(name) for name in known]
     return f"{path}: unknown key, expected one of {', '.join(known)}{nearest(path.rpartition('.')[2], known)}"

@@ -85,7 +85,7 @@ class SweepAxes:
 class TaskConfig:
     """What every task has."""
 
-    kind: str = key(MISSING, neutral="mqar")  # of TASK_SCHEMAS
+    kind: str = key("mqar")  # of TASK_SCHEMAS; neutral for all of them: runs of the first kind came before the key
     name: str = MISSING
     directory: str = key(swept=True)  # below results/runs
     vocab_size: int = MISSING
@@ -111,7 +111,6 @@ class StageConfig:
 class MQARConfig(TaskConfig):
     """MQAR by either protocol: `stages`, or seq_len with num_train_examples and num_epochs."""
 
-    kind: str = key("mqar")
     power: float = key(above=0)  # a of the slots' law p(i) ~ i^(a-1)
     stop_accuracy: float = key(above=0)  # a stage ends at this validation accuracy, a fraction; above 1: never
     num_validation: int = key(above=0, unit="examples")
@@ -130,7 +129,7 @@ TASK_SCHEMAS: dict[str, type] = {"mqar": MQARConfig}
 class OptimizerConfig:
     """AdamW."""
 
-    name: str = key("adamw")
+    name: str = key("adamw", choices=("adamw",))
     lr: float = key(above=0, swept=True)  # peak learning rate
     weight_decay: float = key(minimum=0)
     beta1: float = key(minimum=0, below=1)
@@ -155,7 +154,8 @@ class TrainerConfig:
     num_probe: int = key(above=0, unit="examples")
     checkpoint_every: int = key(above=0, unit="optimiser steps", changes_numbers=False)
     compile: bool = key(False)  # blocks by torch.compile: faster on a GPU, other rounding
-    cuda_graphs: bool = key(False)  # steps and validations captured and replayed; on a GPU alone
+    # Steps and validations captured and replayed, to the same bits; on one GPU alone.
+    cuda_graphs: bool = key(False, changes_numbers=False)
     progress_bar: bool = key(True, changes_numbers=False)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from palimpsa.config.errors import RunDirectoryError
 from palimpsa.runs.files import LockHeldError, hold_lock, lock_holder, write_atomic
-from palimpsa.runs.identity import differences, upgraded
+from palimpsa.runs.identity import differences, upgraded, with_key_expansion
 from palimpsa.runs.result import read_json_object, read_result
 from palimpsa.runs.schema import FINISHED, ResultError
 
@@ -119,7 +119,7 @@ class RunDirectory:
             return None
         try:
             content = torch.load(path, weights_only=True, map_location="cpu")
-            stored = {"model": content.get(MODEL_CONFIG_KEY, {})}
+            stored = {"model": with_key_expansion(content.get(MODEL_CONFIG_KEY, {}), config["model"])}
             changes = _config_changes(stored, {"model": config["model"]}) if stored["model"] else []
             changes += _weight_changes(content["state_dict"], weights)
         except Exception as error:

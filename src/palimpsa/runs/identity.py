@@ -16,6 +16,9 @@ from palimpsa.config.keys import NO_RULE, KeyRule, group_schema, rules, type_hin
 from palimpsa.config.moved import MOVED_KEYS
 from palimpsa.config.schema import TrainConfig
 
+# Of the classes that MIXER_DEFAULTS speaks of.
+OWN_MIXERS = "palimpsa.mixers."
+
 
 @dataclass(frozen=True)
 class _Entry:
@@ -95,6 +98,17 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     return new
 
 
+def with_key_expansion(stored: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """The `model` config of an older tree's checkpoint, a doubled head_k_dim as the key_expansion that `model` has."""
+    new = copy.deepcopy(dict(stored))
+    old_mixer, mixer = new.get("mixer"), model["mixer"]
+    if isinstance(old_mixer, dict) and "key_expansion" not in old_mixer and "key_expansion" in mixer:
+        factor, width = mixer["key_expansion"], old_mixer.get("head_k_dim")
+        if factor != 1 and width == factor * mixer["head_k_dim"]:
+            old_mixer |= {"key_expansion": factor, "head_k_dim": mixer["head_k_dim"]}
+    return new
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}; lists stay values."""
     flat: dict[str, Any] = {}
@@ -107,7 +121,16 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _digits(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(_canonical(values), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _canonical(value: Any) -> Any:
+    """With whole numbers as integers: 10 and 10.0 are one value, as are 0.0 and -0.0."""
+    if isinstance(value, Mapping):
+        return {name: _canonical(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _entries(
@@ -121,6 +144,9 @@ def _entries(
         rule = _inherit(rule, group)
         key = f"{prefix}{name}"
         if isinstance(value, Mapping):
+            if "_target_" in value and not str(value["_target_"]).startswith(OWN_MIXERS):
+                # Somebody's own class, whose defaults nobody here knows.
+                rule = replace(rule, neutral_entries={})
             yield from _entries(value, group_schema(rule, hints.get(name), value), rule, f"{key}.")
         elif not rule.is_neutral(value):
             yield _Entry(key, _reduced(value, rule), rule.changes_numbers, rule.swept)

@@ -116,8 +116,8 @@ def _stage_row(stage: Block) -> dict[str, Any]:
     by_age = stage.get("test_accuracy_by_age", "accuracies", optional=True)
     return {
         "stage": stage.get("stage", "count"),
-        "seq_len": stage.get("seq_len", "count"),
-        "num_pairs": stage.get("num_pairs", "count"),
+        "seq_len": stage.get("seq_len", "count", optional=True),
+        "num_pairs": stage.get("num_pairs", "count", optional=True),
         "steps": stage.get("steps", "count"),
         "ended_by": stage.get("ended_by", "text", optional=True),
         "plateau_exit_step": stage.get("plateau_exit_step", "count", optional=True),

@@ -77,6 +77,8 @@ def _plan_sweep(first: DictConfig, overrides: Sequence[str]) -> Sweep:
 def _combinations(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each run, at least one."""
     for override in parse_overrides(overrides):
+        if override.is_sweep_override() and override.key_or_group in ("experiment", "sweep"):
+            raise ConfigError(f"{override.input_line}: got several values, expected one; a command is one sweep")
         if override.is_sweep_override() and override.is_hydra_override():
             key, values = override.get_key_element(), override.get_value_string()
             raise ConfigError(f"{key}: got {values}, expected one value of Hydra's own keys; in quotes: \"'{values}'\"")

@@ -1,4 +1,4 @@
-"""From a `task` config to the task. A new task is one class and one line here."""
+"""From a `task` config to the task. A new kind is a class and a line here, and its keys in `config.schema`."""
 
 from __future__ import annotations
 

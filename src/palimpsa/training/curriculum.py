@@ -90,7 +90,9 @@ class Curriculum(L.Callback):
 
     def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> Metrics:
         with trainer.precision_plugin.forward_context():
-            return self.task.evaluate(network(pl_module), split, self.stage, pl_module.device)
+            metrics = self.task.evaluate(network(pl_module), split, self.stage, pl_module.device)
+        # Processes whose kernels round otherwise must not end a stage at different steps.
+        return trainer.strategy.broadcast(metrics)
 
     def _validate(self, trainer: L.Trainer, pl_module: L.LightningModule, at_cap: bool) -> None:
         validation = self._evaluate(trainer, pl_module, "validation")

@@ -27,14 +27,27 @@ def is_first_rank() -> bool:
     return not is_distributed() or int(os.environ["RANK"]) == 0
 
 
-def check_ranks(task: Task[Any, Any], uses_graphs: bool) -> None:
-    """Checks that a run can be shared by `num_ranks` processes.
+def check_ranks(task: Task[Any, Any], *, uses_graphs: bool, gpus: Sequence[int] | None = None) -> None:
+    """Checks that a run's steps can be captured and shared as its config asks.
+
+    Args:
+        task: what the run trains on.
+        uses_graphs: trainer.cuda_graphs.
+        gpus: trainer.gpus.
 
     Raises:
-        ConfigError: where a step's examples do not divide evenly, or where CUDA graphs are asked for.
+        ConfigError: where a step's examples do not divide evenly between `num_ranks` processes, where they are to
+            choose GPUs, and where CUDA graphs are asked for with several of them, or of a task that has none.
     """
+    if uses_graphs and not task.capturable:
+        raise ConfigError("trainer.cuda_graphs: got true, expected false with a task whose batches need the host")
     if num_ranks() == 1:
         return
+    if gpus is not None:
+        raise ConfigError(
+            f"trainer.gpus: got {list(gpus)} with {num_ranks()} processes, expected null; CUDA_VISIBLE_DEVICES says "
+            "which GPUs torchrun's processes take"
+        )
     if uses_graphs:
         raise ConfigError(
             f"trainer.cuda_graphs: got true with {num_ranks()} processes, expected false: a graph is one GPU's"

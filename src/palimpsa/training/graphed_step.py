@@ -40,9 +40,8 @@ class GraphedTrainingModule(TrainingModule):
             self._stage, self._batches = stage, PrefetchedBatches(self.task, stage, self.device)
             self._replay = Replay(lambda: self._loss_and_gradients(self._batch))
         batch = self._batches.take(step)
-        is_whole = len(batch[0]) == stage.batch_size
-        if not is_whole:
-            with compiled_code_if(is_whole):
+        if len(batch[0]) < stage.batch_size:
+            with compiled_code_if(False):
                 return run_aside(lambda: self.compute_gradients(batch))
         if self._batch is None:
             # Of the same class, whose fields the task may name.

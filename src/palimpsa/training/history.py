@@ -97,7 +97,13 @@ class StepLog:
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        return {"loss_sum": torch.as_tensor(self._loss_sum).cpu(), "loss_count": self._num_losses}
+        loss_sum = torch.as_tensor(self._loss_sum)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Every process saves: what one of them resumes with must be the mean over all, whoever it was.
+            loss_sum = loss_sum.clone()
+            torch.distributed.all_reduce(loss_sum)
+            loss_sum /= torch.distributed.get_world_size()
+        return {"loss_sum": loss_sum.cpu(), "loss_count": self._num_losses}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._num_losses = state_dict["loss_count"]

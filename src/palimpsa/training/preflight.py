@@ -31,6 +31,6 @@ def check_run(config: TrainConfig, *, elsewhere: bool = False) -> Task[Any, Any]
     check_config(config)
     check_model(asdict(config.model))
     task = build_task(config.task, config.seed)
-    check_ranks(task, uses_graphs=config.trainer.cuda_graphs)
+    check_ranks(task, uses_graphs=config.trainer.cuda_graphs, gpus=config.trainer.gpus)
     check_device(config, elsewhere=elsewhere)
     return task
