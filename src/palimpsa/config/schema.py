@@ -60,13 +60,13 @@ class ModelConfig:
 
     name: str = MISSING
     label: str = key(changes_numbers=False)  # as figures and tables call it
-    vocab_size: int = MISSING
-    d_model: int = MISSING
-    num_layers: int = MISSING
+    vocab_size: int = key(minimum=1)
+    d_model: int = key(minimum=1)
+    num_layers: int = key(minimum=1)
     norm: str = MISSING
     norm_eps: float = key(above=0)
     channel_mixer: str = MISSING
-    channel_width: int | None = key(None)
+    channel_width: int | None = key(None, minimum=1)
     init_std: float | None = key(None, above=0)  # null: d_model^-1/2
     mixer: dict[str, Any] = key(neutral_entries=MIXER_DEFAULTS)  # _target_ and its arguments
 
@@ -88,7 +88,7 @@ class TaskConfig:
     kind: str = key("mqar")  # of TASK_SCHEMAS; neutral for all of them: runs of the first kind came before the key
     name: str = MISSING
     directory: str = key(swept=True)  # below results/runs
-    vocab_size: int = MISSING
+    vocab_size: int = key(minimum=1)
     tokens_per_step: int = key(above=0, unit="tokens")
     # optimizer.warmup_steps takes its value from here.
     warmup_steps: int = key(minimum=0, unit="optimiser steps", changes_numbers=False)
@@ -101,8 +101,8 @@ class TaskConfig:
 class StageConfig:
     """One stage of an MQAR curriculum."""
 
-    seq_len: int = key(unit="tokens")
-    num_pairs: int = MISSING  # <= seq_len / 4
+    seq_len: int = key(minimum=1, unit="tokens")
+    num_pairs: int = key(minimum=1)  # <= seq_len / 4
     max_steps: int = key(minimum=1, unit="optimiser steps")  # the cap
     in_figure: bool = key(True)  # False: a warm-up stage, not tested
 
@@ -117,9 +117,9 @@ class MQARConfig(TaskConfig):
     num_test: int = key(above=0, unit="examples")
     # A list of StageConfig, checked by `typed`: Hydra would name a mistake in one of its items by a path of its own.
     stages: Any = key(None, items=StageConfig)
-    seq_len: int | None = key(None, unit="tokens", swept=True)
-    num_train_examples: int | None = key(None)
-    num_epochs: int | None = key(None)
+    seq_len: int | None = key(None, minimum=1, unit="tokens", swept=True)
+    num_train_examples: int | None = key(None, minimum=1)
+    num_epochs: int | None = key(None, minimum=1)
 
 
 TASK_SCHEMAS: dict[str, type] = {"mqar": MQARConfig}
