@@ -101,7 +101,7 @@ def test_a_diverged_run_is_an_end_and_is_not_tried_again(train, tiny_overrides, 
     first = train(*sweep)
     assert first.code == 0, first.err
     assert first.err.endswith(last)
-    assert "mamba2 lr 1e+30 seed 1: failed, FloatingPointError: " in first.out
+    assert "mamba2 lr 1e+30 seed 1: diverged, FloatingPointError: " in first.out
     second = train(*sweep)
     assert second.code == 0
     assert second.err.startswith("diverged: mamba2 lr 1e+30 seed 1: FloatingPointError: ")

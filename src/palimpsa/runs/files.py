@@ -16,12 +16,14 @@ from typing import IO
 LOCK_TRIES = 20
 
 
-def write_atomic(path: Path, content: str | bytes | memoryview) -> Path:
+def write_atomic(path: Path, content: str | bytes | memoryview, *, partial: Path | None = None) -> Path:
     """Writes a file whole or not at all: a crash or a full disk leaves the old one.
 
     Args:
         path: parent folders are made.
         content: text as UTF-8, line ends as they are, or bytes.
+        partial: where it is written first, for a path that has one writer at most: what a kill leaves there the next
+            one overwrites. None: a file that no two writers share.
 
     Returns:
         `path`.
@@ -29,18 +31,26 @@ def write_atomic(path: Path, content: str | bytes | memoryview) -> Path:
     Raises:
         OSError: where the place cannot be written.
     """
-    (written,) = write_all_atomic({path: content})
+    (written,) = write_all_atomic({path: content}, {} if partial is None else {path: partial})
     return written
 
 
-def write_all_atomic(contents: Mapping[Path, str | bytes | memoryview]) -> list[Path]:
+def write_all_atomic(
+    contents: Mapping[Path, str | bytes | memoryview], partial: Mapping[Path, Path] | None = None
+) -> list[Path]:
     """Writes several files that belong together, as `write_atomic`; returns their paths.
 
     All are written beside their places, and are on the disk, before the first takes its own: where there is no room for
     one of them, each is what it was before.
+
+    Args:
+        contents: by path, as `write_atomic` takes them.
+        partial: by path, where they are written first: see there.
     """
     # No two writers share a temporary file, also not those of two machines.
-    temporary = {path: path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp") for path in contents}
+    temporary = {path: path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp") for path in contents} | dict(
+        partial or {}
+    )
     try:
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from palimpsa.runs.schema import DIVERGED, FAILED
+
 DIRECTORY_VARIABLE = "PALIMPSA_PROGRESS_DIR"
 REFRESH_S = 0.5
 
@@ -51,7 +53,7 @@ class JobProgress:
         self._write("running", step, note)
 
     def finish(self, status: str, note: str) -> None:
-        """Tells how it ended: "finished", "failed" or "skipped"."""
+        """Tells how it ended: "skipped", or a status of `runs.schema`."""
         self._write(status, self.total, note)
         if self.alone:
             Console(stderr=True).print(f"{self.name}: {status}, {note}", markup=False, highlight=False, soft_wrap=True)
@@ -141,7 +143,7 @@ class SweepProgress:
                         continue
                     ended.add(name)
                     self.num_ended += 1
-                    if job["status"] == "failed":
+                    if job["status"] in (FAILED, DIVERGED):
                         self.failures.append(f"{job['name']}: {job['note']}")
                     if name in bars:
                         progress.remove_task(bars.pop(name))

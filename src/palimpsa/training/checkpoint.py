@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
-import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+
+from palimpsa.runs.files import write_atomic
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place, then moves it there: a kill in between leaves the previous one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        partial = f"{path}.partial"
-        try:
-            # Not by Lightning, which writes the file to /tmp first: two disks can be full then.
-            os.makedirs(os.path.dirname(partial), exist_ok=True)
-            content = io.BytesIO()
-            torch.save(checkpoint, content)
-            with open(partial, "wb") as file:
-                # At once: where a write fails, torch's archive would say that its end is missing.
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            # A full disk would have no room for the news either.
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
-            raise
+        content = io.BytesIO()
+        # Not to the file: where a write fails, torch's archive would say that its end is missing. And not by
+        # Lightning, which writes it to /tmp first: two disks can be full then.
+        torch.save(checkpoint, content)
+        write_atomic(Path(path), content.getbuffer(), partial=Path(f"{path}.partial"))
 
 
 def quiet_lightning() -> None:

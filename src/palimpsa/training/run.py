@@ -70,7 +70,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     except Exception as error:
         if config.trainer.accelerator == "gpu":
             record_gpu_failure(error)
-        progress.finish("failed", f"{type(error).__name__}: {error}")
+        progress.finish(status_of(error), f"{type(error).__name__}: {error}")
         raise
     headlines = filter(None, map(task.headline, result["stages"]))
     progress.finish("finished", f"{', '.join(headlines)} ({result['provenance']['wall_time_s']:.0f} s)")
