@@ -89,8 +89,6 @@ def test_committed_rows_are_of_every_model_at_every_length_of_the_figure():
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
         models = {path.stem for path in (CONFIG_DIR / "model").glob("*.yaml")}
-        # Not timed yet since all models share one plumbing: docs/LOG.md, 2026-11-29.
-        models -= {"simple_gla"} if path.stem == "steps_nvidia-h200" else set()
         expected = {(model, length) for model in models for length in ("128", "256", "512", "1024")}
         assert {(row["model"], row["seq_len"]) for row in rows} == expected
         assert {row["tokens_per_step"] for row in rows} == {"65536"}
