@@ -95,8 +95,21 @@ MISTAKES = {
     "model.mixer.importance_prior=inf": ("model.mixer.importance_prior: got inf",),
     "seed=12345678901234567890123": ("seed: got 12345678901234567890123, expected at most",),
     "variant=_a/b": ("variant: got '_a/b'",),
+    f"variant={'a' * 120}": ("variant: got 'aaa", "120 bytes at most"),
+    # What becomes a part of a directory leads to no other one.
+    "model.name=../../x": ("model.name: got '../../x', expected a name for files",),
+    "task.name=a/b": ("task.name: got 'a/b'",),
+    "task.directory=../../up": ("task.directory: got '../../up'",),
+    "scale.name=..": ("scale.name: got '..'",),
+    "scale.name=.hidden": ("scale.name: got '.hidden'",),
+    f"task.directory={'a' * 300}": ("task.directory: got 'aaa",),
+    "model.name=''": ("model.name: got ''",),
+    "scale.name='a\0b'": ("scale.name: got 'a\\x00b'",),
     "seed=1,2": ("seed=1,2: got several values", "-m"),
-    "model=[": ("model=[",),
+    "model=[": ("model=[: cannot be read", "needs quotes"),
+    "variant=ü": ("variant=ü: cannot be read", "\"variant='ü'\""),
+    "logger.group=a;b": ("\"logger.group='a;b'\"",),
+    "logger.group=it's": (r"logger.group='it\'s'",),
     "scale=h200 trainer=gpu": ("scale=h200: needs an NVIDIA GPU",),
     "scale=paper": ("scale=paper: needs an NVIDIA GPU",),
     "trainer=gpu": ("trainer=gpu: needs an NVIDIA GPU",),
@@ -114,6 +127,40 @@ def test_a_mistake_is_one_line_that_names_its_key(command_line, tmp_path, monkey
     for part in MISTAKES[command_line]:
         assert part in message
     assert not (tmp_path / "results" / "runs").exists()
+
+
+@pytest.mark.parametrize("key", ["results_dir", "run_dir"])
+@pytest.mark.parametrize("kind", ["NUL", "long", "long path", "file", "dangling link"])
+def test_a_directory_that_cannot_be_is_one_line(tmp_path, key, kind):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "gone" / "away")
+    path = (
+        tmp_path
+        / {
+            "NUL": "a\0b",
+            "long": f"new/{'a' * 300}/b",
+            "long path": "/".join(["ab"] * 1_500),
+            "file": "file/below",
+            "dangling link": "link/below",
+        }[kind]
+    )
+    with pytest.raises(ConfigError, match=r"^(results_dir|run_dir): got .*expected a directory") as caught:
+        plan_command_line([f"results_dir={tmp_path}", f"{key}='{path}'"], multirun=False)
+    assert "\n" not in str(caught.value)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_a_directory_that_may_not_be_entered_is_one_line(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(ConfigError, match=r"^results_dir: got .*expected a directory that can be written .*Permission"):
+        plan_command_line([f"results_dir={tmp_path}/new"], multirun=False)
+
+
+def test_a_path_of_any_language_is_taken_in_quotes(tmp_path):
+    assert plan_command_line([f"results_dir='{tmp_path}/a ü, 日本'"], multirun=False) is None
 
 
 def test_a_sweep_over_nothing_is_named(tmp_path):

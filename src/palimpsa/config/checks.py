@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Any
 
 from palimpsa.config.errors import ConfigError
-from palimpsa.config.keys import rules
+from palimpsa.config.keys import MAX_NAME, is_file_name, rules
 from palimpsa.config.schema import TrainConfig
 
 
@@ -47,13 +46,16 @@ def _check_agreement(config: TrainConfig) -> None:
         raise ConfigError(
             f"trainer.cuda_graphs: got true, expected false with trainer.accelerator={trainer.accelerator}"
         )
-    if not re.fullmatch(r"[\w.-]*", config.variant):
+    if not is_file_name(f"{config.model.name}{config.variant}"):
         raise ConfigError(
-            f"variant: got {config.variant!r}, expected letters, digits, '_', '-' and '.' (a directory's name)"
+            f"variant: got {config.variant!r}, expected letters, digits, '_', '-', '+' and '.', and with model.name "
+            f"{MAX_NAME} bytes at most (a directory's name)"
         )
     for name in ("results_dir", "run_dir"):
-        if not getattr(config, name):
-            raise ConfigError(f"{name}: got an empty string, expected a directory")
+        path = getattr(config, name)
+        if not path or "\0" in path:
+            found = repr(path) if path else "an empty string"
+            raise ConfigError(f"{name}: got {found}, expected a directory")
     if config.logger.name == "wandb" and config.logger.mode is None:
         raise ConfigError("logger.mode: got null, expected one of offline, online, disabled with logger=wandb")
     if config.model.vocab_size < config.task.vocab_size:
