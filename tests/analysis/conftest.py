@@ -97,10 +97,11 @@ def make_result(
             "seed": seed,
             "variant": "",
             "run_dir": f"results/runs/{model}/{lr}/{seed}",
-            "model": {"name": model, "mixer": {"num_heads": 2}},
+            "model": {"name": model, "label": LABELS.get(model, model), "mixer": {"num_heads": 2}},
             "optimizer": {"lr": lr, "beta1": 0.9},
             "scale": {"name": scale, "seeds": "1,2,3", "learning_rates": f"{lr}"},
             "task": {
+                "name": task,
                 "vocab_size": 128,
                 "seq_len": lengths[0] if scratch else None,
                 "directory": f"{task}_L{lengths[0]}" if scratch else task,

@@ -24,6 +24,7 @@ from palimpsa.runs.identity import (
     upgraded,
     with_key_expansion,
 )
+from palimpsa.runs.result import run_of
 from palimpsa.runs.schema import DIVERGED
 
 RESULTS = CONFIG_DIR.parent / "results"
@@ -252,11 +253,12 @@ def test_an_old_trees_run_directory_is_recognised(with_config, config, tmp_path)
         directory.config_file.write_text(json.dumps(old))
         assert directory.inspect(config) is None
     error = "FloatingPointError: the loss is nan"
-    result = {"format": 1, "status": "failed", "error": error, "config": old, "config_hash": "0" * 16}
+    result = {"format": 1, "status": "failed", "error": error, "run": run_of(config), "stages": [], "config": old}
+    result |= {"config_hash": "0" * 16, "provenance": {"versions": {}}}
     directory.result_file.write_text(json.dumps(result))
     found = directory.inspect(config)
     assert found is not None
-    assert (found["format"], found["status"], found["config_hash"]) == (2, DIVERGED, config_hash(config))
+    assert (found["format"], found["status"], found["config_hash"]) == (3, DIVERGED, config_hash(config))
     with pytest.raises(RunDirectoryError, match=r"holds a run of another config \(seed: stored 1, now 2\)"):
         directory.inspect(other)
 

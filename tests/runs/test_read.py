@@ -18,6 +18,7 @@ from palimpsa.runs.read import (
     read_run_dir,
     read_runs_csv,
 )
+from palimpsa.runs.result import HistoryFacts
 from palimpsa.runs.schema import RUN_COLUMNS, ResultError
 
 
@@ -58,9 +59,11 @@ def test_a_run_that_diverged_says_so_in_whatever_format_it_was_written(add_run):
     result["error"] = "FloatingPointError: the loss is nan"
     path.write_text(json.dumps(result))
     assert read_run_dir(path.parent)["status"].tolist() == ["diverged"]
-    path.write_text(json.dumps(result | {"format": 2}))
+    result |= {"config": upgraded(result["config"])}
+    result |= {"format": 2, "config_hash": config_hash(result["config"])}
+    path.write_text(json.dumps(result))
     assert read_run_dir(path.parent)["status"].tolist() == ["failed"]
-    path.write_text(json.dumps(result | {"format": 2, "status": "diverged"}))
+    path.write_text(json.dumps(result | {"status": "diverged"}))
     assert read_run_dir(path.parent)["status"].tolist() == ["diverged"]
 
 
@@ -86,7 +89,7 @@ def test_truncated_result_is_named(add_run, keep):
     with pytest.raises(ResultError, match=f"got {keep} bytes that are not JSON") as caught:
         read_run_dir(path.parent)
     assert str(path) in str(caught.value)
-    assert "expected a complete result of format 2" in str(caught.value)
+    assert "expected a complete result of format 3" in str(caught.value)
 
 
 def _set(result, place, value):
@@ -101,13 +104,13 @@ def _set(result, place, value):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (["format"], 3, "format is 3, expected a complete result of format 2"),
+        (["format"], 4, "format is 4, expected a complete result of format 3"),
         (["format"], ..., "format is missing, expected"),
         (["run"], ..., "run is missing, expected an object"),
         (["run", "lr"], "1e-3", 'run.lr is "1e-3", expected a number > 0'),
         (["run", "lr"], 0, "run.lr is 0, expected a number > 0"),
         (["run", "seed"], True, "run.seed is true, expected an integer >= 0"),
-        (["run", "model"], " ", 'run.model is " ", expected a non-empty string'),
+        (["run", "model"], " ", 'run.model is " ", expected a name for files'),
         (["status"], "running", 'status is "running", expected "finished", "failed" or "diverged"'),
         (["stages"], {}, "stages is {}, expected a list"),
         (["stages", 1], 7, "stages[1] is 7, expected an object"),
@@ -231,6 +234,6 @@ def test_history_must_have_the_rows_that_were_written(tmp_path):
     path = tmp_path / "history.csv"
     # Rows are counted as they stand in the file: two of one step, one without a value.
     path.write_text("step,stage,loss\n0,0,1.25\n0,0,\n10,0,\n")
-    assert len(read_history(path, 3)) == 1
-    with pytest.raises(ResultError, match=re.escape(f"{path}: holds 3 rows, expected the 4 that")):
-        read_history(path, 4)
+    assert len(read_history(path, HistoryFacts(3, None))) == 1
+    with pytest.raises(ResultError, match=re.escape(f"{path}: got 3 whole rows, expected the 4 that")):
+        read_history(path, HistoryFacts(4, None))

@@ -13,6 +13,9 @@ from palimpsa.config.errors import RunDirectoryError
 from palimpsa.config.schema import plain
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.files import LockHeldError, hold_lock, lock_holder
+from palimpsa.runs.identity import config_hash
+from palimpsa.runs.result import checksum
+from palimpsa.runs.schema import CHECKSUM
 from palimpsa.sweeps.ledger import MAX_LINES, RESUMABLE, Entry, Job, Ledger, survey_runs
 
 
@@ -33,8 +36,12 @@ def finished_job(finished_run, job_of) -> Job:
 
 
 def change_result(job: Job, **values: object) -> None:
+    """As this job might have written it, with a checksum that fits."""
     file = job.directory / "result.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    result = json.loads(file.read_text())
+    result |= {"config": job.config, "config_hash": config_hash(job.config), "run": result["run"] | {"seed": job.seed}}
+    result |= values
+    file.write_text(json.dumps(result | {CHECKSUM: checksum(result)}))
 
 
 def files(folder: Path) -> dict[Path, tuple[bytes, int]]:
@@ -47,7 +54,7 @@ def test_statuses_are_read_from_the_directories_which_stay_as_they_are(finished_
     for job in (failed, begun, started):
         shutil.copytree(finished_job.directory, job.directory)
         (job.directory / "config.json").write_text(json.dumps(job.config))
-    change_result(failed, status="failed", error="OSError: no\n space", config=failed.config)
+    change_result(failed, status="failed", error="OSError: no\n space")
     (begun.directory / "result.json").unlink()
     for name in ("result.json", "checkpoints/last.ckpt"):
         (started.directory / name).unlink()
@@ -124,7 +131,7 @@ DAMAGES = {
     "history": (lambda job: cut(job.directory / "history.csv"), r"history\.csv: got \d+ whole rows, expected the 1\d "),
     "value": (lambda job: change_result(job, status="done"), r"result\.json: status is \"done\", expected .*Delete it"),
     "key": (lambda job: change_result(job, run={}), r"result\.json: run\.task is missing, expected .*Delete it"),
-    "format": (lambda job: change_result(job, format=3), r"result\.json: format is 3, expected .* format 2"),
+    "format": (lambda job: change_result(job, format=4), r"result\.json: format is 4, expected .* format 3"),
 }
 
 
@@ -216,7 +223,7 @@ def test_what_diverged_is_final_and_what_failed_otherwise_is_left(finished_job, 
     for job, (status, error) in zip((diverged, failed), ends, strict=True):
         shutil.copytree(finished_job.directory, job.directory)
         (job.directory / "config.json").write_text(json.dumps(job.config))
-        change_result(job, status=status, error=error, config=job.config)
+        change_result(job, status=status, error=error)
     entries = survey_runs([finished_job, diverged, failed])
     assert [entry.status for entry in entries] == ["finished", "diverged", "failed"]
     assert [entry.is_final for entry in entries] == [True, True, False]

@@ -14,7 +14,8 @@ from palimpsa.analysis.statistics.learning_rate import choose_learning_rates, on
 from palimpsa.config.errors import RunDirectoryError
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.identity import config_hash
-from palimpsa.runs.schema import DIVERGED, FAILED, FINISHED, RESULT_FORMAT
+from palimpsa.runs.result import checksum
+from palimpsa.runs.schema import CHECKSUM, DIVERGED, FAILED, FINISHED, RESULT_FORMAT
 from palimpsa.sweeps import command
 from palimpsa.sweeps.ledger import MISSING, RUNNING, Job
 from palimpsa.sweeps.plan import plan_command_line
@@ -54,7 +55,7 @@ def write_result(job: Job, accuracy: float | None, error: str = NO_NUMBER) -> No
     }
     job.directory.mkdir(parents=True, exist_ok=True)
     (job.directory / "config.json").write_text(json.dumps(config))
-    (job.directory / "result.json").write_text(json.dumps(result))
+    (job.directory / "result.json").write_text(json.dumps(result | {CHECKSUM: checksum(result)}))
 
 
 def accuracy(job: Job) -> float | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,8 @@ from palimpsa.analysis.statistics.learning_rate import (
 )
 from palimpsa.analysis.style import model_order
 from palimpsa.analysis.titles import subtitle, title
-from palimpsa.runs.read import read_run_dir
+from palimpsa.runs.read import runs_frame
+from palimpsa.runs.result import read_result_and_rows
 from palimpsa.runs.schema import ResultError
 
 _EXPLANATION = (
@@ -37,20 +39,21 @@ def print_learning_rates(folders: Iterable[Path], *, console: Console | None = N
         folders: the run directories of the sweep; one that lacks a result.json, or does not exist, has not ended.
     """
     console = console or Console()
-    frames: list[pd.DataFrame] = []
+    found: list[dict[str, Any]] = []
     problems: list[str] = []
     num_missing = 0
     for folder in folders:
         if not (folder / "result.json").exists():
             num_missing += 1
             continue
+        path = folder / "result.json"
         try:
-            frames.append(read_run_dir(folder))
+            found += read_result_and_rows(path)[1]
         except ResultError as error:
             problems.append(str(error))
-    if not frames:
+    if not found:
         return
-    runs = pd.concat(frames, ignore_index=True)
+    runs = runs_frame(found)
     swept = False
     for task, scale in sorted(set(zip(runs["task"], runs["scale"], strict=True))):
         rows = runs.loc[(runs["task"] == task) & (runs["scale"] == scale)].reset_index(drop=True)

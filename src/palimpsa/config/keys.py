@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,16 @@ from palimpsa.config.moved import unknown_key
 MISSING: Any = "???"
 
 
+# Bytes of a part of a file's name; a whole one has 255 at most.
+MAX_NAME = 120
+FILE_NAME_TEXT = "a name for files: letters, digits, '_', '-', '+' and '.', the first a letter, a digit or '_'"
+
+
+def is_file_name(value: Any) -> bool:
+    """Whether a value can be a part of a file's name, and lead to no other folder."""
+    return isinstance(value, str) and re.fullmatch(r"\w[\w.+-]*", value) is not None and len(value.encode()) <= MAX_NAME
+
+
 @dataclass(frozen=True, kw_only=True)
 class KeyRule:
     """What a key may be and what depends on it. Of a group of keys it says the same for all below it.
@@ -26,6 +37,7 @@ class KeyRule:
         unit: of its numbers, for readers.
         minimum, above, below, maximum: its range; a key with any of them is finite.
         choices: what it may be, where that is a list.
+        names_files: it becomes a part of a file's name.
         changes_numbers: whether two runs that differ in it are two runs: it is in their identity. False for where and
             how a run reports, and for what other keys have taken their values from.
         swept: whether the runs of one figure may differ in it.
@@ -42,6 +54,7 @@ class KeyRule:
     below: float | None = None
     maximum: float | None = None
     choices: Sequence[str | None] = ()
+    names_files: bool = False
     changes_numbers: bool = True
     swept: bool = False
     neutral: Any = MISSING
@@ -55,6 +68,8 @@ class KeyRule:
             names = [choice for choice in self.choices if choice is not None]
             expected = f"expected one of {', '.join(names)}{nearest(str(value), names)}"
             raise ConfigError(f"{path}: got {value!r}, {expected}")
+        if self.names_files and not is_file_name(value):
+            raise ConfigError(f"{path}: got {value!r}, expected {FILE_NAME_TEXT}")
         bounds = {">=": self.minimum, ">": self.above, "<": self.below}
         expected = " and ".join(f"{sign} {bound}" for sign, bound in bounds.items() if bound is not None)
         if value is None or not (expected or self.maximum is not None):

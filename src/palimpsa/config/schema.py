@@ -40,7 +40,7 @@ MIXER_DEFAULTS = {
 class ScaleConfig:
     """Sizes of models and cadences of reports: the same experiment at another cost. A task's budget is the task's."""
 
-    name: str = MISSING
+    name: str = key(names_files=True)
     # The other groups have taken their values from these.
     requires_gpu: bool = key(changes_numbers=False)
     d_model: int = key(changes_numbers=False)
@@ -58,7 +58,7 @@ class ScaleConfig:
 class ModelConfig:
     """A language model: one residual stack around a mixer."""
 
-    name: str = MISSING
+    name: str = key(names_files=True)
     label: str = key(changes_numbers=False)  # as figures and tables call it
     vocab_size: int = key(minimum=1)
     d_model: int = key(minimum=1)
@@ -86,8 +86,8 @@ class TaskConfig:
     """What every task has."""
 
     kind: str = key("mqar")  # of TASK_SCHEMAS; neutral for all of them: runs of the first kind came before the key
-    name: str = MISSING
-    directory: str = key(swept=True)  # below results/runs
+    name: str = key(names_files=True)
+    directory: str = key(swept=True, names_files=True)  # below results/runs
     vocab_size: int = key(minimum=1)
     tokens_per_step: int = key(above=0, unit="tokens")
     # optimizer.warmup_steps takes its value from here.

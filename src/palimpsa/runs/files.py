@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import re
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
+# Of a temporary file of another machine's, whose processes nobody here can ask for: how long it is left alone.
+ABANDONED_S = 24 * 3600
 # How often, 10 ms apart, a lock is tried: a process that only asks for its holder has it for a moment.
 LOCK_TRIES = 20
 
 
-def write_atomic(path: Path, content: str | bytes | memoryview, *, partial: Path | None = None) -> Path:
+def write_atomic(
+    path: Path, content: str | bytes | memoryview, *, partial: Path | None = None, keep: Path | None = None
+) -> Path:
     """Writes a file whole or not at all: a crash or a full disk leaves the old one.
 
     Args:
@@ -24,6 +31,7 @@ def write_atomic(path: Path, content: str | bytes | memoryview, *, partial: Path
         content: text as UTF-8, line ends as they are, or bytes.
         partial: where it is written first, for a path that has one writer at most: what a kill leaves there the next
             one overwrites. None: a file that no two writers share.
+        keep: where the file goes that is replaced; None: nowhere.
 
     Returns:
         `path`.
@@ -31,12 +39,15 @@ def write_atomic(path: Path, content: str | bytes | memoryview, *, partial: Path
     Raises:
         OSError: where the place cannot be written.
     """
-    (written,) = write_all_atomic({path: content}, {} if partial is None else {path: partial})
+    partials, kept = ({} if other is None else {path: other} for other in (partial, keep))
+    (written,) = write_all_atomic({path: content}, partials, kept)
     return written
 
 
 def write_all_atomic(
-    contents: Mapping[Path, str | bytes | memoryview], partial: Mapping[Path, Path] | None = None
+    contents: Mapping[Path, str | bytes | memoryview],
+    partial: Mapping[Path, Path] | None = None,
+    keep: Mapping[Path, Path] | None = None,
 ) -> list[Path]:
     """Writes several files that belong together, as `write_atomic`; returns their paths.
 
@@ -45,20 +56,23 @@ def write_all_atomic(
 
     Args:
         contents: by path, as `write_atomic` takes them.
-        partial: by path, where they are written first: see there.
+        partial, keep: by path, where they are written first, and where what they replace goes: see there.
     """
     # No two writers share a temporary file, also not those of two machines.
-    temporary = {path: path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp") for path in contents} | dict(
-        partial or {}
-    )
+    owner = f"{_this_machine()}.{os.getpid()}.{uuid.uuid4().hex}"
+    temporary = {path: path.with_name(f".{path.name}.{owner}.tmp") for path in contents} | dict(partial or {})
     try:
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(path.parent, path.name)
             with temporary[path].open("wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
         for path in contents:
+            if keep and path in keep:
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(path, keep[path])
             os.replace(temporary[path], path)
     finally:
         for file in temporary.values():
@@ -66,6 +80,67 @@ def write_all_atomic(
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
     return list(contents)
+
+
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Removes the temporary files of writers that were killed, here or, a day ago, on another machine.
+
+    Args:
+        folder: where they are.
+        name: of the file that they were to become; None for any.
+    """
+    pattern = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.(\w+)\.(\d+)\.[0-9a-f]{{32}}\.tmp")
+    with contextlib.suppress(OSError):
+        for file in os.scandir(folder):
+            found = pattern.fullmatch(file.name)
+            if found is None:
+                continue
+            if found[1] == _this_machine():
+                abandoned = not _is_alive(int(found[2]))
+            else:
+                abandoned = time.time() - file.stat().st_mtime > ABANDONED_S
+            if abandoned:
+                # Another process may be as tidy.
+                Path(file.path).unlink(missing_ok=True)
+
+
+def _this_machine() -> str:
+    return re.sub(r"\W", "_", socket.gethostname())
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        # Somebody else's.
+        return True
+    return True
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A file, to be read.
+
+    Raises:
+        OSError: where it cannot be read, or is something that may never end, a pipe or a device.
+    """
+    return os.fdopen(_open(path, os.O_RDONLY), "rb")
+
+
+def _open(path: Path, flags: int) -> int:
+    # Opening a pipe would wait for whoever opens its other end.
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return descriptor
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a file. Raises OSError: see `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 class LockHeldError(Exception):
@@ -88,7 +163,7 @@ def hold_lock(path: Path) -> Iterator[None]:
         LockHeldError: where another process holds it.
         OSError: where it cannot be written.
     """
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+") as file:
+    with os.fdopen(_open(path, os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8") as file:
         for attempt in range(LOCK_TRIES):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,7 +183,7 @@ def hold_lock(path: Path) -> Iterator[None]:
 def lock_holder(path: Path) -> str | None:
     """Which process holds a lock file, in words; None where none does."""
     try:
-        file = path.open()
+        file = os.fdopen(_open(path, os.O_RDONLY), encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None
     with file:

@@ -158,7 +158,8 @@ def _rule_below(group: KeyRule, name: str) -> KeyRule:
 
 
 def _inherit(rule: KeyRule, group: KeyRule) -> KeyRule:
-    if group.changes_numbers and not group.swept:
+    # A sweep's ledger comes by here some hundred thousand times.
+    if group is NO_RULE or (group.changes_numbers and not group.swept):
         return rule
     changes_numbers = rule.changes_numbers and group.changes_numbers
     return replace(rule, changes_numbers=changes_numbers, swept=rule.swept or group.swept)

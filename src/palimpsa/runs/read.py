@@ -5,6 +5,7 @@ Everything read here is checked: a file that is cut short or of another format i
 that names the file, what was found and what was expected.
 """
 
+import io
 import os
 import re
 from pathlib import Path
@@ -12,22 +13,22 @@ from typing import Any
 
 import pandas as pd
 
-from palimpsa.runs.identity import protocol_hash
-from palimpsa.runs.result import read_result
+from palimpsa.runs.files import read_regular
+from palimpsa.runs.result import HistoryFacts, one_line, read_result_and_rows
 from palimpsa.runs.schema import (
     CURVE_COLUMNS,
     HEAD_PREFIXES,
+    KINDS,
+    OPTIONAL_COLUMNS,
     RUN_COLUMNS,
     RUN_KEY,
+    RUN_KINDS,
     SESSION_COLUMNS,
-    Block,
+    FileUnreadableError,
     ResultError,
+    matches,
     shorten,
 )
-
-
-def _one_line(text: str | None) -> str | None:
-    return None if text is None else " ".join(text.split())
 
 
 def find_run_dirs(root: Path) -> tuple[list[Path], list[Path]]:
@@ -62,73 +63,6 @@ def find_run_dirs(root: Path) -> tuple[list[Path], list[Path]]:
     return sorted(ended), sorted(not_ended)
 
 
-def result_rows(path: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of runs.csv of one result: keys of RUN_COLUMNS, one row a stage that ended.
-
-    A result without stages gives one row without a stage. `path` names the file in errors. Raises
-    ResultError for a value that is missing or of the wrong kind.
-    """
-    top = Block(path, "", result)
-    run, provenance = top.block("run"), top.block("provenance")
-    # task.seq_len is null in a curriculum; the other protocol trains one run a length.
-    config = top.block("config")
-    task = config.block("task")
-    versions = provenance.block("versions").values
-    common = {
-        "task": run.get("task", "text"),
-        "scale": run.get("scale", "text"),
-        "model": run.get("model", "text"),
-        "lr": float(run.get("lr", "positive")),
-        "seed": run.get("seed", "count"),
-        "run_seq_len": task.get("seq_len", "count", optional=True) or 0,
-        "label": _one_line(run.get("label", "text")),
-        "status": top.get("status", "status"),
-        "error": _one_line(top.get("error", "text", optional=True)),
-        "state_size": run.get("state_size", "count", optional=True),
-        "num_parameters": run.get("num_parameters", "count", optional=True),
-        "vocab_size": task.get("vocab_size", "count", optional=True),
-        "config_hash": top.get("config_hash", "text"),
-        "protocol_hash": protocol_hash(config.values),
-        "git_revision": provenance.get("git_revision", "text", optional=True),
-        "git_dirty": provenance.get("git_dirty", "bool", optional=True),
-        "versions": ";".join(f"{k}={v}" for k, v in sorted(versions.items()) if v is not None),
-        "device": _one_line(provenance.get("device", "string", optional=True)),
-        "started": provenance.get("started", "string", optional=True),
-        "wall_time_s": provenance.get("wall_time_s", "number", optional=True),
-        "command": _one_line(provenance.get("command", "string", optional=True)),
-    }
-    stages = []
-    for index, values in enumerate(top.get("stages", "list")):
-        if not isinstance(values, dict):
-            raise ResultError(f"{path}: stages[{index}] is {shorten(values)}, expected an object")
-        stages.append(_stage_row(Block(path, f"stages[{index}].", values)))
-    return [common | stage for stage in stages or [{}]]
-
-
-def history_length(path: Path, result: dict[str, Any]) -> int | None:
-    """How many rows the run's history.csv must have (metrics.history_rows); None in results without that number."""
-    metrics = Block(path, "", result).get("metrics", "object", optional=True)
-    return Block(path, "metrics.", metrics or {}).get("history_rows", "count", optional=True)
-
-
-def _stage_row(stage: Block) -> dict[str, Any]:
-    tested = stage.get("test_accuracy", "accuracy", optional=True)
-    by_age = stage.get("test_accuracy_by_age", "accuracies", optional=True)
-    return {
-        "stage": stage.get("stage", "count"),
-        "seq_len": stage.get("seq_len", "count", optional=True),
-        "num_pairs": stage.get("num_pairs", "count", optional=True),
-        "steps": stage.get("steps", "count"),
-        "ended_by": stage.get("ended_by", "text", optional=True),
-        "plateau_exit_step": stage.get("plateau_exit_step", "count", optional=True),
-        # A stage of the figure takes part in the choice of the learning rate.
-        "validation_accuracy": stage.get("validation_accuracy", "accuracy", optional=tested is None),
-        "test_accuracy": tested,
-        "test_accuracy_by_age": by_age and ";".join("" if value is None else str(value) for value in by_age),
-        "test_loss": stage.get("test_loss", "number", optional=True),
-    }
-
-
 def runs_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Rows as a frame: the columns and dtypes of RUN_COLUMNS, sorted by identity and stage."""
 
@@ -145,22 +79,20 @@ def runs_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def read_run_dir(folder: Path) -> pd.DataFrame:
     """The rows of runs.csv of one run directory. Raises ResultError."""
     path = folder / "result.json"
-    return runs_frame(result_rows(path, read_result(path)))
+    return runs_frame(read_result_and_rows(path)[1])
 
 
-def read_history(path: Path, num_rows: int | None = None) -> pd.DataFrame:
+def read_history(path: Path, facts: HistoryFacts | None = None) -> pd.DataFrame:
     """The learning curves of one run: CURVE_COLUMNS from step on, and the columns of single heads.
 
     One row a logged step (an optimizer step counted over all stages); rows of the same step are
     joined, and steps at which none of these columns was logged are left out. What was not measured
     is NaN.
 
-    num_rows: how many rows the file must have, where known (`history_length`). Raises ResultError; a file that
-    does not end with a line end was cut inside its last row.
+    facts: what its result says of it (`history_of`). Raises ResultError; a file that does not end with a line end was
+    cut inside its last row.
     """
-    frame = _read_csv(path, {"step": "int64", "stage": "Int64", "loss": "float64"})
-    if num_rows not in (None, len(frame)):
-        raise ResultError(f"{path}: holds {len(frame)} rows, expected the {num_rows} that its result.json counts")
+    frame = _read_csv(path, {"step": "int64", "stage": "Int64", "loss": "float64"}, facts)
     if not frame["step"].is_monotonic_increasing:
         raise ResultError(f"{path}: column step goes down, expected training steps counted over all stages")
     heads = head_columns(frame)
@@ -206,15 +138,20 @@ def read_gpu_sessions_csv(path: Path) -> pd.DataFrame:
     return _read_csv(path, SESSION_COLUMNS)
 
 
-def _read_csv(path: Path, columns: dict[str, str]) -> pd.DataFrame:
+def _read_csv(path: Path, columns: dict[str, str], facts: HistoryFacts | None = None) -> pd.DataFrame:
     """A CSV file with at least `columns` (name -> dtype), floats as exact as they were written."""
+    try:
+        content = read_regular(path)
+    except OSError as error:
+        raise FileUnreadableError(f"{path}: cannot be read as a CSV file ({error.strerror})") from None
+    if facts is not None:
+        facts.check(path, content)
     try:
         # As text first: pandas' own parser of floats may be one unit off in the last place. Only an
         # empty cell is missing; a model may be called "NA".
-        frame = pd.read_csv(path, dtype="str", keep_default_na=False, na_values=[""])
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        found = _one_line(str(error))
-        raise ResultError(f"{path}: cannot be read as a CSV file ({found})") from None
+        frame = pd.read_csv(io.BytesIO(content), dtype="str", keep_default_na=False, na_values=[""])
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ResultError(f"{path}: cannot be read as a CSV file ({one_line(str(error))})") from None
     for name, dtype in columns.items():
         if name not in frame.columns:
             raise ResultError(
@@ -223,9 +160,23 @@ def _read_csv(path: Path, columns: dict[str, str]) -> pd.DataFrame:
             )
         if dtype != "str":
             frame[name] = _convert(frame.loc[:, name], dtype, path)
-    if not path.read_bytes().endswith((b"\n", b"\r")):
+        if name in RUN_KINDS:
+            _check_cells(frame.loc[:, name], name, path)
+    if not content.endswith((b"\n", b"\r")):
         raise ResultError(f"{path}: row {len(frame)} has no line end, expected one; was the file cut short?")
     return frame
+
+
+def _check_cells(column: pd.Series, name: str, path: Path) -> None:
+    """Raises ResultError for the first cell of a column of RUN_COLUMNS that a result could not have had."""
+    kind = RUN_KINDS[name]
+    # Each value once: a thousand rows share a model.
+    for value in column.unique().tolist():
+        empty = pd.isna(value)
+        if not (name in OPTIONAL_COLUMNS if empty else matches(value, kind)):
+            row = (column.isna() if empty else column == value).tolist().index(True)
+            found = "empty" if empty else shorten(value)
+            raise ResultError(f"{path}: column {name} is {found} in row {row + 1}, expected {KINDS[kind]}")
 
 
 def _as_floats(frame: pd.DataFrame, names: list[str], path: Path) -> pd.DataFrame:
@@ -236,7 +187,8 @@ def _convert(column: pd.Series, dtype: str, path: Path) -> pd.Series:
     try:
         if dtype == "float64":
             return column.map(float).astype(dtype)
-        return pd.Series(pd.to_numeric(column)).astype(dtype)
-    except (ValueError, TypeError) as error:
+        # Not by a float, which has no place for all of an integer's digits.
+        return column.map(int, na_action="ignore").astype(dtype)
+    except (ValueError, TypeError, OverflowError) as error:
         # pandas names neither the column nor the file.
         raise ResultError(f"{path}: column {column.name} is not of type {dtype} ({error})") from None

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
+import math
+import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from palimpsa.config.keys import same_value
 from palimpsa.config.schema import TrainConfig, plain
-from palimpsa.runs.identity import config_hash, upgraded
+from palimpsa.runs.files import read_regular
+from palimpsa.runs.identity import config_hash, protocol_hash, upgraded
 from palimpsa.runs.provenance import provenance
-from palimpsa.runs.schema import DIVERGED, FAILED, RESULT_FORMAT, ResultError, shorten
+from palimpsa.runs.schema import (
+    CHECKSUM,
+    DIVERGED,
+    FAILED,
+    RESULT_FORMAT,
+    Block,
+    FileUnreadableError,
+    ResultError,
+    shorten,
+)
+
+_NO_METRICS = ("state_size", "num_parameters", "notes", "traceback")
 
 
 def status_of(error: BaseException) -> str:
@@ -35,27 +52,22 @@ def run_result(
         status: FINISHED, FAILED or DIVERGED.
         error: what ended it, None where it finished.
         stages: a dictionary for each stage that ended.
-        summary: what else there is to say: state_size and num_parameters go to `run`, a traceback stands alone, the
-            others are metrics.
+        summary: what else there is to say: state_size and num_parameters go to `run`, notes, which a person should
+            hear of, to `provenance`, a traceback stands alone, the others are metrics.
         started, clock: the time and `time.perf_counter()` at the beginning of the run's last session.
     """
     stored = plain(config)
-    return {
+    result = {
         "format": RESULT_FORMAT,
         "status": status,
         "error": error,
         "run": {
-            "task": config.task.name,
-            "scale": config.scale.name,
-            "model": f"{config.model.name}{config.variant}",
-            "label": f"{config.model.label}{config.variant.replace('_', ' ')}",
-            "lr": config.optimizer.lr,
-            "seed": config.seed,
+            **run_of(stored),
             "state_size": summary.get("state_size"),
             "num_parameters": summary.get("num_parameters"),
         },
         "stages": stages,
-        "metrics": {k: v for k, v in summary.items() if k not in ("state_size", "num_parameters", "traceback")},
+        "metrics": {k: v for k, v in summary.items() if k not in _NO_METRICS},
         **({"traceback": summary["traceback"]} if "traceback" in summary else {}),
         "config": stored,
         "config_hash": config_hash(stored),
@@ -63,24 +75,98 @@ def run_result(
             **provenance(config.trainer.accelerator),
             "started": started.isoformat(timespec="seconds"),
             "wall_time_s": round(time.perf_counter() - clock, 2),
+            **({"notes": summary["notes"]} if summary.get("notes") else {}),
         },
     }
+    result = _encodable(result)
+    return {**result, CHECKSUM: checksum(result)}
+
+
+def _encodable(value: Any) -> Any:
+    """With the half characters that stand for bytes of a path or an argument that is not UTF-8 written out."""
+    if isinstance(value, dict):
+        return {name: _encodable(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A result.json as its dictionary, checked for `format` only; one of an older format as this one has it.
+    """A result.json as its dictionary: see `read_result_and_rows`."""
+    return read_result_and_rows(path)[0]
+
+
+def read_result_and_rows(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A result.json as its dictionary, one of an older format as this one has it, and its rows of runs.csv.
+
+    It is the file that was written, by its checksum; every value that figures are made of is one that a run can have;
+    and it says of the run what its config says.
 
     Raises:
         ResultError: in one line that names the file, what was found and what was expected.
+        FileUnreadableError: the system does not let it be read, which says nothing about what is in it.
     """
     expected = f"expected a complete result of format {RESULT_FORMAT}"
     result = read_json_object(path, expected)
-    if result.get("format") == 1:
-        return _from_format_1(result)
-    if result.get("format") != RESULT_FORMAT:
-        found = shorten(result["format"]) if "format" in result else "missing"
+    found = shorten(result["format"]) if "format" in result else "missing"
+    if result.get("format") not in (1, 2, RESULT_FORMAT):
         raise ResultError(f"{path}: format is {found}, {expected}")
-    return result
+    # Also of an older format, which has none: one that has is not what it says it is.
+    if result["format"] == RESULT_FORMAT or CHECKSUM in result:
+        stored = result.get(CHECKSUM)
+        if stored != checksum(result):
+            raise ResultError(
+                f"{path}: its {CHECKSUM} is {shorten(stored)}, that of its content {checksum(result)}; expected the "
+                "file as it was written"
+            )
+    try:
+        result = _in_todays_format(result)
+        rows = result_rows(path, result)
+        history_of(path, result)
+        _check_agreement(path, result)
+    except ResultError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # A config of a shape that no run has.
+        raise ResultError(f"{path}: its config cannot be read ({type(error).__name__}: {error}), {expected}") from None
+    return result, rows
+
+
+def checksum(result: dict[str, Any]) -> str:
+    """64 hexadecimal digits of all that a result says, however it is spaced and ordered, apart from its checksum."""
+    rest = {name: value for name, value in result.items() if name != CHECKSUM}
+    return hashlib.sha256(_canonical(rest)).hexdigest()
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _check_agreement(path: Path, result: dict[str, Any]) -> None:
+    """Raises ResultError where a result says something else of its run than the config beside it."""
+    config = result["config"]
+    stated, expected = result["config_hash"], config_hash(config)
+    if stated != expected:
+        raise ResultError(f"{path}: config_hash is {shorten(stated)}, expected {expected}, that of the config in it")
+    for name, value in run_of(config).items():
+        if not same_value(result["run"][name], value):
+            raise ResultError(
+                f"{path}: run.{name} is {shorten(result['run'][name])}, expected {shorten(value)}, that of the config "
+                "in it"
+            )
+
+
+def run_of(config: dict[str, Any]) -> dict[str, Any]:
+    """What a result calls its run, from the plain config."""
+    variant = config["variant"]
+    return {
+        "task": config["task"]["name"],
+        "scale": config["scale"]["name"],
+        "model": f"{config['model']['name']}{variant}",
+        "label": f"{config['model']['label']}{variant.replace('_', ' ')}",
+        "lr": config["optimizer"]["lr"],
+        "seed": config["seed"],
+    }
 
 
 def read_json_object(path: Path, expected: str) -> dict[str, Any]:
@@ -90,34 +176,141 @@ def read_json_object(path: Path, expected: str) -> dict[str, Any]:
         expected: "expected ...", the end of an error.
 
     Raises:
-        ResultError: for a file that is cut short or holds something else; NaN and Infinity, which Python would read but
-            JSON does not have, are errors too.
+        ResultError: for a file that is cut short or holds something else, NaN, Infinity or a number of more than
+            double precision, which Python would read, and half a surrogate pair, which no file can hold, among it.
+        FileUnreadableError: the system does not let it be read.
     """
 
-    def reject(constant: str) -> None:
-        raise ResultError(f"{path}: holds {constant}, which is not JSON, {expected} (null where there is no number)")
+    def reject(constant: str) -> NoReturn:
+        raise ResultError(
+            f"{path}: holds {constant[:60]}, which is not JSON, {expected} (null where there is no number)"
+        )
+
+    def finite(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            reject(text)
+        return value
 
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
-        raise ResultError(f"{path}: cannot be read ({error.strerror}), {expected}") from None
+        raise FileUnreadableError(f"{path}: cannot be read ({error.strerror}), {expected}") from None
     try:
-        found = json.loads(content, parse_constant=reject)
+        # As UTF-8 alone, which Python would guess from the first bytes.
+        found = json.loads(content.decode(), parse_constant=reject, parse_float=finite)
+        _canonical(found)
     except ResultError:
         raise
-    except ValueError as error:
-        raise ResultError(f"{path}: got {len(content)} bytes that are not JSON ({error}), {expected}") from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ResultError(f"{path}: got {len(content)} bytes that are not JSON ({reason}), {expected}") from None
     if not isinstance(found, dict):
         raise ResultError(f"{path}: got {shorten(found)}, {expected}")
     return found
 
 
-def _from_format_1(result: dict[str, Any]) -> dict[str, Any]:
-    """The config's keys have moved since, and with them its hash; a diverged run was a failed one."""
+def result_rows(path: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of runs.csv of one result: keys of RUN_COLUMNS, one row a stage that ended.
+
+    A result without stages gives one row without a stage. `path` names the file in errors. Raises
+    ResultError for a value that is missing or of the wrong kind.
+    """
+    top = Block(path, "", result)
+    run, provenance = top.block("run"), top.block("provenance")
+    # task.seq_len is null in a curriculum; the other protocol trains one run a length.
+    config = top.block("config")
+    task = config.block("task")
+    versions = provenance.block("versions").values
+    common = {
+        "task": run.get("task", "name"),
+        "scale": run.get("scale", "name"),
+        "model": run.get("model", "name"),
+        "lr": float(run.get("lr", "positive")),
+        "seed": run.get("seed", "count"),
+        "run_seq_len": task.get("seq_len", "count", optional=True) or 0,
+        "label": one_line(run.get("label", "text")),
+        "status": top.get("status", "status"),
+        "error": one_line(top.get("error", "text", optional=True)),
+        "state_size": run.get("state_size", "count", optional=True),
+        "num_parameters": run.get("num_parameters", "count", optional=True),
+        "vocab_size": task.get("vocab_size", "count", optional=True),
+        "config_hash": top.get("config_hash", "text"),
+        "protocol_hash": protocol_hash(config.values),
+        "git_revision": provenance.get("git_revision", "text", optional=True),
+        "git_dirty": provenance.get("git_dirty", "bool", optional=True),
+        "versions": ";".join(f"{k}={v}" for k, v in sorted(versions.items()) if v is not None),
+        "device": one_line(provenance.get("device", "string", optional=True)),
+        "started": provenance.get("started", "string", optional=True),
+        "wall_time_s": provenance.get("wall_time_s", "number", optional=True),
+        "command": one_line(provenance.get("command", "string", optional=True)),
+    }
+    stages = []
+    for index, values in enumerate(top.get("stages", "list")):
+        if not isinstance(values, dict):
+            raise ResultError(f"{path}: stages[{index}] is {shorten(values)}, expected an object")
+        stages.append(_stage_row(Block(path, f"stages[{index}].", values)))
+    return [common | stage for stage in stages or [{}]]
+
+
+@dataclass(frozen=True)
+class HistoryFacts:
+    """What a result says of the history.csv beside it; None in results of formats that do not.
+
+    num_rows: without the header; sha256: of its bytes, in hexadecimal digits.
+    """
+
+    num_rows: int | None
+    sha256: str | None
+
+    def check(self, path: Path, content: bytes) -> None:
+        """Raises ResultError where a file holds other curves."""
+        num_rows = max(content.count(b"\n") - 1, 0)
+        if self.num_rows is not None and (num_rows != self.num_rows or not content.endswith(b"\n")):
+            raise ResultError(f"{path}: got {num_rows} whole rows, expected the {self.num_rows} that its result counts")
+        if self.sha256 is not None and hashlib.sha256(content).hexdigest() != self.sha256:
+            raise ResultError(f"{path}: got other bytes than those that its result has the sha256 of")
+
+
+def history_of(path: Path, result: dict[str, Any]) -> HistoryFacts:
+    """What a result says of its run's history.csv. Raises ResultError, naming `path`, for values of another kind."""
+    metrics = Block(path, "metrics.", Block(path, "", result).get("metrics", "object", optional=True) or {})
+    return HistoryFacts(
+        metrics.get("history_rows", "count", optional=True), metrics.get("history_sha256", "text", optional=True)
+    )
+
+
+def _stage_row(stage: Block) -> dict[str, Any]:
+    tested = stage.get("test_accuracy", "accuracy", optional=True)
+    by_age = stage.get("test_accuracy_by_age", "accuracies", optional=True)
+    return {
+        "stage": stage.get("stage", "count"),
+        "seq_len": stage.get("seq_len", "count", optional=True),
+        "num_pairs": stage.get("num_pairs", "count", optional=True),
+        "steps": stage.get("steps", "count"),
+        "ended_by": stage.get("ended_by", "text", optional=True),
+        "plateau_exit_step": stage.get("plateau_exit_step", "count", optional=True),
+        # A stage of the figure takes part in the choice of the learning rate.
+        "validation_accuracy": stage.get("validation_accuracy", "accuracy", optional=tested is None),
+        "test_accuracy": tested,
+        "test_accuracy_by_age": by_age and ";".join("" if value is None else str(value) for value in by_age),
+        "test_loss": stage.get("test_loss", "number", optional=True),
+    }
+
+
+def _in_todays_format(result: dict[str, Any]) -> dict[str, Any]:
+    """In format 1 the config's keys were elsewhere, and with them its hash; a diverged run was a failed one."""
     new = {**result, "format": RESULT_FORMAT}
+    if result["format"] != 1:
+        return new
     if result.get("status") == FAILED and str(result.get("error")).startswith(FloatingPointError.__name__):
         new["status"] = DIVERGED
     if isinstance(result.get("config"), dict):
         new["config"] = upgraded(result["config"])
         new["config_hash"] = config_hash(new["config"])
     return new
+
+
+def one_line(text: str | None) -> str | None:
+    """A text without line ends and other characters that a terminal or a CSV file acts upon."""
+    return None if text is None else " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())

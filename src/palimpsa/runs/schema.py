@@ -1,12 +1,18 @@
 """What the result files hold: the columns of the CSV files, and what a value of a result.json may be."""
 
 import json
-import math
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
-# Of result.json. 1 had keys of the config where they were then, and no status for a run that diverged.
-RESULT_FORMAT = 2
+from palimpsa.config.keys import FILE_NAME_TEXT, is_file_name
+
+# Of result.json. 1 had keys of the config where they were then, and no status for a run that diverged; 2 had no
+# checksum.
+RESULT_FORMAT = 3
+# Its key of the checksum of all others.
+CHECKSUM = "sha256"
 
 # How a run ended. Diverged: its own numbers were the reason, and would be again.
 FINISHED = "finished"
@@ -55,6 +61,51 @@ RUN_COLUMNS = {
     "command": "str",
 }
 
+# What a cell of these may be; the others are read by people alone.
+RUN_KINDS = {
+    "task": "name",
+    "scale": "name",
+    "model": "name",
+    "lr": "positive",
+    "seed": "count",
+    "run_seq_len": "count",
+    "label": "text",
+    "status": "status",
+    "stage": "count",
+    "seq_len": "count",
+    "num_pairs": "count",
+    "steps": "count",
+    "step": "count",
+    "ended_by": "text",
+    "plateau_exit_step": "count",
+    "validation_accuracy": "accuracy",
+    "test_accuracy": "accuracy",
+    "test_accuracy_by_age": "accuracies_text",
+    "test_loss": "number",
+    "state_size": "count",
+    "num_parameters": "count",
+    "vocab_size": "count",
+    "protocol_hash": "text",
+    "wall_time_s": "number",
+}
+# Of them, those that may be empty.
+OPTIONAL_COLUMNS = {
+    "stage",
+    "seq_len",
+    "num_pairs",
+    "steps",
+    "ended_by",
+    "plateau_exit_step",
+    "validation_accuracy",
+    "test_accuracy",
+    "test_accuracy_by_age",
+    "test_loss",
+    "state_size",
+    "num_parameters",
+    "vocab_size",
+    "wall_time_s",
+}
+
 # curves.csv, one row a run and logged step; window/layer<i>/head<j> and
 # metaplasticity/layer<i>/head<j> may follow.
 CURVE_COLUMNS = {name: RUN_COLUMNS[name] for name in RUN_KEY} | {
@@ -75,15 +126,17 @@ SESSION_COLUMNS = {
 }
 HEAD_PREFIXES = ("window/", "metaplasticity/")
 
-_KINDS = {
-    "text": "a non-empty string",
+KINDS = {
+    "text": "a non-empty string, without control characters",
     "string": "a string",
+    "name": FILE_NAME_TEXT,
     "status": '"finished", "failed" or "diverged"',
-    "count": "an integer >= 0",
+    "count": "an integer >= 0, of 64 bits",
     "number": "a finite number",
     "positive": "a number > 0",
     "accuracy": "a number from 0 to 1",
     "accuracies": "a list of numbers from 0 to 1 or null",
+    "accuracies_text": "numbers from 0 to 1, or nothing, between semicolons",
     "bool": "true or false",
     "list": "a list",
     "object": "an object",
@@ -94,28 +147,37 @@ class ResultError(ValueError):
     """A result file that is missing, cut short, of another format or at odds with another one."""
 
 
+class FileUnreadableError(ResultError):
+    """A file that the system does not let anybody read, for want of rights say: what is in it may be right."""
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # Also an integer that a float has no place for is none.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def matches(value: Any, kind: str) -> bool:
     match kind:
         case "text":
-            return isinstance(value, str) and bool(value.strip())
+            return isinstance(value, str) and bool(value.strip()) and not re.search(r"[\x00-\x1f\x7f-\x9f]", value)
         case "string":
             return isinstance(value, str)
         case "status":
-            return value in (FINISHED, FAILED, DIVERGED)
+            return isinstance(value, str) and value in (FINISHED, FAILED, DIVERGED)
+        case "name":
+            return is_file_name(value)
         case "count":
-            return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+            return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
         case "number":
-            return _is_number(value) and abs(value) < math.inf
+            return _is_number(value)
         case "positive":
-            return _is_number(value) and 0 < value < math.inf
+            return _is_number(value) and value > 0
         case "accuracy":
             return _is_number(value) and 0 <= value <= 1
         case "accuracies":
             return isinstance(value, list) and all(item is None or matches(item, "accuracy") for item in value)
+        case "accuracies_text":
+            return isinstance(value, str) and all(map(_is_accuracy_or_empty, value.split(";")))
         case "bool":
             return isinstance(value, bool)
         case "list":
@@ -123,6 +185,13 @@ def matches(value: Any, kind: str) -> bool:
         case "object":
             return isinstance(value, dict)
     raise AssertionError(kind)
+
+
+def _is_accuracy_or_empty(text: str) -> bool:
+    try:
+        return not text or 0 <= float(text) <= 1
+    except ValueError:
+        return False
 
 
 _MISSING = object()
@@ -140,7 +209,7 @@ class Block:
             return None
         if value is _MISSING or not matches(value, kind):
             found = "missing" if value is _MISSING else f"{shorten(value)}"
-            raise ResultError(f"{self.path}: {self.where}{key} is {found}, expected {_KINDS[kind]}")
+            raise ResultError(f"{self.path}: {self.where}{key} is {found}, expected {KINDS[kind]}")
         return value
 
     def block(self, key: str) -> "Block":
@@ -148,5 +217,5 @@ class Block:
 
 
 def shorten(value: Any) -> str:
-    text = json.dumps(value)
+    text = json.dumps(value, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -178,11 +178,11 @@ def choose_learning_rate(selection: Sequence[Entry]) -> Choice:
     """The learning rate of one model, by the rule of the figures, from its selection runs, all of them final."""
     # Here and not above: pandas.
     from palimpsa.analysis.statistics.learning_rate import choose_learning_rates
-    from palimpsa.runs.read import result_rows, runs_frame
-    from palimpsa.runs.result import read_result
+    from palimpsa.runs.read import runs_frame
+    from palimpsa.runs.result import read_result_and_rows
 
     files = [RunDirectory(entry.job.directory).result_file for entry in selection]
-    rows = runs_frame([row for file in files for row in result_rows(file, read_result(file))])
+    rows = runs_frame([row for file in files for row in read_result_and_rows(file)[1]])
     chosen = choose_learning_rates(rows).iloc[0]
     return Choice(
         label=selection[0].job.label,

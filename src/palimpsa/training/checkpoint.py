@@ -1,28 +1,190 @@
-"""How Lightning saves checkpoints here, and what it keeps to itself."""
+"""Checkpoints: how they are written, which of a run's can be gone on from, and what Lightning keeps to itself."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from torch import Tensor
 
-from palimpsa.runs.files import write_atomic
+from palimpsa.config.errors import RunDirectoryError
+from palimpsa.runs.directory import RunDirectory, config_changes, shortened
+from palimpsa.runs.files import open_regular, write_atomic
+from palimpsa.runs.identity import with_key_expansion
+
+# Where a checkpoint keeps the config of its model, and the checksum of all else.
+MODEL_CONFIG_KEY = "model_config"
+CHECKSUM_KEY = "sha256"
+# What Lightning and a run need of one; those of older trees have no checksum that would tell.
+NEEDED = (
+    "state_dict",
+    "optimizer_states",
+    "lr_schedulers",
+    "loops",
+    "callbacks",
+    "global_step",
+    "epoch",
+    "pytorch-lightning_version",
+)
+
+
+class CheckpointError(ValueError):
+    """A file that is no whole checkpoint of this program's."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, then moves it there: a kill in between leaves the previous one."""
+    """Writes a checkpoint beside its place, then moves it there: a kill in between leaves the previous one.
+
+    Args:
+        directory: whose last checkpoint is kept as its previous one.
+        damaged: one that could not be read, and that is kept apart.
+    """
+
+    def __init__(self, directory: RunDirectory, damaged: Path | None = None) -> None:
+        super().__init__()
+        self.directory = directory
+        self.damaged = damaged
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        content = io.BytesIO()
+        path, content = Path(path), io.BytesIO()
         # Not to the file: where a write fails, torch's archive would say that its end is missing. And not by
         # Lightning, which writes it to /tmp first: two disks can be full then.
-        torch.save(checkpoint, content)
-        write_atomic(Path(path), content.getbuffer(), partial=Path(f"{path}.partial"))
+        torch.save({**checkpoint, CHECKSUM_KEY: checksum(checkpoint)}, content)
+        keep = self.directory.previous_checkpoint_file
+        if path == self.damaged:
+            keep, self.damaged = Path(f"{path}.damaged"), None
+        write_atomic(path, content.getbuffer(), partial=Path(f"{path}.partial"), keep=keep)
+
+
+def checksum(checkpoint: Mapping[str, Any]) -> str:
+    """64 hexadecimal digits of every tensor, number and word of a checkpoint, apart from its own checksum."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            digest.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        elif isinstance(value, Mapping):
+            digest.update(f"mapping {len(value)}".encode())
+            for name, item in value.items():
+                add(name)
+                add(item)
+        elif isinstance(value, list | tuple):
+            digest.update(f"list {len(value)}".encode())
+            for item in value:
+                add(item)
+        else:
+            digest.update(f"{type(value).__name__} {value!r}\0".encode(errors="backslashreplace"))
+
+    add({name: value for name, value in checkpoint.items() if name != CHECKSUM_KEY})
+    return digest.hexdigest()
+
+
+def read_checkpoint(path: Path, callbacks: Sequence[L.Callback]) -> dict[str, Any]:
+    """The content of a checkpoint, all of it looked at.
+
+    Args:
+        callbacks: whose states must be in it.
+
+    Raises:
+        CheckpointError: for a file that is damaged, lacks something, or is none.
+        OSError: for one that cannot be read.
+    """
+    with open_regular(path) as file:
+        try:
+            _check_archive(file)
+            content = torch.load(file, weights_only=True, map_location="cpu")
+            _check_content(content, callbacks)
+        except (OSError, CheckpointError):
+            raise
+        except Exception as error:
+            # What a damaged file makes of torch's reader is anybody's guess.
+            raise CheckpointError(f"{type(error).__name__}: {' '.join(str(error).split())[:120]}") from error
+    return content
+
+
+def _check_archive(file: BinaryIO) -> None:
+    """By the checksums of a zip archive, which torch writes and does not look at."""
+    with zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise CheckpointError(f"the checksum of {damaged} in it is another one")
+    file.seek(0)
+
+
+def _check_content(content: Any, callbacks: Sequence[L.Callback]) -> None:
+    if not isinstance(content, dict):
+        raise CheckpointError(f"it holds a {type(content).__name__}")
+    if CHECKSUM_KEY in content and content[CHECKSUM_KEY] != checksum(content):
+        raise CheckpointError("its checksum is not that of its content")
+    missing = [name for name in NEEDED if name not in content]
+    if not missing:
+        for callback in callbacks:
+            own, stored = callback.state_dict(), content["callbacks"].get(callback.state_key, {})
+            missing += [f"callbacks.{callback.state_key}.{name}" for name in own if name not in stored]
+        missing += [name for name in ("optimizer_states", "lr_schedulers") if not content[name]]
+    if missing:
+        raise CheckpointError(f"it lacks {', '.join(missing)}")
+
+
+def find_checkpoint(
+    directory: RunDirectory, weights: Mapping[str, Tensor], config: dict[str, Any], callbacks: Sequence[L.Callback]
+) -> tuple[Path | None, list[str]]:
+    """The checkpoint that a run goes on from, the last one that is whole; and a line for each that is not.
+
+    Args:
+        weights: the state_dict that it is to fill.
+        config: the run's plain config.
+        callbacks: whose states it is to fill.
+
+    Returns:
+        None for the checkpoint where there is none.
+
+    Raises:
+        RunDirectoryError: for one of another model, or one that the system does not let anybody read.
+    """
+    damages: list[tuple[Path, CheckpointError]] = []
+    found = None
+    for path in (directory.checkpoint_file, directory.previous_checkpoint_file):
+        try:
+            content = read_checkpoint(path, callbacks)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise RunDirectoryError(f"{path}: cannot be read ({error.strerror}), expected a checkpoint") from error
+        except CheckpointError as error:
+            damages.append((path, error))
+            continue
+        _check_model(path, content, weights, config)
+        found = path
+        break
+    goes_on = "the run starts anew" if found is None else f"the run goes on from {found.name}"
+    return found, [f"{path} is no readable checkpoint ({error}): {goes_on}" for path, error in damages]
+
+
+def _check_model(path: Path, content: dict[str, Any], weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    stored = with_key_expansion(content.get(MODEL_CONFIG_KEY, {}), config["model"])
+    changes = config_changes({"model": stored}, {"model": config["model"]}) if stored else []
+    old, new = ({key: list(value.shape) for key, value in one.items()} for one in (content["state_dict"], weights))
+    changes += [
+        f"{key}: stored {old.get(key, 'nothing')}, now {new.get(key, 'nothing')}"
+        for key in [*new, *sorted(old.keys() - new.keys())]
+        if old.get(key) != new.get(key)
+    ]
+    if changes:
+        raise RunDirectoryError(
+            f"model: {path} is a checkpoint of another model, expected one of this run's "
+            f"{config['model']['name']} ({shortened(changes)}). Delete it to start the run again"
+        )
 
 
 def quiet_lightning() -> None:
@@ -30,6 +192,7 @@ def quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for meant in (
         "(.*dataloader is not resumable|Checkpoint directory)",  # a resume goes on where it was, and its loader counts
+        "The dirpath has changed",  # a run goes on wherever its directory was moved to
         "The `srun` command is available",  # a run is one process, however many Slurm could start
         ".*treespec, LeafSpec",  # Lightning's own use of torch
         "Triton is not supported",  # fla's reference code is what the CPU is meant to run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from pathlib import Path
@@ -29,13 +30,15 @@ class History(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
 
-    def write(self, path: Path) -> None:
-        """Writes the curves as CSV, one row a step, one column a metric."""
+    def write(self, path: Path) -> dict[str, Any]:
+        """Writes the curves as CSV, one row a step, one column a metric; returns what a result says of the file."""
         frame = pd.DataFrame([{"step": step, **row} for step, row in sorted(self.rows.items())])
         if "loss" not in frame:
             # A run that diverged before its first row of training.
             frame["loss"] = math.nan
-        write_atomic(path, frame.to_csv(index=False))
+        content = frame.to_csv(index=False, lineterminator="\n").encode()
+        write_atomic(path, content)
+        return {"history_rows": len(frame), "history_sha256": hashlib.sha256(content).hexdigest()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": [{"step": step, **row} for step, row in self.rows.items()]}

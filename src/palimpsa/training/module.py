@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from palimpsa.model.language_model import LanguageModel
-from palimpsa.runs.directory import MODEL_CONFIG_KEY
 from palimpsa.tasks.loss import unit_gradient
 from palimpsa.tasks.task import Task
+from palimpsa.training.checkpoint import MODEL_CONFIG_KEY
 from palimpsa.training.compiled import compiled_code_if
 from palimpsa.training.cuda_graph import run_aside
 from palimpsa.training.curriculum import Curriculum

@@ -24,7 +24,7 @@ from palimpsa.runs.progress import JobProgress
 from palimpsa.runs.result import run_result, status_of
 from palimpsa.runs.schema import FINISHED
 from palimpsa.tasks.task import Task
-from palimpsa.training.checkpoint import AtomicCheckpointIO, quiet_lightning
+from palimpsa.training.checkpoint import AtomicCheckpointIO, find_checkpoint, quiet_lightning
 from palimpsa.training.compiled import compile_blocks
 from palimpsa.training.cuda_graph import Replay
 from palimpsa.training.curriculum import Curriculum, Report, ignore
@@ -73,7 +73,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
         progress.finish(status_of(error), f"{type(error).__name__}: {error}")
         raise
     headlines = filter(None, map(task.headline, result["stages"]))
-    progress.finish("finished", f"{', '.join(headlines)} ({result['provenance']['wall_time_s']:.0f} s)")
+    provenance = result["provenance"]
+    headline = f"{', '.join(headlines)} ({provenance['wall_time_s']:.0f} s)"
+    progress.finish("finished", "; ".join([headline, *provenance.get("notes", [])]))
     return result
 
 
@@ -96,10 +98,9 @@ def _train(
 
     def record(status: str, error: str | None, summary: dict[str, Any]) -> dict[str, Any]:
         stages = training.curriculum.finished_stages
-        summary["history_rows"] = len(training.history.rows)
-        result = run_result(config, status, error, stages, summary, started, clock)
+        facts = training.history.write(directory.history_file) if is_first_rank() else {}
+        result = run_result(config, status, error, stages, summary | facts, started, clock)
         if is_first_rank():
-            training.history.write(directory.history_file)
             directory.write_result(result)
         return result
 
@@ -174,11 +175,13 @@ class TrainingRun:
             self.curriculum, self.step_log, every=trainer_config.probe_every, num_examples=trainer_config.num_probe
         )
         loggers = self._make_loggers(stored) if is_first_rank() else []
-        trainer = self._make_trainer(probe, loggers, callbacks, show_bar)
+        trainer, checkpoints = self._make_trainer(probe, loggers, callbacks, show_bar)
         clock = time.perf_counter()
         try:
             # The loader only counts: the curriculum says what a step trains on, so that a resume loses no position.
-            checkpoint = self.directory.readable_checkpoint(module.state_dict(), stored)
+            own = [self.history, self.curriculum]
+            checkpoint, damages = find_checkpoint(self.directory, module.state_dict(), stored, own)
+            checkpoints.damaged = self.directory.checkpoint_file if damages else None
             trainer.fit(module, range(self.task.max_steps), ckpt_path=checkpoint)
         except OperandError as error:
             # On a CPU the operator looks at its arguments before anyone looks at the loss.
@@ -194,6 +197,7 @@ class TrainingRun:
             "state_size": model.state_size,
             "num_parameters": model.num_parameters,
             "num_steps": trainer.global_step,
+            "notes": damages,
             "probe_time_share": probe.seconds / (time.perf_counter() - clock),
         }
 
@@ -208,7 +212,7 @@ class TrainingRun:
 
     def _make_trainer(
         self, probe: MemoryProbe, loggers: list[Logger], callbacks: Sequence[L.Callback], show_bar: bool
-    ) -> L.Trainer:
+    ) -> tuple[L.Trainer, AtomicCheckpointIO]:
         config = self.config.trainer
         checkpoint = ModelCheckpoint(
             dirpath=self.directory.checkpoint_file.parent,
@@ -219,8 +223,9 @@ class TrainingRun:
         # The probe comes first: at the last step of a stage it still looks at that stage.
         own = [self.history, probe, self.curriculum, checkpoint, *([RichProgressBar()] if show_bar else [])]
         options = trainer_options(config.accelerator, config.gpus)
-        return L.Trainer(
-            **{**options, "plugins": [AtomicCheckpointIO(), *options["plugins"]]},
+        checkpoints = AtomicCheckpointIO(self.directory)
+        trainer = L.Trainer(
+            **{**options, "plugins": [checkpoints, *options["plugins"]]},
             accelerator=config.accelerator,
             precision=config.precision,  # pyright: ignore[reportArgumentType]
             max_steps=self.task.max_steps,
@@ -235,3 +240,4 @@ class TrainingRun:
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
+        return trainer, checkpoints

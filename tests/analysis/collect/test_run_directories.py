@@ -56,6 +56,7 @@ def test_overlapping_machines_give_the_rows_of_one(add_run, tmp_path):
         edit(folder, "provenance", "device", value="another processor")
         edit(folder, "provenance", "versions", value={"python": "3.12.1"})
         edit(folder, "run", "label", value="Palimpsa D")
+        edit(folder, "config", "model", "label", value="Palimpsa D")
     collected = gather(tmp_path, "one", "two")
     assert (collected.num_found, collected.num_duplicates, collected.notes) == (3, 1, [])
     assert statuses(collected) == {1: "finished", 2: "finished", 3: "finished"}
@@ -237,7 +238,7 @@ def test_curves_that_are_damaged_cost_no_result(add_run, tmp_path, damage):
     assert contents(tmp_path) == before
     assert (len(collected.unreadable), len(collected.no_history)) == ((0, 1) if damage == "gone" else (1, 0))
     if damage == "a-row-short":
-        assert "history.csv: holds 30 rows, expected the 31 that its result.json counts" in collected.unreadable[0]
+        assert "history.csv: got 30 whole rows, expected the 31 that its result counts" in collected.unreadable[0]
     # Without an older one the result stands alone.
     shutil.rmtree(tmp_path / "mqar")
     assert len(gather(tmp_path, "a").curves) == 0
@@ -422,3 +423,25 @@ def test_an_older_csv_that_was_cut_is_named(add_run, tmp_path, name):
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(ResultError, match=rf"{name}: row \d+ has no line end, expected one; was the file cut short"):
         gather(tmp_path, "a")
+
+
+def test_odd_files_are_left_out_alone(add_run, run_script, tmp_path):
+    """One of them used to end the collection of all others with a traceback."""
+    odd = [add_run(folder=f"runs/{name}", seed=seed) for seed, name in enumerate(("deep", "long", "pipe", "step"), 2)]
+    (odd[0] / "result.json").write_text("[" * 200_000)
+    edit(odd[1], "run", "seed", value=2**70)
+    (odd[2] / "result.json").unlink()
+    os.mkfifo(odd[2] / "result.json")
+    history = (odd[3] / "history.csv").read_text()
+    (odd[3] / "history.csv").write_text(f"{history}{2**70}{',' * history.splitlines()[0].count(',')}\n")
+    add_run(folder="runs/whole", seed=1)
+    code, _, err = run_script("collect_results.py", "--runs", "runs", "--out", "mqar")
+    assert code == 3
+    lines = err.splitlines()
+    assert [line.split(": ")[2] for line in lines] == [
+        "runs/deep/result.json",
+        "runs/long/result.json",
+        "runs/pipe/result.json",
+        "runs/step/history.csv",
+    ]
+    assert sorted(read_runs_csv(tmp_path / "mqar" / "runs.csv")["seed"].unique()) == [1, 5]

@@ -1,8 +1,10 @@
 """Read the CSV files of the benchmarks, checked."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from palimpsa.analysis.collect.benchmark_columns import (
@@ -11,7 +13,8 @@ from palimpsa.analysis.collect.benchmark_columns import (
     TEXT_COLUMNS,
     TRAINING_COLUMNS,
 )
-from palimpsa.runs.schema import ResultError
+from palimpsa.runs.files import read_regular
+from palimpsa.runs.schema import FileUnreadableError, ResultError
 
 
 def read_operator_csv(folder: Path, kind: str, slug: str) -> pd.DataFrame:
@@ -45,8 +48,11 @@ def _read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     Raises ResultError naming the file.
     """
     try:
-        rows = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=True)
-    except (ValueError, OSError) as error:
+        content = io.BytesIO(read_regular(path))
+        rows = pd.read_csv(content, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=True)
+    except OSError as error:
+        raise FileUnreadableError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, OverflowError) as error:
         raise ResultError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     if list(rows.columns) != list(columns):
         raise ResultError(f"{path}: its columns are not those of this version, expected {', '.join(columns)}")
@@ -56,4 +62,8 @@ def _read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     wrong = [name for name in numbers if not pd.api.types.is_numeric_dtype(rows.dtypes[name])]
     if wrong:
         raise ResultError(f"{path}: {wrong[0]} holds something else than numbers")
+    # Times, sizes, counts and shares of them.
+    wrong = [name for name in numbers if ((values := rows[name].to_numpy()) < 0).any() or np.isinf(values).any()]
+    if wrong:
+        raise ResultError(f"{path}: {wrong[0]} holds a number below 0 or an infinite one")
     return rows

@@ -1,12 +1,14 @@
 """Read the files that scripts/illustrate.py writes, checked."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from palimpsa.runs.schema import ResultError
+from palimpsa.runs.files import read_regular
+from palimpsa.runs.schema import FileUnreadableError, ResultError
 
 # Recall of one memory at one age (pairs stored since): mean and standard deviation over memories.
 RECALL_COLUMNS: tuple[str, ...] = ("memory", "age", "similarity", "similarity_std", "error", "error_std")
@@ -23,7 +25,7 @@ def read_blocks(path: Path) -> list[dict[str, Any]]:
     Raises ResultError: no such file, or it holds something else.
     """
     try:
-        blocks = json.loads(path.read_text())
+        blocks = json.loads(read_regular(path).decode())
         for block in blocks:
             names = [box["name"] for box in block["boxes"]]
             sources = {one["from"] for box in block["boxes"] for one in box["inputs"]}
@@ -31,7 +33,9 @@ def read_blocks(path: Path) -> list[dict[str, Any]]:
                 raise ValueError("a block without a label, or without its input x, or with an unknown input")
     except FileNotFoundError:
         raise ResultError(f"{path}: not there, expected what scripts/illustrate.py writes") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise FileUnreadableError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ResultError(f"{path}: {error!r}, expected what scripts/illustrate.py writes") from error
     return blocks
 
@@ -39,9 +43,11 @@ def read_blocks(path: Path) -> list[dict[str, Any]]:
 def read_illustration_csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     """recall_by_age.csv or capacity.csv. Raises ResultError: no such file, a column is missing, no rows."""
     try:
-        rows = pd.read_csv(path)
+        rows = pd.read_csv(io.BytesIO(read_regular(path)))
     except FileNotFoundError:
         raise ResultError(f"{path}: not there, expected what scripts/illustrate.py writes") from None
+    except OSError as error:
+        raise FileUnreadableError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise ResultError(f"{path}: {error}, expected columns {', '.join(columns)}") from error
     missing = [name for name in columns if name not in rows]

@@ -9,8 +9,8 @@ import pandas as pd
 
 from palimpsa.runs.identity import protocol_hash
 from palimpsa.runs.protocol import describe_run, difference
-from palimpsa.runs.read import find_run_dirs, history_length, read_history, result_rows, runs_frame
-from palimpsa.runs.result import read_result
+from palimpsa.runs.read import find_run_dirs, read_history, runs_frame
+from palimpsa.runs.result import HistoryFacts, history_of, read_result_and_rows
 from palimpsa.runs.schema import CURVE_COLUMNS, RUN_KEY, ResultError
 
 # Two directories of one run hold the same result when all other columns of runs.csv are equal.
@@ -35,13 +35,13 @@ RunResult = list[dict[str, Any]]
 class Run:
     """One run on disk: its rows of runs.csv, its resolved config, and the directories that hold this very result.
 
-    history_rows: for each directory, how many rows its history.csv must have, where known.
+    histories: for each directory, what its result says of its history.csv.
     """
 
     rows: list[dict[str, Any]]
     config: dict[str, Any]
     folders: list[Path]
-    history_rows: list[int | None]
+    histories: list[HistoryFacts]
 
     @property
     def finished(self) -> bool:
@@ -106,9 +106,8 @@ def _check_agreement(found: FoundRuns) -> None:
 def _read_run(folder: Path, task_prefix: str, found: FoundRuns) -> None:
     path = folder / "result.json"
     try:
-        result = read_result(path)
-        rows = result_rows(path, result)
-        new = Run(rows, result["config"], [folder], [history_length(path, result)])
+        result, rows = read_result_and_rows(path)
+        new = Run(rows, result["config"], [folder], [history_of(path, result)])
     except ResultError as error:
         # A run that is tried again may take its file away between the listing and the reading.
         if path.exists():
@@ -125,7 +124,7 @@ def _read_run(folder: Path, task_prefix: str, found: FoundRuns) -> None:
         return
     if known.result == new.result:
         known.folders += new.folders
-        known.history_rows += new.history_rows
+        known.histories += new.histories
         found.num_duplicates += 1
         return
     if known.finished and new.finished:
@@ -178,12 +177,12 @@ def read_curves(found: FoundRuns) -> tuple[pd.DataFrame, list[Path]]:
     frames, no_history = [], []
     for key, run in found.runs.items():
         problems, first_whole = [], None
-        for folder, num_rows in zip(run.folders, run.history_rows, strict=True):
+        for folder, facts in zip(run.folders, run.histories, strict=True):
             path = folder / "history.csv"
             if not path.exists():
                 continue
             try:
-                history = read_history(path, num_rows)
+                history = read_history(path, facts)
             except ResultError as error:
                 problems.append(str(error))
                 continue

@@ -1,0 +1,82 @@
+"""Files as a shared disk has them: rights by the umask, and nothing left behind by writers that were killed."""
+
+import os
+import re
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from palimpsa.runs.directory import RunDirectory
+from palimpsa.runs.files import ABANDONED_S, hold_lock, write_atomic
+
+
+@pytest.fixture
+def umask():
+    before = os.umask(0)
+    yield os.umask
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize(("mask", "expected"), [(0o002, 0o664), (0o022, 0o644), (0o077, 0o600)])
+def test_files_and_locks_have_the_rights_that_the_umask_leaves(tmp_path, umask, mask, expected):
+    """Otherwise a group cannot go on with each other's runs, or others read what was to be private."""
+    umask(mask)
+    assert mode(write_atomic(tmp_path / "a.csv", "1")) == expected
+    assert mode(write_atomic(tmp_path / "a.csv", "2")) == expected
+    with hold_lock(tmp_path / ".lock"):
+        assert mode(tmp_path / ".lock") == expected
+    with RunDirectory(tmp_path / "run").locked():
+        assert mode(tmp_path / "run/.lock") == expected
+
+
+def test_a_disk_on_which_rights_cannot_be_changed_takes_files(tmp_path, monkeypatch):
+    """Mounts of a network do not: every run would end there."""
+
+    def refuse(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    for name in ("chmod", "fchmod", "lchmod", "chown", "fchown"):
+        monkeypatch.setattr(os, name, refuse, raising=False)
+    assert write_atomic(tmp_path / "a.csv", "1").read_text() == "1"
+    with RunDirectory(tmp_path / "run").locked():
+        pass
+
+
+KILLED = "import os, signal, palimpsa.runs.files as f; f.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
+
+
+def test_what_a_killed_writer_leaves_the_next_one_removes(tmp_path):
+    """Full disks are made of them: a checkpoint's is as large as the model."""
+    path, other = tmp_path / "runs.csv", tmp_path / "curves.csv"
+    for target in (path, other):
+        code = f"{KILLED}; f.write_atomic(f.Path({str(target)!r}), 'half')"
+        assert subprocess.run([sys.executable, "-c", code]).returncode < 0
+    left = sorted(file.name for file in tmp_path.iterdir())
+    assert len(left) == 2
+    assert re.match(r"\.curves\.csv\..*\.tmp$", left[0])
+    write_atomic(path, "whole")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [left[0], "runs.csv"]
+    with RunDirectory(tmp_path).locked():
+        assert sorted(file.name for file in tmp_path.iterdir()) == [".lock", "runs.csv"]
+
+
+def test_what_others_are_writing_stays(tmp_path):
+    mine = f".a.csv.{re.sub(r'[^a-zA-Z0-9_]', '_', socket.gethostname())}.{os.getppid()}.{'0' * 32}.tmp"
+    theirs, abandoned = (f".a.csv.elsewhere.1.{digit * 32}.tmp" for digit in "12")
+    for name in (mine, theirs, abandoned, ".a.csv.tmp", "notes.tmp"):
+        (tmp_path / name).write_text("half")
+    long_ago = time.time() - ABANDONED_S - 60
+    os.utime(tmp_path / abandoned, (long_ago, long_ago))
+    write_atomic(tmp_path / "a.csv", "1")
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(
+        ["a.csv", mine, theirs, ".a.csv.tmp", "notes.tmp"]
+    )
