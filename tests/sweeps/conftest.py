@@ -113,13 +113,16 @@ def finished_stub(finished_run, stub_run) -> str:
 import json, shutil, sys
 from pathlib import Path
 from palimpsa.config.schema import plain
+from palimpsa.runs.identity import config_hash
+from palimpsa.runs.result import checksum
 
 def run(config):
     shutil.copytree({str(finished_run)!r}, config.run_dir, dirs_exist_ok=True)
     directory, own = Path(config.run_dir), plain(config)
     result = json.loads((directory / "result.json").read_text())
     result["run"]["seed"] = config.seed
-    (directory / "result.json").write_text(json.dumps(result | {{"config": own}}))
+    result |= {{"config": own, "config_hash": config_hash(own)}}
+    (directory / "result.json").write_text(json.dumps(result | {{"sha256": checksum(result)}}))
     (directory / "config.json").write_text(json.dumps(own))
     (directory / "argv").write_text(" ".join(sys.argv))
 """)

@@ -231,7 +231,7 @@ def result_rows(path: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
         "run_seq_len": task.get("seq_len", "count", optional=True) or 0,
         "label": one_line(run.get("label", "text")),
         "status": top.get("status", "status"),
-        "error": one_line(top.get("error", "text", optional=True)),
+        "error": one_line(top.get("error", "words", optional=True)),
         "state_size": run.get("state_size", "count", optional=True),
         "num_parameters": run.get("num_parameters", "count", optional=True),
         "vocab_size": task.get("vocab_size", "count", optional=True),

@@ -128,6 +128,7 @@ HEAD_PREFIXES = ("window/", "metaplasticity/")
 
 KINDS = {
     "text": "a non-empty string, without control characters",
+    "words": "a non-empty string",
     "string": "a string",
     "name": FILE_NAME_TEXT,
     "status": '"finished", "failed" or "diverged"',
@@ -158,8 +159,10 @@ def _is_number(value: Any) -> bool:
 
 def matches(value: Any, kind: str) -> bool:
     match kind:
+        case "words":
+            return isinstance(value, str) and bool(value.strip())
         case "text":
-            return isinstance(value, str) and bool(value.strip()) and not re.search(r"[\x00-\x1f\x7f-\x9f]", value)
+            return matches(value, "words") and not re.search(r"[\x00-\x1f\x7f-\x9f]", value)
         case "string":
             return isinstance(value, str)
         case "status":
