@@ -16,8 +16,9 @@ import pytest
 from palimpsa.config.errors import RunDirectoryError
 from palimpsa.config.schema import plain
 from palimpsa.runs.directory import RunDirectory
-from palimpsa.runs.read import read_curves_csv, read_history, read_run_dir, read_runs_csv
-from palimpsa.runs.result import checksum, history_of, read_result, read_result_and_rows
+from palimpsa.runs.read import read_curves_csv, read_gpu_sessions_csv, read_history, read_run_dir, read_runs_csv
+from palimpsa.runs.result import checksum, read_result, read_result_and_rows
+from palimpsa.runs.rows import history_of
 from palimpsa.runs.schema import CHECKSUM, FileUnreadableError, ResultError
 from palimpsa.sweeps.ledger import Job, survey_runs
 from palimpsa.training.run import run
@@ -229,3 +230,13 @@ def test_a_pipe_in_place_of_a_lock_does_not_hang(tmp_path):
         directory.holder()
     with pytest.raises(RunDirectoryError, match="Not a regular file"), directory.locked():
         pass
+
+
+@pytest.mark.parametrize(("column", "cell"), [("held_s", "inf"), ("num_gpus", "-1"), ("num_finished", str(2**70))])
+def test_a_session_that_cannot_have_been_is_named(tmp_path, column, cell):
+    path = tmp_path / "gpu_sessions.csv"
+    row = {"started": "2026-01-01", "device": "a GPU", "num_gpus": "1", "held_s": "3.5", "git_revision": "f00d"}
+    row |= {"num_finished": "2", "what": "a sweep"} | {column: cell}
+    path.write_text(f"{','.join(row)}\n{','.join(row.values())}\n")
+    with pytest.raises(ResultError, match=rf"gpu_sessions\.csv: column {column} is "):
+        read_gpu_sessions_csv(path)

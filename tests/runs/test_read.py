@@ -18,7 +18,7 @@ from palimpsa.runs.read import (
     read_run_dir,
     read_runs_csv,
 )
-from palimpsa.runs.result import HistoryFacts
+from palimpsa.runs.rows import HistoryFacts
 from palimpsa.runs.schema import RUN_COLUMNS, ResultError
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from palimpsa.config.errors import ConfigError
-from palimpsa.runs.result import result_rows
+from palimpsa.runs.rows import result_rows
 from palimpsa.tasks import build
 from palimpsa.tasks.loss import cross_entropy
 from palimpsa.tasks.task import Loss, Stage, Task

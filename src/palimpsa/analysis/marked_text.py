@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from palimpsa.runs.files import read_regular
+
 _MARKER = re.compile(r"<!-- (?:begin (?P<begin>[a-z0-9_]+) \(written by make figures\)|end (?P<end>[a-z0-9_]+)) -->")
 _ALMOST_A_MARKER = re.compile(r"<!--\s*(?:begin|end)\b")
 
@@ -76,7 +78,7 @@ def out_of_date(files: Iterable[Path], blocks: Mapping[str, Callable[[], str]]) 
     """
     stale = {}
     for file in files:
-        text = file.read_text(encoding="utf-8")
+        text = read_regular(file).decode()
         new = replace_marked(text, blocks, str(file))
         if new != text:
             stale[file] = new

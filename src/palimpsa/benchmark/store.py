@@ -12,7 +12,7 @@ from typing import Any
 
 from palimpsa.analysis.collect import benchmark_columns
 from palimpsa.config.errors import ConfigError
-from palimpsa.runs.files import write_atomic
+from palimpsa.runs.files import read_regular, write_atomic
 
 # A row by column, as the file has it.
 Cells = dict[str, str]
@@ -80,9 +80,13 @@ class Store:
                 self.rows[kind] = self._read(path, tables.columns[kind])
 
     def _read(self, path: Path, columns: tuple[str, ...]) -> list[Cells]:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
+        try:
+            text = read_regular(path).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"{path}: cannot be read ({reason}); results_dir= goes elsewhere") from error
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        rows = list(reader)
         if tuple(reader.fieldnames or ()) != columns or any(None in row or None in row.values() for row in rows):
             raise ConfigError(f"{path}: its columns are not those of this version; fresh=true starts over")
         for row in rows:

@@ -11,7 +11,8 @@ from typing import Any
 from palimpsa.config.errors import RunDirectoryError
 from palimpsa.runs.files import LockHeldError, hold_lock, lock_holder, read_regular, remove_abandoned, write_atomic
 from palimpsa.runs.identity import config_hash, differences, upgraded
-from palimpsa.runs.result import history_of, read_json_object, read_result
+from palimpsa.runs.result import read_json_object, read_result
+from palimpsa.runs.rows import history_of
 from palimpsa.runs.schema import FINISHED, FileUnreadableError, ResultError
 
 # Of the keys that differ, how many an error names.

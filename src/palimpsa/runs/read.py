@@ -14,15 +14,16 @@ from typing import Any
 import pandas as pd
 
 from palimpsa.runs.files import read_regular
-from palimpsa.runs.result import HistoryFacts, one_line, read_result_and_rows
+from palimpsa.runs.result import read_result_and_rows
+from palimpsa.runs.rows import HistoryFacts, one_line
 from palimpsa.runs.schema import (
+    CELL_KINDS,
     CURVE_COLUMNS,
     HEAD_PREFIXES,
     KINDS,
     OPTIONAL_COLUMNS,
     RUN_COLUMNS,
     RUN_KEY,
-    RUN_KINDS,
     SESSION_COLUMNS,
     FileUnreadableError,
     ResultError,
@@ -160,7 +161,7 @@ def _read_csv(path: Path, columns: dict[str, str], facts: HistoryFacts | None = 
             )
         if dtype != "str":
             frame[name] = _convert(frame.loc[:, name], dtype, path)
-        if name in RUN_KINDS:
+        if name in CELL_KINDS:
             _check_cells(frame.loc[:, name], name, path)
     if not content.endswith((b"\n", b"\r")):
         raise ResultError(f"{path}: row {len(frame)} has no line end, expected one; was the file cut short?")
@@ -169,7 +170,7 @@ def _read_csv(path: Path, columns: dict[str, str], facts: HistoryFacts | None = 
 
 def _check_cells(column: pd.Series, name: str, path: Path) -> None:
     """Raises ResultError for the first cell of a column of RUN_COLUMNS that a result could not have had."""
-    kind = RUN_KINDS[name]
+    kind = CELL_KINDS[name]
     # Each value once: a thousand rows share a model.
     for value in column.unique().tolist():
         empty = pd.isna(value)

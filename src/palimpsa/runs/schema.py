@@ -62,7 +62,7 @@ RUN_COLUMNS = {
 }
 
 # What a cell of these may be; the others are read by people alone.
-RUN_KINDS = {
+CELL_KINDS = {
     "task": "name",
     "scale": "name",
     "model": "name",
@@ -87,6 +87,9 @@ RUN_KINDS = {
     "vocab_size": "count",
     "protocol_hash": "text",
     "wall_time_s": "number",
+    "num_gpus": "count",
+    "held_s": "number",
+    "num_finished": "count",
 }
 # Of them, those that may be empty.
 OPTIONAL_COLUMNS = {

@@ -10,7 +10,8 @@ import pandas as pd
 from palimpsa.runs.identity import protocol_hash
 from palimpsa.runs.protocol import describe_run, difference
 from palimpsa.runs.read import find_run_dirs, read_history, runs_frame
-from palimpsa.runs.result import HistoryFacts, history_of, read_result_and_rows
+from palimpsa.runs.result import read_result_and_rows
+from palimpsa.runs.rows import HistoryFacts, history_of
 from palimpsa.runs.schema import CURVE_COLUMNS, RUN_KEY, ResultError
 
 # Two directories of one run hold the same result when all other columns of runs.csv are equal.
