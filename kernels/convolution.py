@@ -8,13 +8,14 @@ at W different places.
 """
 
 # B batch, T time, C channels, W taps
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .library import NAMESPACE
+from .transforms import fold, refuse, register_rule, stand_in, unfold
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, widths: list[int]) -> list[Tensor]:
@@ -43,18 +44,76 @@ def _(x, weight, bias, dys):
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(0 if bias is None else bias.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, weight, bias, _ = inputs
     ctx.save_for_backward(x, weight, bias)
 
 
-def _differentiate(ctx: Any, dys: list[Tensor]) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, *dys: Tensor) -> tuple[Any, ...]:
     x, weight, bias = ctx.saved_tensors
-    dx, dweight, dbias = backward(x, weight, bias, dys)
+    dx, dweight, dbias = _call_backward(x, weight, bias, *dys)
     return dx, dweight, None if bias is None else dbias, None
 
 
-forward.register_autograd(_differentiate, setup_context=_save)
+_ONCE = "short_convolution is differentiable once, and backwards: not with create_graph=True, and not by jvp or jacfwd"
+
+forward.register_autograd(lambda ctx, dys: _differentiate(ctx, *dys), setup_context=_save)
+backward.register_autograd(refuse(_ONCE))
+
+
+# Channels are independent of each other: each entry of a mapped dimension has its own.
+def _fold_arguments(
+    x: Tensor, weight: Tensor, bias: Tensor | None, in_dims: tuple[Any, ...], size: int
+) -> list[Tensor | None]:
+    return [fold(y, in_dim, size, dim) for y, in_dim, dim in zip((x, weight, bias), in_dims, (2, 0, 0), strict=False)]
+
+
+def _map_forward(call: Callable[..., Any], size: int, in_dims: tuple[Any, ...], *args: Any) -> Any:
+    x, weight, bias, widths = args
+    ys = call(*_fold_arguments(x, weight, bias, in_dims, size), list(widths) * size)
+    num = len(widths)
+    return tuple(torch.stack(list(ys[i::num])) for i in range(num)), (0,) * num
+
+
+def _map_backward(call: Callable[..., Any], size: int, in_dims: tuple[Any, ...], *args: Any) -> Any:
+    x, weight, bias, *dys = args
+    moved = [y.expand(size, *y.shape) if d is None else y.movedim(d, 0) for y, d in zip(dys, in_dims[3:], strict=True)]
+    dx, dweight, dbias = call(
+        *_fold_arguments(x, weight, bias, in_dims, size), *(y[i] for i in range(size) for y in moved)
+    )
+    results = unfold(dx, size, 2), unfold(dweight, size, 0), dbias if bias is None else unfold(dbias, size, 0)
+    return results, (2, 0, None if bias is None else 0)
+
+
+def _map_forward_operator(call: Callable[..., Any], size: int, in_dims: tuple[Any, ...], *args: Any) -> Any:
+    return tuple(map(list, _map_forward(call, size, in_dims, *args)))
+
+
+def _map_backward_operator(call: Callable[..., Any], size: int, in_dims: tuple[Any, ...], *args: Any) -> Any:
+    *tensors, dys = args
+    dims = in_dims[3] or [None] * len(dys)
+    return _map_backward(lambda *args: call(*args[:3], list(args[3:])), size, (*in_dims[:3], *dims), *tensors, *dys)
+
+
+register_rule(forward, _map_forward_operator)
+register_rule(backward, _map_backward_operator)
+
+
+# Autograd follows no tensors that lie in a list: those of the operator that stands in are arguments of their own.
+def _run_backward(x: Tensor, weight: Tensor, bias: Tensor | None, *dys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _backward(x, weight, bias, list(dys))
+
+
+def _operate_backward(x: Tensor, weight: Tensor, bias: Tensor | None, *dys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return backward(x, weight, bias, list(dys))
+
+
+def _run_forward(*args: Any) -> tuple[Tensor, ...]:
+    return tuple(_forward(*args))
+
+
+_call_forward = stand_in(_run_forward, forward, _map_forward, _ONCE, (_save, _differentiate))
+_call_backward = stand_in(_run_backward, _operate_backward, _map_backward, _ONCE)
 
 
 def short_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, widths: Sequence[int]) -> list[Tensor]:
@@ -75,4 +134,4 @@ def short_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, widths: Se
     """
     if min(widths, default=0) < 0 or sum(widths) != x.shape[2]:
         raise ValueError(f"widths: got {tuple(widths)}, expected numbers >= 0 that sum up to x's {x.shape[2]} channels")
-    return forward(x, weight, bias, list(widths))
+    return list(_call_forward(x, weight, bias, list(widths)))

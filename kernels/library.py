@@ -7,7 +7,6 @@ holds at least one element.
 
 # B batch, T time, H heads, K key dim, V value dim, N sequences packed along T, X a dimension that vmap maps over
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from . import scan
 from .reference import step_in_place
+from .transforms import are_plain, fold, refuse, register_rule, stand_in, unfold
 from .validation import compute_dtype, under_transforms
 
 # The folder can also be imported on its own, as `kernels`: each copy has operators of its own.
@@ -181,8 +181,8 @@ def _(
 
 
 _ONCE = (
-    "palimpsa is differentiable once: its gradients have no graph (create_graph=True). "
-    "palimpsa_reference, or PALIMPSA_PATH=reference, has one"
+    "palimpsa is differentiable once, and backwards: its gradients have no graph (create_graph=True), and it has no "
+    "forward mode (jvp, jacfwd). palimpsa_reference, or PALIMPSA_PATH=reference, has both"
 )
 
 
@@ -218,11 +218,7 @@ def _differentiate(ctx: Any, d_o: Any, d_variance: Any, d_mean: Any, d_importanc
 forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _refuse(ctx: Any, *grads: Any) -> None:
-    raise RuntimeError(_ONCE)
-
-
-backward.register_autograd(_refuse)
+backward.register_autograd(refuse(_ONCE))
 
 # The dimension of the heads in each tensor argument.
 _HEADS_OF_SEQUENCE, _HEADS_OF_STATE, _HEADS_OF_PRIOR = 2, 1, 0
@@ -230,30 +226,15 @@ _SEQUENCES, _STATES = (_HEADS_OF_SEQUENCE,) * 5, (_HEADS_OF_STATE,) * 2
 _FORWARD_HEADS = (*_SEQUENCES, _HEADS_OF_PRIOR, *_STATES)
 
 
-def _fold(x: Tensor | None, in_dim: int | None, size: int, dim: int) -> Tensor | None:
-    """Merges the mapped dimension, X entries, into dimension `dim`: [X, B, ...] -> [X * B, ...] for dim 0."""
-    if x is None:
-        return None
-    if in_dim is None:
-        x = x.unsqueeze(dim).expand(*x.shape[:dim], size, *x.shape[dim:])
-    else:
-        x = x.movedim(in_dim, dim)
-    return x.flatten(dim, dim + 1)
-
-
-def _unfold(x: Tensor, size: int, dim: int) -> Tensor:
-    return x.unflatten(dim, (size, x.shape[dim] // size))
-
-
-def _map_forward(call: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], path: str, *args: Any) -> Any:
+def _map_forward(call: Callable[..., Any], size: int, in_dims: tuple[Any, ...], path: str, *args: Any) -> Any:
     """The rule of torch.vmap: one `call` of the forward with the mapped dimension folded into another."""
     *tensors, cu_seqlens, scale, num_rows, chunk_size, _, output_final_state, output_variance = args
-    dims, size = in_dims[1:9], info.batch_size
+    dims = in_dims[1:9]
     # Batch rows are the cheapest place, but they share their prior and, packed, there is only one.
     into_rows = cu_seqlens is None and dims[5] is None
     where = (0,) * 8 if into_rows else _FORWARD_HEADS
     folded = [
-        x if into_rows and i == 5 else _fold(x, in_dim, size, dim)
+        x if into_rows and i == 5 else fold(x, in_dim, size, dim)
         for i, (x, in_dim, dim) in enumerate(zip(tensors, dims, where, strict=True))
     ]
     num_rows = num_rows if into_rows else max(1, num_rows // size)
@@ -268,92 +249,41 @@ def _map_forward(call: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], 
         (mean, where[6], output_final_state),
         (importance, where[6], output_final_state),
     ):
-        results.append(_unfold(x, size, dim) if present else x)
+        results.append(unfold(x, size, dim) if present else x)
         out_dims.append(dim if present else None)
     return (*results, kept), (*out_dims, None)
 
 
-def _map_backward(call: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], path: str, *args: Any) -> Any:
+def _map_backward(call: Callable[..., Any], size: int, in_dims: tuple[Any, ...], path: str, *args: Any) -> Any:
     """The rule of torch.vmap: one `call` of the backward with the mapped dimension folded into the heads."""
     *tensors, scale, num_rows, chunk_size, needs_beta, needs_decay = args
     inputs, cu_seqlens, final, kept, flows = tensors[:8], tensors[8], tensors[9:11], tensors[11], tensors[12:]
-    dims, size = in_dims[1:], info.batch_size
+    dims = in_dims[1:]
 
-    def fold(some: list[Tensor | None], first: int, where: tuple[int, ...]) -> list[Tensor | None]:
+    def folded(some: list[Tensor | None], first: int, where: tuple[int, ...]) -> list[Tensor | None]:
         own = dims[first : first + len(some)]
-        return [_fold(x, in_dim, size, dim) for x, in_dim, dim in zip(some, own, where, strict=True)]
+        return [fold(x, in_dim, size, dim) for x, in_dim, dim in zip(some, own, where, strict=True)]
 
     # Always into the heads: every entry has a gradient of its own for the prior.
     gradients = call(
         path,
-        *fold(inputs, 0, _FORWARD_HEADS),
+        *folded(inputs, 0, _FORWARD_HEADS),
         cu_seqlens,
-        *fold(final, 9, _STATES),
+        *folded(final, 9, _STATES),
         kept.new_empty(0),
-        *fold(flows, 12, (_HEADS_OF_SEQUENCE,) * 2 + _STATES),
+        *folded(flows, 12, (_HEADS_OF_SEQUENCE,) * 2 + _STATES),
         scale, max(1, num_rows // size), chunk_size, needs_beta, needs_decay,
     )  # fmt: skip
     wanted = _wanted(inputs[6] is not None, needs_beta, needs_decay)
     pairs = list(zip(gradients, _FORWARD_HEADS, wanted, strict=True))
-    results = tuple(_unfold(x, size, dim) if want else x for x, dim, want in pairs)
+    results = tuple(unfold(x, size, dim) if want else x for x, dim, want in pairs)
     return results, tuple(dim if want else None for _, dim, want in pairs)
 
 
-forward.register_vmap(partial(_map_forward, forward))
-backward.register_vmap(partial(_map_backward, backward))
-
-
-# Outside of compiled code these stand in for the operators: torch.func.grad knows no other way, and a call through the
-# dispatcher takes 0.2 ms, which is most of the time of a small one.
-class _Forward(torch.autograd.Function):
-    @staticmethod
-    def forward(*args: Any) -> Any:
-        return _forward(*args) if _are_plain(args) else forward(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _save(ctx, inputs, output)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return _differentiate(ctx, *grads)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        return _map_forward(_Forward.apply, info, in_dims, *args)
-
-
-class _Backward(torch.autograd.Function):
-    @staticmethod
-    def forward(*args: Any) -> Any:
-        return _backward(*args) if _are_plain(args) else backward(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> None:
-        _refuse(ctx, *grads)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        return _map_backward(_Backward.apply, info, in_dims, *args)
-
-
-def _are_plain(args: tuple[Any, ...]) -> bool:
-    """Whether all tensors are tensors with data, not a subclass: a fake one, say."""
-    return all(type(x) in (Tensor, torch.nn.Parameter) for x in args if isinstance(x, Tensor))
-
-
-def call_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`forward` by the fastest way there is here."""
-    return forward(*args) if torch.compiler.is_compiling() else _Forward.apply(*args)
-
-
-def call_backward(*args: Any) -> tuple[Tensor, ...]:
-    """`backward` by the fastest way there is here."""
-    return backward(*args) if torch.compiler.is_compiling() else _Backward.apply(*args)
+register_rule(forward, _map_forward)
+register_rule(backward, _map_backward)
+call_forward = stand_in(_forward, forward, _map_forward, _ONCE, (_save, _differentiate))
+call_backward = stand_in(_backward, backward, _map_backward, _ONCE)
 
 
 def _step(
@@ -393,7 +323,7 @@ def _(path, q, k, v, beta, g, importance_prior, mean, importance, scale, output_
 
 def call_step(path: str, *args: Any) -> tuple[Tensor, Tensor]:
     """`step` by the fastest way there is here."""
-    if torch.compiler.is_compiling() or not _are_plain(args):
+    if torch.compiler.is_compiling() or not are_plain(args):
         return step(path, *args)
     if path == "triton":
         if under_transforms():

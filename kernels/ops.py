@@ -13,7 +13,14 @@ from .library import call_forward, call_step
 from .linear import linear_attention
 from .reference import palimpsa_reference
 from .types import PalimpsaOutput, PalimpsaState
-from .validation import check_sequence_inputs, check_step_inputs, check_triton_sizes, debug_enabled, sequence_bounds
+from .validation import (
+    check_sequence_inputs,
+    check_step_inputs,
+    check_triton_sizes,
+    debug_enabled,
+    sequence_bounds,
+    under_transforms,
+)
 
 # Triton is published for Linux only.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -84,9 +91,9 @@ def _palimpsa_triton(
     with torch.autocast(q.device.type, enabled=False):
         if v.numel() == 0:
             return no_tokens(v, importance_prior, N, K, state, output_final_state, output_variance)
-        # In float32 the library multiplies in tf32, and its kernels do not run in Triton's interpreter: there ours take
-        # zeros for beta.
-        if beta is None and state is None and q.is_cuda and q.dtype != torch.float32:
+        # In float32 the library multiplies in tf32, its kernels do not run in Triton's interpreter, and torch.func has
+        # no rules for them: there ours take zeros for beta.
+        if beta is None and state is None and q.is_cuda and q.dtype != torch.float32 and not under_transforms():
             return linear_attention(
                 q, k, v, g, importance_prior, scale, output_final_state, output_variance, cu_seqlens
             )
@@ -171,9 +178,10 @@ def palimpsa(
     What computes it: `triton` on CUDA devices, up to K = V = 256, in float32 inside; `chunked`, plain PyTorch, on all
     others and for float64 inputs. The environment variable PALIMPSA_PATH = reference | chunked | triton forces one,
     and an input that it cannot take is an error. Both have torch.compile, torch.func and torch.vmap rules (vmap over
-    every tensor but cu_seqlens). On CUDA nothing waits for the device, so that a CUDA graph can be captured, and the
-    backward computes the memory again instead of keeping it. Two exceptions: beta=None on CUDA is a break in a
-    compiled graph and has no torch.func rules; and cu_seqlens is read by the host there and by `chunked`.
+    every tensor but cu_seqlens), and take torch.autograd.grad(is_grads_batched=True). On CUDA nothing waits for the
+    device, so that a CUDA graph can be captured, and the backward computes the memory again instead of keeping it. Two
+    exceptions, for flash-linear-attention's kernels: they are a break in a compiled graph and refuse is_grads_batched,
+    and under torch.func zeros for beta are what runs; and cu_seqlens is read by the host there and by `chunked`.
 
     Example:
         >>> import torch

@@ -9,12 +9,14 @@ states are small, chunks of 16 take half of the time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..library import NAMESPACE
+from ..transforms import fold, refuse, register_rule, stand_in, unfold
 
 # Up to so many numbers K * V a state, which is moved once a chunk, is cheaper than the C pairs that every token meets.
 SMALL_STATE = 1024
@@ -101,6 +103,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     q, k, v, _, state, cu_seqlens, ctx.chunk_size = inputs
     _, _, decays, pairs = output
     ctx.save_for_backward(q, k, v, decays, pairs, state, cu_seqlens)
+    ctx.mark_non_differentiable(decays, pairs)
     # Zeros for the gradients of what nobody differentiates would take as long as the kernels.
     ctx.set_materialize_grads(False)
 
@@ -108,11 +111,46 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _differentiate(ctx: Any, do: Tensor | None, dfinal: Tensor | None, *_: None) -> tuple[Any, ...]:
     q, k, v, decays, pairs, state, cu_seqlens = ctx.saved_tensors
     do = torch.zeros_like(v) if do is None else do
-    *gradients, dstate = backward(q, k, v, decays, pairs, state, cu_seqlens, do, dfinal, ctx.chunk_size)
+    *gradients, dstate = _call_backward(q, k, v, decays, pairs, state, cu_seqlens, do, dfinal, ctx.chunk_size)
     return *gradients, None if state is None else dstate, None, None
 
 
+_ONCE = "chunk_gla is differentiable once, and backwards: not with create_graph=True, and not by jvp or jacfwd"
+
 forward.register_autograd(_differentiate, setup_context=_save)
+backward.register_autograd(refuse(_ONCE))
+
+# The dimension of the heads, which are independent of each other: each entry of a mapped dimension has its own.
+_SEQUENCE, _STATE = 2, 1
+
+
+def _fold_arguments(args: tuple[Any, ...], in_dims: tuple[Any, ...], where: tuple[int, ...], size: int) -> list[Any]:
+    return [fold(x, in_dim, size, dim) for x, in_dim, dim in zip(args, in_dims, where, strict=True)]
+
+
+def _map_forward(call: Callable[..., Any], size: int, in_dims: tuple[Any, ...], *args: Any) -> Any:
+    *tensors, cu_seqlens, chunk_size = args
+    folded = _fold_arguments(tuple(tensors), in_dims[:5], (*(_SEQUENCE,) * 4, _STATE), size)
+    results = call(*folded, cu_seqlens, chunk_size)
+    dims = (_SEQUENCE, _STATE, _SEQUENCE, _SEQUENCE)
+    return tuple(unfold(x, size, dim) for x, dim in zip(results, dims, strict=True)), dims
+
+
+def _map_backward(call: Callable[..., Any], size: int, in_dims: tuple[Any, ...], *args: Any) -> Any:
+    *tensors, state, cu_seqlens, do, dfinal, chunk_size = args
+    folded = _fold_arguments((*tensors, do), (*in_dims[:5], in_dims[7]), (_SEQUENCE,) * 6, size)
+    states = _fold_arguments((state, dfinal), (in_dims[5], in_dims[8]), (_STATE,) * 2, size)
+    *gradients, dstate = call(*folded[:5], states[0], cu_seqlens, folded[5], states[1], chunk_size)
+    unfolded = [unfold(x, size, _SEQUENCE) for x in gradients]
+    if state is None:
+        return (*unfolded, dstate), (*(_SEQUENCE,) * 4, None)
+    return (*unfolded, unfold(dstate, size, _STATE)), (*(_SEQUENCE,) * 4, _STATE)
+
+
+register_rule(forward, _map_forward)
+register_rule(backward, _map_backward)
+_call_forward = stand_in(_forward, forward, _map_forward, _ONCE, (_save, _differentiate))
+_call_backward = stand_in(_backward, backward, _map_backward, _ONCE)
 
 
 def chunk_gla(
@@ -129,5 +167,5 @@ def chunk_gla(
     longest = 16 if q.shape[-1] * v.shape[-1] <= SMALL_STATE else 64
     # No longer than the sequence, as the library has it.
     chunk_size = min(longest, max(16, 1 << (q.shape[1] - 1).bit_length()))
-    o, final, _, _ = forward(q, k, v, g, initial_state, cu_seqlens, chunk_size)
+    o, final, _, _ = _call_forward(q, k, v, g, initial_state, cu_seqlens, chunk_size)
     return o, final if output_final_state else None

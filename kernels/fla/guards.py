@@ -5,6 +5,9 @@ import importlib
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from ..transforms import are_batched_gradients
 
 # Triton 3.7.1 compiles the library's kernel of dq, dk and dg for Hopper so that its configurations of four warps read
 # outside of their shared memory where a tile of keys is at most this wide: wrong gradients, or an illegal access.
@@ -27,6 +30,25 @@ def guarded_chunk_simple_gla(device: torch.device) -> Any:
         ) from error
     avoid_miscompiled_backward(device)
     return chunk_simple_gla
+
+
+def refuse_batched_gradients(*results: Any) -> None:
+    """Makes torch.autograd.grad(is_grads_batched=True) through results of the library's functions one clear error.
+
+    Their way back hands the gradients to kernels, which read memory that those do not have.
+    """
+    if not torch.compiler.is_compiling():
+        for x in results:
+            if isinstance(x, Tensor) and x.requires_grad:
+                x.register_hook(_refuse_batched)
+
+
+def _refuse_batched(gradient: Tensor) -> None:
+    if are_batched_gradients((gradient,)):
+        raise NotImplementedError(
+            "flash-linear-attention's kernels take no batched gradients (is_grads_batched=True): "
+            "torch.func.jacrev and torch.func.vmap run on other code and do"
+        )
 
 
 def avoid_miscompiled_backward(device: torch.device) -> None:

@@ -1,5 +1,7 @@
 """The baselines' recurrences by flash-linear-attention: its chunked kernels on a GPU, its reference code on a CPU.
 
+Under torch.func it is code of our own everywhere: kernels know no vmap, and the references write in place.
+
 Every function takes q, k [B, T, H, K] and v [B, T, H, V] of one dtype, the state before the first token [B, H, K, V]
 (None: zeros), and cu_seqlens [N+1], boundaries of N sequences packed into one row (B = 1, no state). It gives the
 output o [B, T, H, V] in v's dtype and the states after the last tokens, [B, H, K, V] or [N, H, K, V], fp32. The scale
@@ -20,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .guards import avoid_miscompiled_backward, guarded_chunk_simple_gla
+from ..validation import under_transforms
+from .guards import avoid_miscompiled_backward, guarded_chunk_simple_gla, refuse_batched_gradients
 
 # The library's decorators and signatures hide from the type checker what its kernels return.
 _Kernel = Callable[..., Any]
@@ -33,7 +36,7 @@ def gla(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T, o_t = K^-1/2 q_t S_t, with g [B, T, H, K] (arXiv 2312.06635)."""
-    if q.is_cuda:
+    if _has_kernels(q):
         from .gla_chunks import chunk_gla
 
         missing = _GLA_MIN_VALUES - v.shape[-1]
@@ -42,6 +45,8 @@ def gla(
         wide_state = None if state is None else F.pad(state, (0, missing))
         o, final = _by_kernel(chunk_gla, (q, k, F.pad(v, (0, missing)), g), wide_state, cu_seqlens)
         return o[..., :-missing], final[..., :-missing]
+    if under_transforms():
+        return _by_reference(_gated_recurrence, (q, k, v, g), state, cu_seqlens)
     from fla.ops.gla.naive import naive_recurrent_gla
 
     return _by_reference(naive_recurrent_gla, (q, k, v, g), state, cu_seqlens)
@@ -51,8 +56,10 @@ def simple_gla(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """S_t = exp(g_t) S_{t-1} + k_t v_t^T, o_t = K^-1/2 q_t S_t, with one decay a head, g [B, T, H]."""
-    if q.is_cuda:
+    if _has_kernels(q):
         return _by_kernel(guarded_chunk_simple_gla(q.device), (q, k, v, g), state, cu_seqlens)
+    if under_transforms():
+        return _by_reference(_gated_recurrence, (q, k, v, g[..., None]), state, cu_seqlens)
     from fla.ops.simple_gla.naive import naive_recurrent_simple_gla
 
     return _by_reference(naive_recurrent_simple_gla, (q, k, v, g), state, cu_seqlens)
@@ -62,10 +69,12 @@ def delta_rule(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """S_t = S_{t-1} + beta_t k_t (v_t - k_t S_{t-1})^T, o_t = K^-1/2 q_t S_t, beta [B, T, H] (arXiv 2406.06484)."""
-    if q.is_cuda:
+    if _has_kernels(q):
         # The library's own kernels of this rule ended in an illegal access on an H100 (docs/LOG.md), and take half
         # precision only; the gated ones without decay are the same rule.
         return gated_delta_rule(q, k, v, beta, torch.zeros_like(beta, dtype=torch.float32), state, cu_seqlens)
+    if under_transforms():
+        return _by_reference(_gated_recurrence, (q, k, v, torch.zeros_like(beta)[..., None], beta), state, cu_seqlens)
     from fla.ops.delta_rule.naive import delta_rule_recurrence
 
     def reference(*operands: Tensor, initial_state: Tensor | None, output_final_state: bool) -> tuple[Tensor, Any]:
@@ -84,11 +93,13 @@ def gated_delta_rule(
 
     beta, g [B, T, H] (arXiv 2412.06464).
     """
-    if q.is_cuda:
+    if _has_kernels(q):
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
         avoid_miscompiled_backward(q.device)
         return _by_kernel(chunk_gated_delta_rule, (q, k, v, g, beta), state, cu_seqlens)
+    if under_transforms():
+        return _by_reference(_gated_recurrence, (q, k, v, g[..., None], beta), state, cu_seqlens)
     from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule
 
     return _by_reference(naive_recurrent_gated_delta_rule, (q, k, v, beta, g), state, cu_seqlens)
@@ -99,7 +110,39 @@ def _by_kernel(
 ) -> tuple[Tensor, Tensor]:
     bounds = None if cu_seqlens is None else cu_seqlens.long()
     o, final = kernel(*operands, initial_state=state, output_final_state=True, cu_seqlens=bounds)
+    refuse_batched_gradients(o, final)
     return o, final
+
+
+def _has_kernels(q: Tensor) -> bool:
+    return q.is_cuda and not under_transforms()
+
+
+def _gated_recurrence(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor | None = None,
+    *,
+    initial_state: Tensor | None,
+    output_final_state: bool,
+) -> tuple[Tensor, Tensor]:
+    """All four rules, out of place and in fp32, with g [B, T, H, K or 1] and beta [B, T, H]; None: nothing is recalled.
+
+    S_t = diag(exp(g_t)) S_{t-1} + k_t w_t^T with w_t = v_t, or beta_t (v_t - k_t diag(exp(g_t)) S_{t-1}).
+    """
+    (B, T, H, K), V = q.shape, v.shape[-1]
+    q, k, v, alpha = q.float() * K**-0.5, k.float()[..., None], v.float(), g.float().exp()[..., None]
+    S = q.new_zeros(B, H, K, V) if initial_state is None else initial_state.float()
+    outputs = [v[:, :0]]
+    for t in range(T):
+        S, write = alpha[:, t] * S, v[:, t]
+        if beta is not None:
+            write = beta[:, t, :, None].float() * (write - (k[:, t] * S).sum(-2))
+        S = S + k[:, t] * write[..., None, :]
+        outputs.append((q[:, t, ..., None] * S).sum(-2)[:, None])
+    return torch.cat(outputs, 1), S
 
 
 def _by_reference(

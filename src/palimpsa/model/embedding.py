@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from palimpsa.kernels.transforms import stand_in
 from palimpsa.kernels.validation import under_transforms
 
 
@@ -42,8 +43,18 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        from palimpsa.kernels.gpu.embedding import embedding_gradient
-
         (tokens,), (gradient,) = ctx.saved_tensors, gradients
-        summed = embedding_gradient(gradient.reshape(-1, gradient.shape[-1]), tokens.flatten(), ctx.vocab_size)
-        return summed.to(ctx.dtype), None
+        return _sum_by_token(gradient, tokens, ctx.vocab_size)[0].to(ctx.dtype), None
+
+
+def _sum_rows(gradient: Tensor, tokens: Tensor, vocab_size: int) -> tuple[Tensor]:
+    from palimpsa.kernels.gpu.embedding import embedding_gradient
+
+    return (embedding_gradient(gradient.reshape(-1, gradient.shape[-1]), tokens.flatten(), vocab_size),)
+
+
+def _map_sum(call: Any, size: int, in_dims: tuple[Any, ...], gradient: Tensor, *args: Any) -> Any:
+    return (torch.stack([call(each, *args)[0] for each in gradient.unbind(in_dims[0])]),), (0,)
+
+
+_sum_by_token = stand_in(_sum_rows, _sum_rows, _map_sum, "TokenEmbedding is differentiable once, and backwards")

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from palimpsa.kernels.transforms import are_batched_gradients
+from palimpsa.kernels.validation import under_transforms
 from palimpsa.mixers.layers import at_least_fp32
 
 
@@ -27,7 +29,8 @@ class CrossEntropy(NamedTuple):
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> CrossEntropy:
     """Of logits [N, V] at labels [N] int64 in [0, V); differentiable once."""
-    if logits.is_cuda and logits.dtype != torch.float64:
+    # torch.func has no rule for the kernel.
+    if logits.is_cuda and logits.dtype != torch.float64 and not under_transforms():
         # Here and not above: Triton.
         from palimpsa.kernels.gpu.cross_entropy import MAX_CLASSES
 
@@ -57,7 +60,8 @@ class _RowKernel(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,), upstream = ctx.saved_tensors, gradients[0]
         # Times one, it would be read and written once more: of 16,384 rows of 8,192 classes 268 MB each way.
-        is_unit = upstream.data_ptr() == unit_gradient(upstream.device).data_ptr()
+        is_plain = not are_batched_gradients((upstream,))
+        is_unit = is_plain and upstream.data_ptr() == unit_gradient(upstream.device).data_ptr()
         return gradient if is_unit else gradient * upstream, None
 
 
