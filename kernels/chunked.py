@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .library import call_forward, needs_backward
 from .scan import Plan, make_plan
-from .sequences import map_sequences
+from .sequences import linked, map_sequences
 from .types import PalimpsaOutput, PalimpsaState
 from .validation import check_sequence_inputs, compute_dtype
 
@@ -76,7 +76,8 @@ def _run(
     B, T, H, _ = q.shape
     K, V = q.shape[-1], v.shape[-1]
     if T == 0 or v.numel() == 0:
-        return no_tokens(v, importance_prior, B, K, initial_state, output_final_state, output_variance)
+        inputs = (q, k, beta, g)
+        return no_tokens(v, inputs, importance_prior, B, K, initial_state, output_final_state, output_variance)
     if beta is None and initial_state is None:
         chunk_size = chunk_size or 32
         return _linear_attention(q, k, v, g, importance_prior, scale, output_final_state, output_variance, chunk_size)
@@ -98,6 +99,7 @@ def _run(
 
 def no_tokens(
     v: Tensor,
+    inputs: tuple[Tensor | None, ...],
     importance_prior: Tensor,
     num_states: int,
     key_dim: int,
@@ -105,7 +107,7 @@ def no_tokens(
     output_final_state: bool,
     output_variance: bool,
 ) -> PalimpsaOutput:
-    """The result for an empty v: its states are those before the first token."""
+    """The result for an empty v: its states are those before the first token. `inputs`: what it depends on besides."""
     _, _, H, V = v.shape
     dtype = compute_dtype(v.dtype)
     state = None
@@ -115,7 +117,10 @@ def no_tokens(
     elif output_final_state:
         prior = importance_prior.to(dtype)[:, None, None].expand(num_states, H, key_dim, V)
         state = PalimpsaState(torch.zeros_like(prior), prior.clone())
-    return PalimpsaOutput(v.clone(), v.clone() if output_variance else None, state)
+    inputs = (v, *inputs, importance_prior, *(initial_state or ()))
+    if state is not None:
+        state = PalimpsaState(*(linked(x, inputs) for x in state))
+    return PalimpsaOutput(linked(v, inputs), linked(v, inputs) if output_variance else None, state)
 
 
 def _linear_attention(

@@ -90,7 +90,8 @@ def _palimpsa_triton(
         cu_seqlens = cu_seqlens if cu_seqlens.dtype in (torch.int32, torch.int64) else cu_seqlens.long()
     with torch.autocast(q.device.type, enabled=False):
         if v.numel() == 0:
-            return no_tokens(v, importance_prior, N, K, state, output_final_state, output_variance)
+            inputs = (q, k, beta, g)
+            return no_tokens(v, inputs, importance_prior, N, K, state, output_final_state, output_variance)
         # In float32 the library multiplies in tf32, its kernels do not run in Triton's interpreter, and torch.func has
         # no rules for them: there ours take zeros for beta.
         if beta is None and state is None and q.is_cuda and q.dtype != torch.float32 and not under_transforms():

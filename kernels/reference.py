@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .sequences import map_sequences
+from .sequences import linked, map_sequences
 from .types import PalimpsaOutput, PalimpsaState
 from .validation import check_sequence_inputs, compute_dtype
 
@@ -84,8 +84,12 @@ def _recurrence(
         mean = initial_state.mean.to(dtype, copy=True)
         importance = initial_state.importance.to(dtype, copy=True)
 
-    # Empty slices, so that T = 0 gives an empty result that is still part of the graph.
-    outputs, variances = [v[:, :0, :, 0]], [v[:, :0, :, 0]]
+    # An empty slice, so that T = 0 gives an empty result; what is empty stays part of the graph.
+    empty = v[:, :0, :, 0]
+    if v.numel() == 0:
+        inputs = (q, k, v, beta, g, importance_prior, *(initial_state or ()))
+        empty, mean, importance = (linked(x, inputs) for x in (empty, mean, importance))
+    outputs, variances = [empty], [empty]
     weighted_mean = importance * mean
     for t in range(T):
         weighted_mean = alpha[:, t] * weighted_mean + k[:, t] * v[:, t]

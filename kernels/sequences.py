@@ -1,7 +1,7 @@
 """Sequences of different lengths packed along T: one call per sequence, joined into one differentiable result."""
 
 # T time, H heads, K key dim, V value dim, N sequences
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -9,6 +9,12 @@ from torch import Tensor
 
 from .types import PalimpsaOutput, PalimpsaState
 from .validation import sequence_bounds
+
+
+def linked(x: Tensor, inputs: Sequence[Tensor | None]) -> Tensor:
+    """x, unchanged, with gradients of zeros for each of `inputs`: the result of no tokens is a function of them too."""
+    # Empty slices: nothing that an input holds, NaN neither, comes into the sum.
+    return x + sum(y.reshape(-1)[:0].sum().to(x.dtype) for y in inputs if y is not None)
 
 
 def map_sequences(

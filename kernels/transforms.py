@@ -97,9 +97,10 @@ def are_batched_gradients(args: tuple[Any, ...]) -> bool:
 
 def _map_batched_gradients(rule: Rule, call: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
     """`call` of arguments of which some are batched gradients, by the rule of vmap."""
-    level, size = _level_and_size(next(x for x in args if are_batched_gradients((x,))))
-    # Of what is not batched at this level a view is made that nobody needs.
-    in_dims = tuple(0 if are_batched_gradients((x,)) and _level_and_size(x)[0] == level else None for x in args)
+    levels = [_level_and_size(x) if are_batched_gradients((x,)) else (0, 0) for x in args]
+    # Of batched gradients that are batched themselves the inner ones first: levels can be added in their order alone.
+    level, size = max(levels)
+    in_dims = tuple(0 if own == level else None for own, _ in levels)
     bare = [
         x if dim is None else torch._remove_batch_dim(x, level, size, 0) for x, dim in zip(args, in_dims, strict=True)
     ]
@@ -110,14 +111,16 @@ def _map_batched_gradients(rule: Rule, call: Callable[..., Any], args: tuple[Any
 
 
 def _level_and_size(x: Tensor) -> tuple[int, int]:
-    """The first level, from 1 on, at which x is a batched gradient, and of how many."""
+    """The last level, from 1 on, at which x is a batched gradient, and of how many."""
     # PyTorch does not tell, and the count of levels that are open is another one on the thread of a GPU's backward.
     # Where x has no such level it is expanded to the size asked for.
-    for level in range(1, 65):
-        sizes = [torch._remove_batch_dim(x, level, size, 0).shape[0] for size in (0, 1)]
-        if sizes[0] == sizes[1]:
-            return level, sizes[0]
-    raise AssertionError("a batched tensor without a level")
+    level = size = 0
+    while is_legacy_batchedtensor(x):
+        level += 1
+        size, other = (torch._remove_batch_dim(x, level, n, 0).shape[0] for n in (0, 1))
+        if size == other:
+            x = torch._remove_batch_dim(x, level, size, 0)
+    return level, size
 
 
 def _map_any_size(
@@ -130,7 +133,9 @@ def _map_any_size(
     def one(x: Tensor, dim: int) -> Tensor:
         return x.new_zeros(*x.shape[:dim], 1, *x.shape[dim + 1 :])
 
-    args = tuple(x if dim is None else one(x, dim) for x, dim in zip(args, in_dims, strict=True))
+    args = tuple(
+        one(x, dim) if isinstance(x, Tensor) and dim is not None else x for x, dim in zip(args, in_dims, strict=True)
+    )
     results, out_dims = rule(call, 1, in_dims, *args)
     none = [x if dim is None else x.narrow(dim, 0, 0) for x, dim in zip(results, out_dims, strict=True)]
     return tuple(none), out_dims
@@ -144,9 +149,10 @@ def fold(x: Tensor | None, in_dim: int | None, size: int, dim: int) -> Tensor | 
         x = x.unsqueeze(dim).expand(*x.shape[:dim], size, *x.shape[dim:])
     else:
         x = x.movedim(in_dim, dim)
-    return x.flatten(dim, dim + 1)
+    # Not flatten: batched gradients of batched gradients have no rule for it.
+    return x.reshape(*x.shape[:dim], x.shape[dim] * x.shape[dim + 1], *x.shape[dim + 2 :])
 
 
 def unfold(x: Tensor, size: int, dim: int) -> Tensor:
     """What `fold` merged, as dimension `dim`."""
-    return x.unflatten(dim, (size, x.shape[dim] // size))
+    return x.reshape(*x.shape[:dim], size, x.shape[dim] // size, *x.shape[dim + 1 :])

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..sequences import linked
 from ..validation import under_transforms
 from .guards import avoid_miscompiled_backward, guarded_chunk_simple_gla, refuse_batched_gradients
 
@@ -115,7 +116,8 @@ def _by_kernel(
 
 
 def _has_kernels(q: Tensor) -> bool:
-    return q.is_cuda and not under_transforms()
+    # What is empty has no gradients there.
+    return q.is_cuda and q.numel() > 0 and not under_transforms()
 
 
 def _gated_recurrence(
@@ -156,6 +158,8 @@ def _by_reference(
         for start, end in pairwise(bounds):
             pieces = (x[:, start:end] for x in operands)
             o, final = reference(*pieces, initial_state=state, output_final_state=True)
+            if start == end:
+                o, final = (linked(x, (*operands, state)) for x in (o, final))
             outputs.append(o.to(dtype))
             states.append(final)
     return torch.cat(outputs, dim=1), torch.cat(states)

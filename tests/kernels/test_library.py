@@ -201,6 +201,100 @@ def test_second_derivatives_are_refused_under_transforms(Problem):
         torch.func.grad(lambda q: first(q).sum())(q)
 
 
+def batched_and_one_by_one(function, leaves):
+    """The gradients of three projections of function(*leaves), by is_grads_batched and by three calls."""
+    y = torch.cat([x.flatten() for x in function(*leaves)])
+    weights = torch.randn(3, len(y), generator=torch.Generator().manual_seed(0), dtype=y.dtype)
+    found = torch.autograd.grad(y, leaves, weights, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(y, leaves, w, retain_graph=True) for w in weights]
+    return found, [torch.stack(xs) for xs in zip(*each, strict=True)]
+
+
+# A user who asks for a Jacobian in one call would have lost it.
+@pytest.mark.parametrize("path", ["reference", "chunked"])
+@pytest.mark.parametrize(("beta", "state"), [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("bounds", [None, (0, 2, 2, 6)])
+def test_batched_gradients(Problem, monkeypatch, path, beta, state, bounds):
+    monkeypatch.setenv("PALIMPSA_PATH", path)
+    shape, num_states = ((2, 6, 2, 4, 5), None) if bounds is None else ((1, 6, 2, 4, 5), 3)
+    problem = Problem(shape, beta=beta, state=state, num_states=num_states)
+    cu_seqlens = None if bounds is None else torch.tensor(bounds)
+    names = [name for name in NAMES if problem[name] is not None]
+
+    def run(*leaves):
+        tensors = {**problem.tensors, **dict(zip(names, leaves, strict=True))}
+        return outputs_of(*tensors.values(), cu_seqlens=cu_seqlens)
+
+    leaves = [problem[name].clone().requires_grad_() for name in names]
+    assert_all_close(*batched_and_one_by_one(run, leaves))
+
+
+def test_batched_gradients_of_some_outputs(Problem):
+    leaves = [x.requires_grad_() for x in Problem((2, 6, 2, 4, 5)).tensors.values()]
+    for part in (slice(0, 1), slice(1, 2), slice(3, 4)):
+        assert_all_close(*batched_and_one_by_one(lambda *xs, part=part: outputs_of(*xs)[part], leaves))
+
+
+def test_nested_batched_gradients(Problem):
+    leaves = [x.requires_grad_() for x in Problem((2, 4, 2, 3, 2)).tensors.values()]
+    y = outputs_of(*leaves)[0]
+    weights = torch.randn(2, 3, *y.shape, dtype=y.dtype)
+
+    def batch(grads, **options):
+        return torch.autograd.grad(y, leaves, grads, retain_graph=True, **options)
+
+    found = torch._vmap_internals._vmap(lambda w: batch(w, is_grads_batched=True))(weights)
+    expected = zip(*(batch(w, is_grads_batched=True) for w in weights), strict=True)
+    assert_all_close(found, [torch.stack(xs) for xs in expected])
+
+
+def test_jacobians_agree(Problem):
+    q, *rest = Problem((1, 3, 2, 3, 2)).tensors.values()
+
+    def run(q):
+        return outputs_of(q, *rest)[0]
+
+    expected = torch.autograd.functional.jacobian(run, q)
+    assert_all_close([torch.func.jacrev(run)(q)], [expected])
+    assert_all_close([torch.autograd.functional.jacobian(run, q, vectorize=True)], [expected])
+    stacked = torch.func.vmap(torch.func.jacrev(run))(torch.stack([q, 2 * q]))
+    assert_all_close(stacked, [torch.func.jacrev(run)(x) for x in (q, 2 * q)])
+
+
+def test_a_jacobian_of_nothing_is_empty(Problem):
+    q, *rest = Problem((1, 3, 2, 3, 2)).tensors.values()
+    assert torch.func.jacrev(lambda q: outputs_of(q, *rest)[0][:, :0])(q).shape == (1, 0, 2, 2, *q.shape)
+    assert torch.func.vmap(lambda q: outputs_of(q, *rest)[0])(q[None][:0]).shape == (0, 1, 3, 2, 2)
+
+
+def test_the_reference_has_a_hessian_and_a_forward_mode(Problem, monkeypatch):
+    q, *rest = Problem((1, 2, 1, 2, 2)).tensors.values()
+    monkeypatch.setenv("PALIMPSA_PATH", "reference")
+    expected = torch.autograd.functional.hessian(lambda q: loss_of(q, *rest), q)
+    assert_all_close([torch.func.hessian(lambda q: loss_of(q, *rest))(q)], [expected])
+    twice = torch.func.jacrev(torch.func.jacrev(lambda q: loss_of(q, *rest)))
+    assert_all_close(torch.func.vmap(twice)(torch.stack([q, q])), [expected, expected])
+    monkeypatch.setenv("PALIMPSA_PATH", "chunked")
+    for transform in (torch.func.hessian, torch.func.jacfwd):
+        with pytest.raises(RuntimeError, match=r"palimpsa is differentiable once, and backwards.*reference"):
+            transform(lambda q: loss_of(q, *rest))(q)
+
+
+def test_a_step_under_transforms_is_each_entrys_own(Problem, assert_equal):
+    problems = [Problem((2, 1, 2, 4, 5), seed=seed) for seed in range(3)]
+    tokens = [[x if x.ndim == 1 else x[:, 0] for x in p.args] for p in problems]
+    states = [torch.stack([p[name] for p in problems]) for name in ("mean", "importance")]
+
+    def step(mean, importance, *token):
+        return palimpsa_step(*token, (mean, importance)).o
+
+    found = torch.func.vmap(step)(*states, *(torch.stack(xs) for xs in zip(*tokens, strict=True)))
+    for i, problem in enumerate(problems):
+        state = PalimpsaState(*(x.clone() for x in problem.state))
+        expected = palimpsa_step(*tokens[i], state)
+        assert_equal({"o": found[i], "mean": states[0][i]}, {"o": expected.o, "mean": state.mean}, 1e-12)
+
+
 def test_a_backward_without_what_the_forward_kept_is_right(Problem):
     tensors = list(Problem((2, 9, 2, 4, 5)).tensors.values())
     o, _, _, _, kept = LIBRARY.forward("chunked", *tensors, None, 0.5, 1, 4, True, False, False)

@@ -131,6 +131,19 @@ def test_no_tokens(Problem, operator, beta, state):
 
 
 @every_operator
+@every_variant
+@pytest.mark.parametrize("shape", [(0, 3, 2, 4, 5), (2, 0, 2, 4, 5), (2, 3, 2, 4, 0)])
+def test_of_nothing_every_gradient_is_zeros(Problem, operator, beta, state, shape):
+    problem = Problem(shape, beta=beta, state=state)
+    for output in ("o", "variance"):
+        leaves = {name: x.requires_grad_() for name, x in problem.tensors.items() if x is not None}
+        out = problem.run(operator)
+        gradients = torch.autograd.grad(getattr(out, output).sum(), list(leaves.values()))
+        for x, grad in zip(leaves.values(), gradients, strict=True):
+            assert torch.equal(grad, torch.zeros_like(x))
+
+
+@every_operator
 @pytest.mark.parametrize("shape", [(0, 3, 2, 4, 5), (2, 3, 0, 4, 5), (2, 3, 2, 4, 0)])
 def test_other_empty_dimensions(Problem, operator, shape):
     B, T, H, K, V = shape

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from palimpsa.kernels import palimpsa_reference
 from palimpsa.mixers import GLA, Attention, DeltaNet, GatedDeltaNet, PalimpsaD, PalimpsaM, SimpleGLA
+from palimpsa.mixers.base import MixerCache
 from palimpsa.mixers.layers import ShortConvolution, mean_window, token_positions
 from palimpsa.mixers.parameters import initial_decay, initialise
 
@@ -137,6 +138,51 @@ def test_every_parameter_gets_a_gradient(name):
     for parameter_name, parameter in mixer.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.abs().sum() > 0, parameter_name
+
+
+# Training by truncated contexts that carry their state would have been lost.
+@each_mixer
+@pytest.mark.parametrize("bounds", [(0, 5, 9), (0, 1, 2, 9)], ids=str)
+def test_gradients_flow_from_piece_to_piece_through_a_cache(name, bounds, device):
+    mixer, x = make(name).to(device), inputs(2, 9, D_MODEL).to(device)
+    weights = inputs(2, 9, D_MODEL, seed=2).to(device)
+
+    def gradients(bounds):
+        cache, leaf = mixer.new_cache(2), x.clone().requires_grad_()
+        # As a state that was learned, or that an earlier piece left: attention's holds no token.
+        start = tuple((state + 0.5).requires_grad_() for state in cache.state)
+        cache.state = start
+        pieces = [mixer(leaf[:, a:b], cache) for a, b in itertools.pairwise(bounds)]
+        loss = (torch.cat(pieces, 1) * weights).sum() + sum(state.square().sum() for state in cache.state)
+        # Decoding goes on from what the pieces left, and does not spoil their way back.
+        mixer.step(x[:, 0], MixerCache(cache.conv, tuple(state.detach().clone() for state in cache.state)))
+        return torch.autograd.grad(loss, [leaf, *start, *mixer.parameters()], allow_unused=name.startswith("attention"))
+
+    for found, expected in zip(gradients(bounds), gradients((0, 9)), strict=True):
+        assert (found is None) == (expected is None)
+        if expected is not None and expected.numel():
+            close = (5e-3 if device == "cuda" else 2e-5) * max(1.0, expected.abs().max().item())
+            torch.testing.assert_close(found, expected, atol=close, rtol=0)
+
+
+# An empty rank or shard would have stopped training: an optimiser, or DDP, meets parameters without a gradient.
+@each_mixer
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0), (1, 0)], ids=str)
+def test_of_nothing_every_gradient_is_zeros(name, shape, device):
+    mixer = make(name).to(device)
+    options = [{}, {"cache": mixer.new_cache(shape[0])}]
+    if shape == (1, 0):
+        options.append({"cu_seqlens": torch.tensor([0, 0, 0], device=device)})
+    for option in options:
+        mixer.zero_grad()
+        x = torch.zeros(*shape, D_MODEL, device=device, requires_grad=True)
+        y = mixer(x, **option)
+        assert y.shape == x.shape
+        y.sum().backward()
+        assert x.grad is not None
+        for parameter_name, parameter in mixer.named_parameters():
+            assert parameter.grad is not None, parameter_name
+            assert not parameter.grad.any(), parameter_name
 
 
 @each_mixer

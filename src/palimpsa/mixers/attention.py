@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from palimpsa.kernels.sequences import linked
 from palimpsa.mixers.base import MemoryTrace, MixerCache, check_packing
 from palimpsa.mixers.layers import at_least_fp32, token_positions
 from palimpsa.mixers.projected import ProjectedMixer
@@ -93,7 +94,7 @@ class Attention(ProjectedMixer):
         else:
             bounds = pairwise(cu_seqlens.tolist())
             pieces = [_attend(*(y[:, :, start:end] for y in (q, k, v))) for start, end in bounds if end > start]
-            o = torch.cat(pieces, dim=2) if pieces else v
+            o = torch.cat(pieces, dim=2) if pieces else linked(v, (q, k))
         return self.o_proj(o.transpose(1, 2).flatten(-2))
 
     def _rotate(self, x: Tensor, position: Tensor) -> Tensor:

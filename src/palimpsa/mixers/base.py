@@ -38,6 +38,17 @@ class MixerCache:
     conv: list[Tensor]
     state: tuple[Tensor, ...]
 
+    def keep_state(self, new: Sequence[Tensor]) -> None:
+        """Brings the recurrent state up to date: in place, or with gradients by tensors of its own.
+
+        What was there is an argument of the piece before, whose way back needs it as it was.
+        """
+        if torch.is_grad_enabled():
+            self.state = tuple(x.to(old.dtype, copy=True) for old, x in zip(self.state, new, strict=False))
+        else:
+            for old, x in zip(self.state, new, strict=False):
+                old.copy_(x)
+
 
 class Mixer(nn.Module):
     """Base of all mixers.

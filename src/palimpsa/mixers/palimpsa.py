@@ -122,8 +122,7 @@ class PalimpsaMixer(Mixer):
         else:
             o, _, final_state = self._attend(operands, initial_state=self._state(cache), output_final_state=True)
             assert final_state is not None
-            for stored, new in zip(cache.state, final_state, strict=False):
-                stored.copy_(new)
+            cache.keep_state(final_state)
         return self._output(o + (self.skip[:, None] * operands.value).to(o.dtype), operands.gate)
 
     def _state(self, cache: MixerCache) -> PalimpsaState:

@@ -172,5 +172,5 @@ class RecurrentMixer(ProjectedMixer):
         operands, gate = self._operands(x, cache, cu_seqlens)
         o, state = self.recurrence(*operands, None if cache is None else cache.state[0], cu_seqlens)
         if cache is not None:
-            cache.state[0].copy_(state)
+            cache.keep_state((state,))
         return self.o_proj(self._normalise(o, gate).flatten(-2))

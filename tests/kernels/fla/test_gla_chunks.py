@@ -124,3 +124,31 @@ def test_narrow_heads_have_short_chunks_and_none_is_longer_than_the_sequence(lib
     assert final is None
     o.sum().backward()
     assert library == [expected, expected]
+
+
+@pytest.mark.parametrize(("with_state", "packed"), [(False, False), (True, False), (False, True)])
+def test_batched_gradients_and_transforms_are_those_of_single_ones(library, with_state, packed):
+    operands, state = arguments(3, 2, 4, with_state=with_state)
+    wanted = [*operands, *([state] if state is not None else [])]
+    bounds = torch.tensor([0, 1, 3]) if packed else None
+
+    def run(*wanted):
+        state = wanted[4] if with_state else None
+        o, final = chunk_gla(*wanted[:4], initial_state=state, output_final_state=True, cu_seqlens=bounds)
+        return torch.cat([o.flatten(), final.flatten()])
+
+    y = run(*wanted)
+    eye = torch.eye(len(y))
+    each = [torch.autograd.grad(y, wanted, row, retain_graph=True) for row in eye]
+    expected = [torch.stack(xs) for xs in zip(*each, strict=True)]
+    numbers = tuple(range(len(wanted)))
+    for found in (
+        torch.autograd.grad(y, wanted, eye, is_grads_batched=True, retain_graph=True),
+        torch.func.jacrev(run, numbers)(*(x.detach() for x in wanted)),
+    ):
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+    mapped = torch.func.vmap(run)(*(torch.stack([x.detach(), x.detach() / 2]) for x in wanted))
+    torch.testing.assert_close(mapped[1], run(*(x.detach() / 2 for x in wanted)))
+    with pytest.raises(RuntimeError, match="chunk_gla is differentiable once, and backwards"):
+        torch.func.jacfwd(lambda q: run(q, *(x.detach() for x in wanted[1:])))(wanted[0].detach())

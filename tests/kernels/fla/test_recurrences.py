@@ -119,3 +119,50 @@ def test_code_that_avoids_them_is_compiled_without_a_break_or_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.compile(run, backend="eager", fullgraph=True)(torch.ones(2)).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("mapped", [(0, 0, 0), (0, None, None), (None, 1, None), (None, None, 0)], ids=str)
+@pytest.mark.parametrize("bounds", [None, (0, 2, 2, 6)])
+@pytest.mark.parametrize("rule", ["gla", "simple_gla", "delta_rule", "gated_delta_rule"])
+def test_under_torch_func_every_rule_is_the_librarys_reference(rule, mapped, bounds):
+    """Which writes in place, what torch.vmap cannot do to what is not mapped."""
+    q, k, v, beta, g = operands(torch.float32)
+    own = {"gla": (g[..., None].expand_as(q),), "simple_gla": (g,), "delta_rule": (beta,)}.get(rule, (beta, g))
+    state = torch.randn(1, 2, 4, 16, generator=torch.Generator().manual_seed(1)) if bounds is None else None
+    cu_seqlens = None if bounds is None else torch.tensor(bounds)
+
+    def run(q, k, v):
+        o, final = getattr(recurrences, rule)(q, k, v, *own, state, cu_seqlens)
+        return o, final
+
+    entries = [[x, x / 2] for x in (q, k, v)]
+    stacked = [x[0] if dim is None else torch.stack(x, dim) for x, dim in zip(entries, mapped, strict=True)]
+    found = torch.func.vmap(run, in_dims=mapped)(*stacked)
+    expected = run(*(x[0] if dim is None else x[1] for x, dim in zip(entries, mapped, strict=True)))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one[1], other)
+    gradients = torch.func.vmap(torch.func.grad(lambda *args: run(*args)[0].square().sum()), mapped)(*stacked)
+    assert gradients.shape == (2, *q.shape)
+    # On a GPU too, whose kernels have no rules.
+    on_gpu = [x.as_subclass(OnGPU) for x in (q, k, v)]
+    assert recurrences._has_kernels(on_gpu[0])
+    torch.func.vmap(lambda x: x if recurrences._has_kernels(x.as_subclass(OnGPU)) is False else 1 / 0)(q)
+
+
+def test_batched_gradients_through_the_librarys_kernels_are_one_clear_error(monkeypatch):
+    """They would read memory that is not theirs."""
+    from fla.ops.simple_gla.naive import naive_recurrent_simple_gla
+
+    def kernel(q, k, v, g, initial_state, output_final_state, cu_seqlens):
+        plain = (x.as_subclass(torch.Tensor) for x in (q, k, v, g))
+        return naive_recurrent_simple_gla(*plain, initial_state=initial_state, output_final_state=True)
+
+    monkeypatch.setattr("fla.ops.simple_gla.chunk_simple_gla", kernel)
+    q, k, v, _, g = operands(torch.float32)
+    q.requires_grad_()
+    o, final = recurrences.simple_gla(*(x.as_subclass(OnGPU) for x in (q, k, v, g)), None, None)
+    o, final = o.as_subclass(torch.Tensor), final.as_subclass(torch.Tensor)
+    torch.autograd.grad(o.sum(), q, retain_graph=True)
+    for x in (o, o.sum()):
+        with pytest.raises(NotImplementedError, match=r"take no batched gradients \(is_grads_batched=True\)"):
+            torch.autograd.grad(x, q, torch.ones(2, *x.shape), is_grads_batched=True, retain_graph=True)

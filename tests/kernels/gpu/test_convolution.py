@@ -156,6 +156,61 @@ def test_nothing_to_convolve(empty):
     assert not weight.grad.any()
 
 
+TRANSFORMS = {
+    "jacrev": lambda f, x, w: torch.func.jacrev(f, (0, 1))(x, w),
+    "vmap": lambda f, x, w: torch.func.vmap(f, in_dims=(1, 0))(torch.stack([x, 2 * x], 1), torch.stack([w, -w])),
+    "vmap of grad": lambda f, x, w: torch.func.vmap(
+        torch.func.grad(lambda *args: f(*args).square().sum(), (0, 1)), in_dims=(0, None)
+    )(torch.stack([x, 2 * x]), w),
+    "vmap of jacrev": lambda f, x, w: torch.func.vmap(torch.func.jacrev(f), in_dims=(None, 1))(
+        x, torch.stack([w, 2 * w], 1)
+    ),
+    "jacobian": lambda f, x, w: torch.autograd.functional.jacobian(f, (x, w), vectorize=True),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize(("widths", "with_bias"), [((5,), True), ((2, 0, 3), False)])
+def test_transforms_are_those_of_the_definition(transform, widths, with_bias):
+    x, weight, bias, _ = arguments((2, 4, 5, 3), torch.float32, with_bias)
+
+    def joined(x, weight):
+        return torch.cat(convolve_in_parts(x, weight, bias, widths), 2)
+
+    found, expected = (
+        TRANSFORMS[transform](f, x, weight) for f in (joined, lambda x, weight: definition(x, weight, bias))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert torch.func.vmap(joined, in_dims=(0, None))(x[None][:0], weight).shape == (0, *x.shape)
+
+
+@pytest.mark.parametrize("transform", [torch.func.hessian, torch.func.jacfwd])
+def test_a_second_and_a_forward_derivative_are_one_clear_error(transform):
+    x, weight, _, _ = arguments((1, 2, 3, 2), torch.float32, False)
+    with pytest.raises(RuntimeError, match="short_convolution is differentiable once, and backwards"):
+        transform(lambda x: short_convolution(x, weight).sum())(x)
+    leaf = x.requires_grad_()
+    (first,) = torch.autograd.grad(short_convolution(leaf, weight).sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="short_convolution is differentiable once, and backwards"):
+        first.sum().backward()
+
+
+def test_the_operator_itself_has_rules_of_vmap():
+    x, weight, bias, dy = arguments((2, 4, 5, 3), torch.float32, True)
+    operators = torch.ops.palimpsa
+    for bias_or_none in (bias, None):
+        found = torch.func.vmap(lambda x, b=bias_or_none: operators.short_convolution.default(x, weight, b, [2, 3]))(
+            torch.stack([x, 2 * x])
+        )
+        expected = operators.short_convolution.default(2 * x, weight, bias_or_none, [2, 3])
+        torch.testing.assert_close([y[1] for y in found], expected)
+        found = torch.func.vmap(
+            lambda dy, b=bias_or_none: operators.short_convolution_backward.default(x, weight, b, [dy])
+        )(torch.stack([dy, 2 * dy]))
+        expected = operators.short_convolution_backward.default(x, weight, bias_or_none, [2 * dy])
+        torch.testing.assert_close([y[1] for y in found], list(expected))
+
+
 def test_operator_is_registered_soundly():
     x, weight, bias, _ = arguments((2, 9, 4, 4), torch.float32, True)
     torch.library.opcheck(torch.ops.palimpsa.short_convolution.default, (x, weight, bias, [1, 3]))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton")
 from palimpsa.kernels.gpu.cross_entropy import row_results
+from palimpsa.tasks.loss import _RowKernel
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -80,3 +81,13 @@ def test_no_row_gives_no_result():
     none = torch.empty(0, dtype=torch.int64, device=DEVICE)
     found = row_results(torch.empty(0, 5, device=DEVICE), none, with_gradient=True)
     assert [x.shape for x in found] == [(0,), (0,), (0, 5)]
+
+
+def test_batched_gradients_are_those_of_torchs():
+    logits, labels = torch.randn(5, 7, device=DEVICE, requires_grad=True), torch.tensor([0, 1, 2, 3, 6], device=DEVICE)
+    gradients = torch.tensor([1.0, 2.0, 3.0], device=DEVICE)
+    found, expected = (
+        torch.autograd.grad(loss, logits, gradients, is_grads_batched=True)
+        for loss in (_RowKernel.apply(logits, labels)[0], F.cross_entropy(logits, labels))
+    )
+    torch.testing.assert_close(found, expected)

@@ -7,6 +7,7 @@ import torch
 pytest.importorskip("triton")
 from palimpsa.kernels.gpu import embedding
 from palimpsa.kernels.gpu.embedding import BLOCK, embedding_gradient
+from palimpsa.model.embedding import _Lookup
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -62,3 +63,14 @@ def test_takes_half_precision_and_sums_in_float32():
 def test_no_token_gives_no_gradient():
     found = embedding_gradient(torch.empty(0, 4, device=DEVICE), torch.empty(0, dtype=torch.int64, device=DEVICE), 3)
     assert torch.equal(found.cpu(), torch.zeros(3, 4))
+
+
+def test_batched_gradients_are_those_of_pytorchs_own():
+    tokens = torch.tensor([[1, 2, 1], [0, 6, 1]], device=DEVICE)
+    weight = torch.randn(7, 4, device=DEVICE, requires_grad=True)
+    gradients = torch.randn(3, 2, 3, 4, device=DEVICE)
+    found, expected = (
+        torch.autograd.grad(y, weight, gradients, is_grads_batched=True)
+        for y in (_Lookup.apply(weight, tokens), torch.nn.functional.embedding(tokens, weight))
+    )
+    torch.testing.assert_close(found, expected)

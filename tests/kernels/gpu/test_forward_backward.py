@@ -242,6 +242,9 @@ def test_an_expanded_gradient(Problem, assert_equal, triton):
 def test_empty_dimensions(Problem, assert_equal, triton, shape, state):
     problem = Problem(shape, torch.float32, state=state)
     assert_equal(problem.run(triton), problem.run(palimpsa_reference), 0)
+    leaves = [x.requires_grad_() for x in problem.tensors.values() if x is not None]
+    for x, grad in zip(leaves, torch.autograd.grad(problem.run(triton).o.sum(), leaves), strict=True):
+        assert torch.equal(grad, torch.zeros_like(x))
 
 
 def test_final_state_never_shares_memory_with_the_initial_one(Problem, triton):
@@ -381,6 +384,20 @@ def test_vmap_of_grad(Problem, assert_equal, triton):
     for i, problem in enumerate(problems):
         expected = dict(zip(names, gradient(*problem.tensors.values()), strict=True))
         assert_equal({name: x[i] for name, x in zip(names, found, strict=True)}, expected, 1e-5)
+
+
+@pytest.mark.parametrize("bounds", [None, (0, 1, 3)])
+def test_batched_gradients(Problem, triton, bounds):
+    problem = Problem((1, 3, 1, 4, 5), torch.float32, num_states=None if bounds is None else 2)
+    leaves = [x.requires_grad_() for x in problem.tensors.values()]
+    cu_seqlens = None if bounds is None else torch.tensor(bounds)
+    out = triton(*leaves[:6], initial_state=tuple(leaves[6:]), output_final_state=True, cu_seqlens=cu_seqlens)
+    y = torch.cat([out.o.flatten(), out.final_state.importance.flatten()])
+    weights = torch.randn(2, len(y), generator=torch.Generator().manual_seed(0))
+    found = torch.autograd.grad(y, leaves, weights, is_grads_batched=True, retain_graph=True)
+    for i, w in enumerate(weights):
+        for x, expected in zip(found, torch.autograd.grad(y, leaves, w, retain_graph=True), strict=True):
+            torch.testing.assert_close(x[i], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.gpu
