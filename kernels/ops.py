@@ -17,6 +17,7 @@ from .validation import (
     check_sequence_inputs,
     check_step_inputs,
     check_triton_sizes,
+    check_triton_values,
     debug_enabled,
     sequence_bounds,
     under_transforms,
@@ -83,9 +84,11 @@ def _palimpsa_triton(
     B, T, H, K = q.shape
     N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     check_triton_sizes(B, T, H, K, v.shape[-1], N)
-    if cu_seqlens is not None:
-        if debug_enabled(q.device):
+    if debug_enabled(q.device):
+        check_triton_values(importance_prior, state)
+        if cu_seqlens is not None:
             sequence_bounds(cu_seqlens, T)
+    if cu_seqlens is not None:
         # Smaller integers could not hold the sums that are taken of them.
         cu_seqlens = cu_seqlens if cu_seqlens.dtype in (torch.int32, torch.int64) else cu_seqlens.long()
     with torch.autocast(q.device.type, enabled=False):
@@ -172,8 +175,8 @@ def palimpsa(
         [B, H, K, V] ([N, H, K, V]) float32, float64 for float64 inputs. What was not asked for is None.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected. Values (signs, NaN) are
-            checked when the environment variable PALIMPSA_DEBUG is 1, or unset and the tensors are on the CPU.
+        TypeError, ValueError: naming the argument, what came and what was expected. Values (signs, NaN, infinities)
+            are checked when the environment variable PALIMPSA_DEBUG is 1, or unset and the tensors are on the CPU.
         ImportError: beta is None in half precision on a GPU, and flash-linear-attention is not installed.
 
     What computes it: `triton` on CUDA devices, up to K = V = 256, in float32 inside; `chunked`, plain PyTorch, on all

@@ -2,8 +2,8 @@
 
 Shapes, dtypes and devices are always checked. Values are checked in debug mode only, because reading them
 costs a pass over the data and, on a GPU, a host synchronisation: PALIMPSA_DEBUG=1 turns it on, 0 off; unset, it is
-on for CPU tensors and off elsewhere. It never runs under torch.compile, torch.vmap and torch.func.grad, where values
-cannot be read.
+on for CPU tensors and off elsewhere, and does not read the state of a step. It never runs under torch.compile,
+torch.vmap and torch.func.grad, where values cannot be read.
 """
 
 # B batch, T time, H heads, K key dim, V value dim, N sequences packed along T
@@ -21,9 +21,12 @@ from .types import PalimpsaState
 
 # The largest K and V of the Triton kernels, whose tiles were sized and tested up to there.
 TRITON_MAX_DIM = 256
+# Importances of the Triton kernels: the product of two is a float32.
+TRITON_IMPORTANCES = (1e-15, 1e14)
 # Programs of one launch.
 _MAX_GRID = 2**31
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_DEBUG = "PALIMPSA_DEBUG"
 _INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -83,13 +86,26 @@ def debug_enabled(device: torch.device) -> bool:
     """Whether the values of the arguments are checked; see the module's docstring."""
     if torch.compiler.is_compiling() or under_transforms():
         return False
-    setting = os.environ.get("PALIMPSA_DEBUG", "")
+    setting = os.environ.get(_DEBUG, "")
     if setting not in ("", "0", "1"):
         raise ValueError(f"the environment variable PALIMPSA_DEBUG is {setting!r}, expected 0 or 1")
     return setting == "1" or (setting == "" and device.type == "cpu")
 
 
 @torch.no_grad()
+def _check_range(name: str, x: Tensor, low: float, high: float, expected: str, meaning: str = "") -> None:
+    """OperandError unless every number of x lies between the two, which are included."""
+    if x.numel() == 0:
+        return
+    # One pass: both are NaN where there is one, and a NaN fails every comparison.
+    least, most = (value.item() for value in torch.aminmax(x))
+    if math.isnan(least):
+        raise OperandError(f"{name} contains NaN" + (f", expected {expected}{meaning}" if meaning else ""))
+    for kind, value in (("minimum", least), ("maximum", most)):
+        if not low <= value <= high:
+            raise OperandError(f"{name} must be {expected} everywhere{meaning}, its {kind} is {value}")
+
+
 def _check_values(
     q: Tensor,
     k: Tensor,
@@ -97,23 +113,31 @@ def _check_values(
     beta: Tensor | None,
     g: Tensor,
     importance_prior: Tensor,
+    state_name: str,
     state: PalimpsaState | None,
 ) -> None:
-    # One reduction each: amax and amin return NaN when there is one, and a NaN fails every comparison.
+    # What is computed with is in this dtype: there a wider number may be infinite, or 0.
+    dtype = compute_dtype(q.dtype)
+    limits = torch.finfo(dtype)
+    least, most = limits.smallest_normal * limits.eps, limits.max
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.numel() and math.isnan(x.amax().item()):
-            raise OperandError(f"{name} contains NaN")
-    if g.numel() and not (top := g.amax().item()) <= 0:
-        raise OperandError(f"g must be <= 0 everywhere (a log decay, alpha = exp(g)), its maximum is {top}")
-    if beta is not None and beta.numel() and not (low := beta.amin().item()) >= 0:
-        raise OperandError(f"beta must be >= 0 everywhere (a precision), its minimum is {low}")
-    if importance_prior.numel() and not (low := importance_prior.amin().item()) > 0:
-        raise OperandError(f"importance_prior must be > 0 everywhere, its minimum is {low}")
-    if state is not None and state.importance.numel():
-        if not (low := state.importance.amin().item()) > 0:
-            raise OperandError(f"initial_state.importance must be > 0 everywhere, its minimum is {low}")
-        if math.isnan(state.mean.amax().item()):
-            raise OperandError("initial_state.mean contains NaN")
+        _check_range(name, x, -most, most, "finite")
+    _check_range("g", g, -math.inf, 0, "<= 0", " (a log decay, alpha = exp(g))")
+    if beta is not None:
+        _check_range("beta", beta, 0, most, ">= 0 and finite", " (a precision)")
+    _check_range("importance_prior", importance_prior.to(dtype), least, most, "> 0 and finite")
+    if state is not None:
+        _check_range(f"{state_name}.importance", state.importance.to(dtype), least, most, "> 0 and finite")
+        _check_range(f"{state_name}.mean", state.mean.to(dtype), -most, most, "finite")
+
+
+def check_triton_values(importance_prior: Tensor, state: PalimpsaState | None) -> None:
+    """OperandError for importances whose products of two are no float32, which the Triton kernels take."""
+    named = {"importance_prior": importance_prior}
+    if state is not None:
+        named["initial_state.importance"] = state.importance
+    for name, x in named.items():
+        _check_range(name, x, *TRITON_IMPORTANCES, "from 1e-15 to 1e14", " on the path triton")
 
 
 def _check_common(
@@ -183,8 +207,9 @@ def _check_common(
         if x.device != q.device:
             raise ValueError(f"{name} is on device {x.device}, expected {q.device}, the device of q")
     if debug_enabled(q.device):
-        # A step does not read its state: that would cost as much as the step.
-        _check_values(q, k, v, beta, g, importance_prior, state if time else None)
+        # A step reads its state only where that is asked for: it costs as much as the step.
+        reads_state = bool(time) or os.environ.get(_DEBUG) == "1"
+        _check_values(q, k, v, beta, g, importance_prior, state_name, state if reads_state else None)
 
 
 def check_sequence_inputs(

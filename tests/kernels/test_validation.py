@@ -1,11 +1,14 @@
 """Every wrong argument is one clear error that names it."""
 
 # B batch, T time, H heads, K key dim, V value dim, N sequences packed along T
+import sys
+
 import pytest
 import torch
 
 from palimpsa.kernels import PalimpsaState, palimpsa, palimpsa_chunked, palimpsa_reference, palimpsa_step
 
+OPERAND_ERROR = sys.modules[palimpsa_chunked.__module__.replace("chunked", "validation")].OperandError
 NAMES = ("q", "k", "v", "beta", "g", "importance_prior")
 B, T, H, K, V = SHAPE = (2, 5, 3, 4, 6)
 
@@ -44,11 +47,16 @@ WRONG_TENSORS = [
     ("importance_prior", lambda x: x.int(), TypeError, r"importance_prior has dtype int32"),
     ("v", lambda x: x.to("meta"), ValueError, r"v is on device meta, expected cpu"),
     ("g", lambda x: -x, ValueError, r"g must be <= 0 everywhere"),
-    ("g", nan_in, ValueError, r"g must be <= 0 everywhere.*nan"),
-    ("beta", lambda x: x - 1, ValueError, r"beta must be >= 0 everywhere.*its minimum is -"),
-    ("beta", nan_in, ValueError, r"beta must be >= 0 everywhere.*nan"),
-    ("importance_prior", lambda x: x * 0, ValueError, r"importance_prior must be > 0 everywhere, its minimum is 0"),
-    ("importance_prior", nan_in, ValueError, r"importance_prior must be > 0"),
+    ("g", nan_in, ValueError, r"g contains NaN, expected <= 0"),
+    ("beta", lambda x: x - 1, ValueError, r"beta must be >= 0 and finite everywhere.*its minimum is -"),
+    ("beta", nan_in, ValueError, r"beta contains NaN, expected >= 0"),
+    (
+        "importance_prior",
+        lambda x: x * 0,
+        ValueError,
+        r"importance_prior must be > 0 and finite.*its minimum is 0",
+    ),
+    ("importance_prior", nan_in, ValueError, r"importance_prior contains NaN"),
     ("q", nan_in, ValueError, r"q contains NaN"),
     ("k", nan_in, ValueError, r"k contains NaN"),
     ("v", nan_in, ValueError, r"v contains NaN"),
@@ -76,12 +84,12 @@ WRONG_OPTIONS = [
     (
         {"initial_state": (torch.zeros(2, 3, 4, 6), torch.zeros(2, 3, 4, 6))},
         ValueError,
-        r"initial_state.importance must be > 0 everywhere, its minimum is 0",
+        r"initial_state.importance must be > 0 and finite everywhere, its minimum is 0",
     ),
     (
         {"initial_state": (torch.zeros(2, 3, 4, 6), nan_in(torch.ones(2, 3, 4, 6)))},
         ValueError,
-        r"initial_state.importance must be > 0 everywhere, its minimum is nan",
+        r"initial_state.importance contains NaN",
     ),
     (
         {"initial_state": (nan_in(torch.zeros(2, 3, 4, 6)), torch.ones(2, 3, 4, 6))},
@@ -223,6 +231,83 @@ def test_one_tensor_is_no_state():
         palimpsa_step(*args, value, value, g, torch.ones(3), (state, state))
 
 
+INF, NAN = float("inf"), float("nan")
+TINY = 1e-44
+# Of each operand, what it must not hold; beyond a float32 where it may be wider than what is computed in.
+OUT_OF_RANGE = {
+    "q": (NAN, INF, -INF),
+    "k": (NAN, INF, -INF),
+    "v": (NAN, INF, -INF),
+    "beta": (NAN, INF, -INF, -TINY),
+    "g": (NAN, INF, TINY),
+    "importance_prior": (NAN, INF, -INF, 0.0, -TINY, 1e-46, 1e39),
+    "mean": (NAN, INF, -INF, 1e39, -1e39),
+    "importance": (NAN, INF, -INF, 0.0, -TINY, 1e-46, 1e39),
+}
+# In half precision nothing is as small.
+HALF_TINY = {torch.float16: 6e-8, torch.bfloat16: 1e-40}
+each_wrong_value = pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in OUT_OF_RANGE.items() for value in values]
+)
+
+
+def with_value(Problem, shape, dtype, name, value):
+    """Arguments and state of a call, one number of one of which is `value`."""
+    problem = Problem(shape, dtype)
+    wide = name in ("importance_prior", "mean", "importance")
+    x = problem[name].double() if wide else problem[name].clone()
+    number = HALF_TINY.get(x.dtype, TINY) * (value / TINY) if abs(value) == TINY else value
+    x.view(-1)[x.numel() // 2] = number
+    assert x.view(-1)[x.numel() // 2] != 0 or value == 0
+    problem.tensors[name] = x
+    return problem
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@each_wrong_value
+def test_a_number_out_of_range_is_one_error_that_names_its_operand(Problem, operator, name, value, dtype):
+    """A run that diverged would have trained on, with gradients that are NaN."""
+    problem = with_value(Problem, SHAPE, dtype, name, value)
+    argument = f"initial_state.{name}" if name in ("mean", "importance") else name
+    with pytest.raises(OPERAND_ERROR, match=rf"^{argument} (must be|contains NaN)"):
+        problem.run(operator)
+
+
+@each_wrong_value
+def test_a_number_out_of_range_is_an_error_of_a_step(Problem, monkeypatch, name, value):
+    """Of the state only where it is asked for."""
+    problem = with_value(Problem, (2, 1, 3, 4, 6), torch.float32, name, value)
+    is_state = name in ("mean", "importance")
+    state = tuple(x.float() for x in problem.state)
+    token = [x if x.ndim == 1 else x[:, 0] for x in problem.args]
+    if is_state:
+        palimpsa_step(*token, tuple(x.clone() for x in state))
+        monkeypatch.setenv("PALIMPSA_DEBUG", "1")
+    argument = f"state.{name}" if is_state else name
+    with pytest.raises(OPERAND_ERROR, match=rf"^{argument} (must be|contains NaN)"):
+        palimpsa_step(*token, state)
+
+
+def test_the_edges_of_every_range_are_taken(Problem, operator):
+    problem = Problem(SHAPE, torch.float32)
+    problem["beta"].view(-1)[:3] = torch.tensor([0.0, -0.0, TINY])
+    problem["g"].view(-1)[:4] = torch.tensor([0.0, -0.0, -INF, -TINY])
+    problem["importance_prior"][0] = 1e-30
+    problem["importance"].view(-1)[:2] = torch.tensor([1e-30, 1e30])
+    problem.run(operator)
+
+
+def test_importances_that_the_triton_kernels_do_not_take_are_named(Problem, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("PALIMPSA_PATH", "triton")
+    for name, argument in (("importance_prior", "importance_prior"), ("importance", "initial_state.importance")):
+        for value in (1e-16, 1e15):
+            problem = Problem((1, 1, 1, 4, 6), torch.float32)
+            problem[name].view(-1)[0] = value
+            with pytest.raises(OPERAND_ERROR, match=rf"^{argument} must be from 1e-15 to 1e14 .*path triton"):
+                problem.run(palimpsa)
+
+
 def test_debug_mode_can_be_switched_off(arguments, operator, monkeypatch):
     arguments["g"] = -arguments["g"]
     for setting in ("1", ""):
@@ -237,7 +322,7 @@ def test_debug_mode_can_be_switched_off(arguments, operator, monkeypatch):
 
 
 def test_debug_mode_is_off_where_reading_a_value_would_wait():
-    module = __import__("sys").modules[palimpsa_chunked.__module__.replace("chunked", "validation")]
+    module = sys.modules[palimpsa_chunked.__module__.replace("chunked", "validation")]
     assert module.debug_enabled(torch.device("cpu"))
     assert not module.debug_enabled(torch.device("cuda"))
     assert not module.debug_enabled(torch.device("meta"))
