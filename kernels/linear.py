@@ -3,7 +3,7 @@
 # B batch, T time, H heads, K key dim, V value dim, N sequences packed along T
 from torch import Tensor
 
-from .fla.guards import guarded_chunk_simple_gla, refuse_batched_gradients
+from .fla.guards import call_padded, guarded_chunk_simple_gla
 from .types import PalimpsaOutput, PalimpsaState
 
 # exp(-100) is the smallest number of float32 and below. The library takes differences of sums of g: -inf would become
@@ -32,8 +32,14 @@ def linear_attention(
     """
     bounds = None if cu_seqlens is None else cu_seqlens.long()
     run = guarded_chunk_simple_gla(q.device)
-    o, M = run(q, k, v, g.clamp(min=_RESET), scale=scale, output_final_state=output_final_state, cu_seqlens=bounds)
-    refuse_batched_gradients(o, M)
+    o, M = call_padded(
+        run,
+        (q, k, v, g.clamp(min=_RESET)),
+        scale=scale,
+        initial_state=None,
+        output_final_state=output_final_state,
+        cu_seqlens=bounds,
+    )
     prior = importance_prior.float()[:, None]
     variance = state = None
     if output_variance:

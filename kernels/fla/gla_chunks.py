@@ -27,7 +27,14 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
 
 
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor | None, cu_seqlens: Tensor | None, chunk_size: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+    chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """o, the states after the last tokens, and for the way back the decays within chunks and the pairs of tokens."""
     from fla.ops.gla.chunk import chunk_gla_fwd
@@ -39,7 +46,7 @@ def _forward(
         decays, pairs, _, final, o = kernels(
             *(x.contiguous() for x in (q, k, v, g)),
             g_cumsum=None,
-            scale=q.shape[-1] ** -0.5,
+            scale=scale,
             initial_state=_contiguous(state),
             output_final_state=True,
             cu_seqlens=_contiguous(cu_seqlens),
@@ -58,6 +65,7 @@ def _backward(
     cu_seqlens: Tensor | None,
     do: Tensor,
     dfinal: Tensor | None,
+    scale: float,
     chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, g, and of the state (empty without one)."""
@@ -69,7 +77,7 @@ def _backward(
             *(x.contiguous() for x in (q, k, v)),
             g=None,
             g_cumsum=decays,
-            scale=q.shape[-1] ** -0.5,
+            scale=scale,
             initial_state=_contiguous(state),
             h=None,
             A=pairs,
@@ -86,7 +94,7 @@ backward = torch.library.custom_op(f"{NAMESPACE}::chunk_gla_backward", _backward
 
 
 @forward.register_fake
-def _(q, k, v, g, state, cu_seqlens, chunk_size):
+def _(q, k, v, g, state, cu_seqlens, scale, chunk_size):
     (B, T, H, K), V = q.shape, v.shape[-1]
     num_states = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     final = g.new_empty(num_states, H, K, V)
@@ -94,13 +102,13 @@ def _(q, k, v, g, state, cu_seqlens, chunk_size):
 
 
 @backward.register_fake
-def _(q, k, v, decays, pairs, state, cu_seqlens, do, dfinal, chunk_size):
+def _(q, k, v, decays, pairs, state, cu_seqlens, do, dfinal, scale, chunk_size):
     dstate = decays.new_empty(0 if state is None else state.shape)
     return (*(x.new_empty(x.shape) for x in (q, k, v, decays)), dstate)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, _, state, cu_seqlens, ctx.chunk_size = inputs
+    q, k, v, _, state, cu_seqlens, *ctx.options = inputs
     _, _, decays, pairs = output
     ctx.save_for_backward(q, k, v, decays, pairs, state, cu_seqlens)
     ctx.mark_non_differentiable(decays, pairs)
@@ -111,8 +119,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _differentiate(ctx: Any, do: Tensor | None, dfinal: Tensor | None, *_: None) -> tuple[Any, ...]:
     q, k, v, decays, pairs, state, cu_seqlens = ctx.saved_tensors
     do = torch.zeros_like(v) if do is None else do
-    *gradients, dstate = _call_backward(q, k, v, decays, pairs, state, cu_seqlens, do, dfinal, ctx.chunk_size)
-    return *gradients, None if state is None else dstate, None, None
+    *gradients, dstate = _call_backward(q, k, v, decays, pairs, state, cu_seqlens, do, dfinal, *ctx.options)
+    return *gradients, None if state is None else dstate, None, None, None
 
 
 _ONCE = "chunk_gla is differentiable once, and backwards: not with create_graph=True, and not by jvp or jacfwd"
@@ -129,18 +137,18 @@ def _fold_arguments(args: tuple[Any, ...], in_dims: tuple[Any, ...], where: tupl
 
 
 def _map_forward(call: Callable[..., Any], size: int, in_dims: tuple[Any, ...], *args: Any) -> Any:
-    *tensors, cu_seqlens, chunk_size = args
+    *tensors, cu_seqlens, scale, chunk_size = args
     folded = _fold_arguments(tuple(tensors), in_dims[:5], (*(_SEQUENCE,) * 4, _STATE), size)
-    results = call(*folded, cu_seqlens, chunk_size)
+    results = call(*folded, cu_seqlens, scale, chunk_size)
     dims = (_SEQUENCE, _STATE, _SEQUENCE, _SEQUENCE)
     return tuple(unfold(x, size, dim) for x, dim in zip(results, dims, strict=True)), dims
 
 
 def _map_backward(call: Callable[..., Any], size: int, in_dims: tuple[Any, ...], *args: Any) -> Any:
-    *tensors, state, cu_seqlens, do, dfinal, chunk_size = args
+    *tensors, state, cu_seqlens, do, dfinal, scale, chunk_size = args
     folded = _fold_arguments((*tensors, do), (*in_dims[:5], in_dims[7]), (_SEQUENCE,) * 6, size)
     states = _fold_arguments((state, dfinal), (in_dims[5], in_dims[8]), (_STATE,) * 2, size)
-    *gradients, dstate = call(*folded[:5], states[0], cu_seqlens, folded[5], states[1], chunk_size)
+    *gradients, dstate = call(*folded[:5], states[0], cu_seqlens, folded[5], states[1], scale, chunk_size)
     unfolded = [unfold(x, size, _SEQUENCE) for x in gradients]
     if state is None:
         return (*unfolded, dstate), (*(_SEQUENCE,) * 4, None)
@@ -159,13 +167,14 @@ def chunk_gla(
     v: Tensor,
     g: Tensor,
     *,
+    scale: float,
     initial_state: Tensor | None,
     output_final_state: bool,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """As flash-linear-attention's function of that name: the shapes are those of recurrences.py, and g is fp32."""
+    """As flash-linear-attention's function of that name: shapes are those of recurrences.py, g fp32, and scale is of q."""
     longest = 16 if q.shape[-1] * v.shape[-1] <= SMALL_STATE else 64
     # No longer than the sequence, as the library has it.
     chunk_size = min(longest, max(16, 1 << (q.shape[1] - 1).bit_length()))
-    o, final, _, _ = _call_forward(q, k, v, g, initial_state, cu_seqlens, chunk_size)
+    o, final, _, _ = _call_forward(q, k, v, g, initial_state, cu_seqlens, scale, chunk_size)
     return o, final if output_final_state else None

@@ -1,10 +1,13 @@
 """flash-linear-attention's simple GLA, and guards against its kernels that are compiled wrongly."""
 
+# B batch, T time, H heads, K key dim, V value dim, N sequences
 import functools
 import importlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..transforms import are_batched_gradients
@@ -30,6 +33,52 @@ def guarded_chunk_simple_gla(device: torch.device) -> Any:
         ) from error
     avoid_miscompiled_backward(device)
     return chunk_simple_gla
+
+
+# In half precision, kernels of the library whose heads are of odd width read outside of their shared memory: some it
+# refuses by an assertion, on the way back alone.
+_EVEN_WIDTH = 16
+
+
+def call_padded(
+    kernel: Callable[..., Any],
+    operands: Sequence[Tensor],
+    *,
+    scale: float,
+    initial_state: Tensor | None,
+    output_final_state: bool,
+    cu_seqlens: Tensor | None,
+    least_values: int = 1,
+) -> tuple[Tensor, Any]:
+    """`kernel` of operands and a state with zeros beside them where it wants wider heads: they change nothing.
+
+    Args:
+        kernel: of the library: takes `operands`, and all but the last of the others by their names.
+        operands: q, k [B, T, H, K], v [B, T, H, V], and others, which are [B, T, H, K] or [B, T, H].
+        initial_state: [N, H, K, V], or None.
+        least_values: the smallest V that the kernel takes.
+
+    Returns:
+        o [B, T, H, V], and the states after the last tokens, [N, H, K, V], or None.
+    """
+    q, _, v, *_ = operands
+    is_half, K, V = q.element_size() == 2, q.shape[-1], v.shape[-1]
+    more_k, more_v = (-width % _EVEN_WIDTH if is_half and width % 2 else 0 for width in (K, V))
+    more_v = max(more_v, least_values - V)
+    if more_k or more_v:
+        operands = [x if x.ndim < 4 else F.pad(x, (0, more_v if i == 2 else more_k)) for i, x in enumerate(operands)]
+        initial_state = None if initial_state is None else F.pad(initial_state, (0, more_v, 0, more_k))
+    o, final = kernel(
+        *operands,
+        scale=scale,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+    )
+    if more_k or more_v:
+        o, final = o[..., :V], None if final is None else final[..., :K, :V]
+    refuse_batched_gradients(o, final)
+    return o, final
 
 
 def refuse_batched_gradients(*results: Any) -> None:

@@ -19,17 +19,16 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..sequences import linked
 from ..validation import under_transforms
-from .guards import avoid_miscompiled_backward, guarded_chunk_simple_gla, refuse_batched_gradients
+from .guards import avoid_miscompiled_backward, call_padded, guarded_chunk_simple_gla
 
 # The library's decorators and signatures hide from the type checker what its kernels return.
 _Kernel = Callable[..., Any]
 
-# In half precision GLA's kernels multiply tiles of no fewer values; columns of zeros beside fewer change nothing.
+# In half precision GLA's kernels multiply tiles of no fewer values.
 _GLA_MIN_VALUES = 16
 
 
@@ -40,12 +39,7 @@ def gla(
     if _has_kernels(q):
         from .gla_chunks import chunk_gla
 
-        missing = _GLA_MIN_VALUES - v.shape[-1]
-        if missing <= 0:
-            return _by_kernel(chunk_gla, (q, k, v, g), state, cu_seqlens)
-        wide_state = None if state is None else F.pad(state, (0, missing))
-        o, final = _by_kernel(chunk_gla, (q, k, F.pad(v, (0, missing)), g), wide_state, cu_seqlens)
-        return o[..., :-missing], final[..., :-missing]
+        return _by_kernel(chunk_gla, (q, k, v, g), state, cu_seqlens, _GLA_MIN_VALUES)
     if under_transforms():
         return _by_reference(_gated_recurrence, (q, k, v, g), state, cu_seqlens)
     from fla.ops.gla.naive import naive_recurrent_gla
@@ -107,12 +101,21 @@ def gated_delta_rule(
 
 
 def _by_kernel(
-    kernel: _Kernel, operands: tuple[Tensor, ...], state: Tensor | None, cu_seqlens: Tensor | None
+    kernel: _Kernel,
+    operands: tuple[Tensor, ...],
+    state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    least_values: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    bounds = None if cu_seqlens is None else cu_seqlens.long()
-    o, final = kernel(*operands, initial_state=state, output_final_state=True, cu_seqlens=bounds)
-    refuse_batched_gradients(o, final)
-    return o, final
+    return call_padded(
+        kernel,
+        operands,
+        scale=operands[0].shape[-1] ** -0.5,
+        initial_state=state,
+        output_final_state=True,
+        cu_seqlens=None if cu_seqlens is None else cu_seqlens.long(),
+        least_values=least_values,
+    )
 
 
 def _has_kernels(q: Tensor) -> bool:

@@ -7,6 +7,8 @@ import torch
 
 from palimpsa.kernels.fla.gla_chunks import chunk_gla
 
+SCALE = 0.3
+
 
 @pytest.fixture
 def library(monkeypatch):
@@ -17,12 +19,16 @@ def library(monkeypatch):
     sizes = []
 
     def reference(q, k, v, g, state, scale, bounds):
-        assert scale == q.shape[-1] ** -0.5
+        assert scale == SCALE
         outputs, finals = [], []
         bounds = [0, q.shape[1]] if bounds is None else bounds.tolist()
         for start, end in itertools.pairwise(bounds):
             pieces = (x[:, start:end] for x in (q, k, v, g))
-            o, final = naive_recurrent_gla(*pieces, initial_state=state, output_final_state=True)
+            # Which has a scale of its own.
+            q_n, *rest = pieces
+            o, final = naive_recurrent_gla(
+                q_n * (SCALE * q_n.shape[-1] ** 0.5), *rest, initial_state=state, output_final_state=True
+            )
             outputs.append(o)
             finals.append(final)
         return torch.cat(outputs, 1), torch.cat(finals)
@@ -87,8 +93,11 @@ def test_outputs_and_gradients_are_those_of_the_reference(library, with_state):
 
     operands, state = arguments(with_state=with_state)
     wanted = [*operands, *([state] if state is not None else [])]
-    found = chunk_gla(*operands, initial_state=state, output_final_state=True, cu_seqlens=None)
-    expected = naive_recurrent_gla(*operands, initial_state=state, output_final_state=True)
+    found = chunk_gla(*operands, scale=SCALE, initial_state=state, output_final_state=True, cu_seqlens=None)
+    q, *rest = operands
+    expected = naive_recurrent_gla(
+        q * (SCALE * q.shape[-1] ** 0.5), *rest, initial_state=state, output_final_state=True
+    )
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
     # Of both results, of the output alone, of the state alone.
@@ -105,9 +114,9 @@ def test_packed_sequences_start_anew(library):
     operands, _ = arguments()
     # A strided view of the bounds.
     bounds = torch.tensor([0, 9, 2, 9, 6, 9])[::2]
-    o, final = chunk_gla(*operands, initial_state=None, output_final_state=True, cu_seqlens=bounds)
+    o, final = chunk_gla(*operands, scale=SCALE, initial_state=None, output_final_state=True, cu_seqlens=bounds)
     second = [x[:, 2:] for x in operands]
-    alone, last = chunk_gla(*second, initial_state=None, output_final_state=True, cu_seqlens=None)
+    alone, last = chunk_gla(*second, scale=SCALE, initial_state=None, output_final_state=True, cu_seqlens=None)
     assert final is not None
     assert last is not None
     assert final.shape == (2, 2, 4, 5)
@@ -120,7 +129,7 @@ def test_packed_sequences_start_anew(library):
 )
 def test_narrow_heads_have_short_chunks_and_none_is_longer_than_the_sequence(library, T, K, V, expected):
     operands, _ = arguments(T, K, V, with_state=False)
-    o, final = chunk_gla(*operands, initial_state=None, output_final_state=False, cu_seqlens=None)
+    o, final = chunk_gla(*operands, scale=SCALE, initial_state=None, output_final_state=False, cu_seqlens=None)
     assert final is None
     o.sum().backward()
     assert library == [expected, expected]
@@ -134,7 +143,7 @@ def test_batched_gradients_and_transforms_are_those_of_single_ones(library, with
 
     def run(*wanted):
         state = wanted[4] if with_state else None
-        o, final = chunk_gla(*wanted[:4], initial_state=state, output_final_state=True, cu_seqlens=bounds)
+        o, final = chunk_gla(*wanted[:4], scale=SCALE, initial_state=state, output_final_state=True, cu_seqlens=bounds)
         return torch.cat([o.flatten(), final.flatten()])
 
     y = run(*wanted)

@@ -28,18 +28,18 @@ def call(monkeypatch):
     """Runs a recurrence as on a GPU; returns the kernel that it called, and with what, by the kernel's own names."""
 
     def run(rule: str, *operands, state=None, cu_seqlens=None):
-        calls = []
+        calls, o_and_state = [], (object(), object())
         for name, path in KERNELS.items():
             module, _, function = path.rpartition(".")
             signature = inspect.signature(getattr(pytest.importorskip(module), function))
 
             def kernel(*args, name=name, signature=signature, **options):
                 calls.append((name, signature.bind(*args, **options).arguments))
-                return "o", "state"
+                return o_and_state
 
             monkeypatch.setattr(path, kernel)
         on_gpu = [x.as_subclass(OnGPU) for x in operands]
-        assert getattr(recurrences, rule)(*on_gpu, state, cu_seqlens) == ("o", "state")
+        assert getattr(recurrences, rule)(*on_gpu, state, cu_seqlens) == o_and_state
         assert len(calls) == 1
         return calls[0]
 
@@ -62,7 +62,8 @@ def test_kernels_get_their_operands_by_the_right_name(call, rule):
     expected = {"q": q, "k": k, "v": v, "initial_state": state, "cu_seqlens": bounds.long()}
     expected |= {"g": g} if "gla" in rule or "gated" in rule else {}
     expected |= {"beta": beta} if "delta" in rule else {}
-    assert arguments.keys() == expected.keys() | {"output_final_state"}
+    assert arguments.keys() == expected.keys() | {"output_final_state", "scale"}
+    assert arguments["scale"] == q.shape[-1] ** -0.5
     assert arguments["output_final_state"] is True
     assert arguments["cu_seqlens"].dtype == torch.int64
     assert all(torch.equal(arguments[key], value) for key, value in expected.items())
@@ -75,7 +76,7 @@ def test_gla_with_few_values_fills_them_up_for_the_kernel_alone(monkeypatch):
 
     widths = []
 
-    def kernel(q, k, v, g, initial_state, output_final_state, cu_seqlens):
+    def kernel(q, k, v, g, scale, initial_state, output_final_state, cu_seqlens):
         widths.append((v.shape[-1], initial_state.shape[-1]))
         plain = (x.as_subclass(torch.Tensor) for x in (q, k, v, g))
         return naive_recurrent_gla(*plain, initial_state=initial_state, output_final_state=True)
@@ -153,7 +154,7 @@ def test_batched_gradients_through_the_librarys_kernels_are_one_clear_error(monk
     """They would read memory that is not theirs."""
     from fla.ops.simple_gla.naive import naive_recurrent_simple_gla
 
-    def kernel(q, k, v, g, initial_state, output_final_state, cu_seqlens):
+    def kernel(q, k, v, g, scale, initial_state, output_final_state, cu_seqlens):
         plain = (x.as_subclass(torch.Tensor) for x in (q, k, v, g))
         return naive_recurrent_simple_gla(*plain, initial_state=initial_state, output_final_state=True)
 
@@ -166,3 +167,73 @@ def test_batched_gradients_through_the_librarys_kernels_are_one_clear_error(monk
     for x in (o, o.sum()):
         with pytest.raises(NotImplementedError, match=r"take no batched gradients \(is_grads_batched=True\)"):
             torch.autograd.grad(x, q, torch.ones(2, *x.shape), is_grads_batched=True, retain_graph=True)
+
+
+def odd_operands(rule, K, V, dtype, bounds):
+    """The operands of a rule, on a CPU, a state where nothing is packed, and boundaries."""
+    generator = torch.Generator().manual_seed(K)
+    q, k, v = (torch.randn(1, 70, 2, n, generator=generator) / n**0.5 for n in (K, K, V))
+    beta, g = torch.rand(1, 70, 2, generator=generator), -torch.rand(1, 70, 2, generator=generator)
+    own = {"gla": (g[..., None].expand_as(q),), "simple_gla": (g,), "delta_rule": (beta,)}.get(rule, (beta, g))
+    state = torch.randn(1, 2, K, V, generator=generator) if bounds is None else None
+    cu_seqlens = None if bounds is None else torch.tensor(bounds)
+    return [*(x.to(dtype) for x in (q, k, v)), *own, state], cu_seqlens
+
+
+def with_gradients(rule, arguments, cu_seqlens):
+    """o, the last state, and the gradients of all operands and the state, on the CPU."""
+    leaves = [x.detach().clone().requires_grad_() for x in arguments if x is not None]
+    given = leaves if arguments[-1] is not None else [*leaves, None]
+    o, final = getattr(recurrences, rule)(*given, cu_seqlens)
+    loss = o.float().square().sum() + final.float().square().sum()
+    return [x.detach().cpu().float() for x in (o, final, *torch.autograd.grad(loss, leaves))]
+
+
+RULES = ("gla", "simple_gla", "delta_rule", "gated_delta_rule")
+
+
+@pytest.mark.parametrize(("K", "V"), [(17, 31), (3, 100), (16, 33), (1, 1), (18, 6)])
+@pytest.mark.parametrize(
+    ("dtype", "bounds"), [(torch.bfloat16, None), (torch.bfloat16, (0, 1, 70)), (torch.float32, None)]
+)
+@pytest.mark.parametrize("rule", RULES)
+def test_kernels_get_even_heads_in_half_precision_and_give_what_was_asked_for(monkeypatch, rule, K, V, dtype, bounds):
+    """Of an odd width the way back would end in an assertion, or read memory that is not its own."""
+    widths = []
+
+    def kernel(q, k, v, g, beta=None, *, scale, initial_state, output_final_state, cu_seqlens):
+        widths.append((q.shape[-1], v.shape[-1]))
+        g = g if g.ndim == 4 else g[..., None]
+        assert initial_state is None or initial_state.shape[2:] == widths[-1]
+        operands = (q * (scale * q.shape[-1] ** 0.5), k, v, g, *([] if beta is None else [beta]))
+        return recurrences._by_reference(recurrences._gated_recurrence, operands, initial_state, cu_seqlens)
+
+    arguments, cu_seqlens = odd_operands(rule, K, V, dtype, bounds)
+    expected = with_gradients(rule, arguments, cu_seqlens)
+    for path in KERNELS.values():
+        monkeypatch.setattr(path, kernel)
+    monkeypatch.setattr(recurrences, "_has_kernels", lambda q: True)
+    found = with_gradients(rule, arguments, cu_seqlens)
+    for own, width in zip(widths[0], (K, V), strict=True):
+        assert own >= width
+        assert dtype == torch.float32 or own % 2 == 0
+        assert own == width or width % 2 or rule == "gla"
+    close = {"atol": 1e-4, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 3e-2, "rtol": 3e-2}
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, **close)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("K", "V", "bounds"), [(17, 31, None), (3, 100, (0, 1, 70))])
+@pytest.mark.parametrize(
+    ("rule", "dtype"),
+    [*((rule, torch.bfloat16) for rule in RULES), ("gla", torch.float32), ("gated_delta_rule", torch.float32)],
+)
+def test_odd_heads_on_a_gpu_are_those_of_the_reference(rule, dtype, K, V, bounds):
+    arguments, cu_seqlens = odd_operands(rule, K, V, dtype, bounds)
+    expected = with_gradients(rule, arguments, cu_seqlens)
+    on_gpu = [None if x is None else x.cuda() for x in arguments]
+    found = with_gradients(rule, on_gpu, None if cu_seqlens is None else cu_seqlens.cuda())
+    # TF32 and bf16 states: of the largest.
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).abs().max() <= 3e-2 * max(1.0, other.abs().max().item())

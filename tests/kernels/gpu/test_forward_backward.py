@@ -464,10 +464,18 @@ class TestOnTheGpu:
         compiled = torch.compile(triton, backend=backend, fullgraph=True)
         assert_equal(problem.gradients(compiled), problem.gradients(triton), 1e-2)
 
+    @pytest.mark.parametrize(("K", "V"), [(17, 31), (3, 100)])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_odd_heads_are_as_exact_as_the_reference(self, Problem, failures, triton, dtype, K, V):
+        assert failures(triton, Problem((1, 70, 2, K, V), dtype)) == {}
+        problem = Problem((1, 70, 2, K, V), dtype, num_states=2)
+        assert failures(triton, problem, cu_seqlens=torch.tensor([0, 1, 70])) == {}
+
     @pytest.mark.parametrize("packed", [True, False])
-    def test_without_beta_it_is_the_library(self, Problem, triton, packed):
+    @pytest.mark.parametrize(("K", "V"), [(48, 96), (17, 31), (3, 100)])
+    def test_without_beta_it_is_the_library(self, Problem, triton, packed, K, V):
         bounds = torch.tensor([0, 100, 100, 300]) if packed else None
-        problem = Problem((1, 300, 2, 48, 96), torch.bfloat16, beta=False, state=False)
+        problem = Problem((1, 300, 2, K, V), torch.bfloat16, beta=False, state=False)
         problem["k"].mul_(0.2)
         problem["g"][:, 7] = -math.inf
         exact = problem.to(torch.float64)
