@@ -2,7 +2,7 @@
 
 Shapes, dtypes and devices are always checked. Values are checked in debug mode only, because reading them
 costs a pass over the data and, on a GPU, a host synchronisation: PALIMPSA_DEBUG=1 turns it on, 0 off; unset, it is
-on for CPU tensors and off elsewhere, and does not read the state of a step. It never runs under torch.compile,
+on for CPU tensors and off elsewhere, and the state of a step is not read. It never runs under torch.compile,
 torch.vmap and torch.func.grad, where values cannot be read.
 """
 

@@ -172,7 +172,7 @@ def chunk_gla(
     output_final_state: bool,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """As flash-linear-attention's function of that name: shapes are those of recurrences.py, g fp32, and scale is of q."""
+    """As flash-linear-attention's function of that name: shapes are those of recurrences.py, g fp32, scale q's."""
     longest = 16 if q.shape[-1] * v.shape[-1] <= SMALL_STATE else 64
     # No longer than the sequence, as the library has it.
     chunk_size = min(longest, max(16, 1 << (q.shape[1] - 1).bit_length()))

@@ -175,6 +175,21 @@ def run_python():
     return run
 
 
+@pytest.fixture
+def untuned_library(monkeypatch):
+    """flash-linear-attention's kernels by one configuration each: to try all of them takes minutes."""
+    triton = pytest.importorskip("triton")
+    for name in ("simple_gla", "gla.chunk", "gated_delta_rule"):
+        pytest.importorskip(f"fla.ops.{name}")
+    for name, module in list(sys.modules.items()):
+        for kernel in list(vars(module).values()) if name.startswith("fla.ops") else ():
+            while kernel is not None:
+                if isinstance(kernel, triton.runtime.Autotuner):
+                    # The fewest warps: more are compiled wrongly for some (guards.py).
+                    monkeypatch.setattr(kernel, "configs", [min(kernel.configs, key=lambda c: c.num_warps)])
+                kernel = getattr(kernel, "fn", None) if type(kernel).__module__.startswith("triton") else None
+
+
 @pytest.fixture(name="outputs_and_gradients", scope="session")
 def outputs_and_gradients_function():
     return outputs_and_gradients

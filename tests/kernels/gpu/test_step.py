@@ -136,7 +136,7 @@ def test_sizes_above_the_limit_are_errors(Problem, device):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("shape", [(8, 3, 16, 96, 192), (2, 2, 3, 48, 96)])
+@pytest.mark.parametrize("shape", [(8, 3, 16, 96, 192), (2, 2, 3, 48, 96), (2, 2, 3, 17, 31)])
 def test_bfloat16_on_the_gpu(Problem, flat, steps, shape):
     assert failures(steps, Problem(shape, torch.bfloat16), flat) == {}
 
