@@ -13,19 +13,24 @@ import os
 import re
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from palimpsa.config.errors import ConfigError, nearest
@@ -55,30 +60,54 @@ def compose_config(overrides: Sequence[str] = (), config_name: str = "train") ->
 
 
 @contextlib.contextmanager
-def composition(overrides: Sequence[str]) -> Iterator[None]:
+def composition(overrides: Sequence[str], config_dir: str | None = None) -> Iterator[None]:
     """Within it Hydra composes from configs/, and what is wrong with `overrides` or a file is a ConfigError.
+
+    Args:
+        config_dir: a folder of more configs, where one is looked for that configs/ does not have.
 
     Raises:
         ConfigError: in one line, naming the key, with the nearest known one.
     """
     register_schema()
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        try:
-            yield
-        except yaml.YAMLError as error:
-            raise ConfigError(f"configs: got a file that is not YAML: {' '.join(str(error).split())}") from error
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(explain(error, overrides)) from error
-        except ValueError as error:
-            # Hydra's own, of a group that is set to something else than a name.
-            if "Config group override" not in str(error):
-                raise
-            raise ConfigError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir: got {config_dir!r}, expected a folder of configs")
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"), one_line_errors(overrides):
+        if config_dir is not None:
+            places = create_config_search_path(str(CONFIG_DIR))
+            more = f"file://{Path(config_dir).resolve()}"
+            places.prepend("command-line", more, anchor=SearchPathQuery(provider="schema"))
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            hydra.config_loader = ConfigLoaderImpl(places)
+        yield
+
+
+@contextlib.contextmanager
+def one_line_errors(overrides: Sequence[str]) -> Iterator[None]:
+    """Within it, what Hydra and OmegaConf raise about `overrides` or a file is a ConfigError."""
+    try:
+        yield
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configs: got a file that is not YAML: {' '.join(str(error).split())}") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error, overrides)) from error
+    except ValueError as error:
+        # Hydra's own, of a group that is set to something else than a name.
+        if "Config group override" not in str(error):
+            raise
+        raise ConfigError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
+
+
+def hydra_context() -> HydraContext:
+    """What a launcher composes the config of each run with; within `composition`, and good after it."""
+    return HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
 
 
 def read_arguments() -> Namespace:
-    """This process's command line as hydra.main reads it: `overrides`, `multirun`, `config_dir`, `cfg`, `help`..."""
-    return get_args_parser().parse_args()
+    """This process's command line as Hydra reads it: `overrides`, `multirun`, `config_dir`, `cfg`, `help`..."""
+    # Flags may stand between overrides: `make` puts a user's behind its own.
+    return get_args_parser().parse_intermixed_args()
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
@@ -129,10 +158,12 @@ class Composer:
 
     Args:
         config_name: the primary config.
+        check: called with each config that Hydra composes, with Hydra's own part.
     """
 
-    def __init__(self, config_name: str = "train") -> None:
+    def __init__(self, config_name: str = "train", check: Callable[[DictConfig], None] = lambda config: None) -> None:
         self._config_name = config_name
+        self._check = check
         self._bases: dict[tuple[tuple[str, ...], tuple[str, ...]], _Base] = {}
         self._parsed: dict[str, tuple[Override, bool]] = {}
 
@@ -153,7 +184,10 @@ class Composer:
         keys = tuple(override.key_or_group for override in values.values())
         base = self._bases.get((others, keys))
         if base is None:
-            config = compose(self._config_name, list(overrides))
+            config = compose(self._config_name, list(overrides), return_hydra_config=True)
+            self._check(config)
+            with open_dict(config):
+                del config["hydra"]
             resolved = _plain(config)
             if not all(_is_leaf(config, key) for key in keys):
                 return resolved
@@ -299,6 +333,10 @@ def _explain_choice(path: str, file: str) -> str:
     """
     group, _, name = path.rpartition("/")
     options = GlobalHydra.instance().config_loader().get_group_options
+    if not group:
+        known = options("", ObjectType.CONFIG)
+        where = f"{file or '--config-name: '}got {name!r}"
+        return f"{where}, expected one of {', '.join(known)}, or of --config-dir{nearest(name, known)}"
     if group.endswith("_budget"):
         # A task takes the budget of its scale.
         if name in options("scale"):

@@ -1,106 +1,138 @@
-"""The command line of scripts/train.py: one run or a sweep by Hydra, what is printed, and the exit code."""
+"""The command line of scripts/train.py: one run or a sweep, what is printed, and the exit code."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import hydra
-from omegaconf import DictConfig
 from rich.console import Console
 
-from palimpsa.config.compose import CONFIG_DIR, read_arguments
+from palimpsa.config.compose import CONFIG_DIR, one_line_errors, read_arguments
 from palimpsa.config.errors import ConfigError, RunDirectoryError
-from palimpsa.config.schema import register_schema, typed
+from palimpsa.config.schema import TrainConfig, plain
 from palimpsa.runs.files import LockHeldError
 from palimpsa.runs.progress import SweepProgress
-from palimpsa.runs.schema import DIVERGED, FAILED
-from palimpsa.sweeps.child_process import run_in_child_process
-from palimpsa.sweeps.hydra_plugin import current_sweep, register_sweeper
-from palimpsa.sweeps.launchers import LAUNCHER_VARIABLE, worker_ends_with_sweep
+from palimpsa.runs.result import status_of
+from palimpsa.runs.schema import DIVERGED, FAILED, ResultError
+from palimpsa.sweeps.launch import train
+from palimpsa.sweeps.launchers import LAUNCHER_VARIABLE
 from palimpsa.sweeps.ledger import MISSING, RUNNING, Ledger
 from palimpsa.sweeps.plan import CONFIG_NAME, plan_command_line
-from palimpsa.sweeps.sweep import Sweep
-from palimpsa.training.gpus import gpu_is_unusable
+from palimpsa.sweeps.sweep import Launch, Sweep
+from palimpsa.training.loggers import run_name
 
-# A launcher's worker knows of this module alone, and composes the config of its run itself.
-register_schema()
-
-
-def train_task(cfg: DictConfig) -> None:
-    """What Hydra calls for each run, in a process of the launcher's."""
-    config = typed(cfg)
-    with worker_ends_with_sweep():
-        if gpu_is_unusable():
-            run_in_child_process(config)
-        else:
-            # Here and not above: torch.
-            from palimpsa.training.run import run
-
-            run(config)
+# What a command shows instead of running.
+SHOWN = ("help", "hydra_help", "info", "shell_completion", "cfg")
+# Of these, one at a time.
+COMMANDS = ("cfg", "info", "shell_completion", "run", "multirun")
 
 
-def train_main() -> None:
+def train_main(then: Callable[[Sequence[dict[str, Any]], int], int] | None = None) -> None:
     """Trains one run or a sweep.
 
-    Exit codes: 0 where all runs are finished, 1 where one is not, 2 where the command line, a config or a directory is
-    wrong, 130 where it was interrupted.
+    Exit codes: 0 where all runs are finished, 1 where one is not or a file cannot be written, 2 where the command line,
+    a config or a directory is wrong, 130 where it was interrupted.
+
+    Args:
+        then: called with the plain configs of the runs and the exit code, once they have ended; returns another one.
     """
-    arguments = read_arguments()
     # Hydra then raises what it would print in words of its own.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    register_sweeper()
-    start_hydra = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=CONFIG_NAME)(train_task)
     try:
-        if arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion:
-            start_hydra()
-            return
-        if arguments.cfg and arguments.multirun:
-            raise ConfigError("--cfg: got -m with it, expected one run, whose config it shows")
-        sweep = plan_command_line(arguments.overrides, arguments.multirun, arguments.config_dir)
-        if sweep is None or arguments.cfg:
-            start_hydra()
-        else:
-            _run_sweep(sweep, start_hydra)
+        code = _carry_out(read_arguments(), then)
     except (ConfigError, RunDirectoryError) as error:
         _print_to_stderr(f"error: {error}")
-        sys.exit(2)
+        code = 2
+    except (ResultError, OSError) as error:
+        _print_to_stderr(f"error: {error}")
+        code = 1
     except KeyboardInterrupt:
         _print_to_stderr("interrupted; the same command goes on where it stopped")
-        sys.exit(130)
+        code = 130
+    if code:
+        sys.exit(code)
 
 
-def _run_sweep(sweep: Sweep, start_hydra: Callable[[], None]) -> None:
-    """Shows the ledger, launches what is left, shows it again; ends with 1 where a run did not end."""
-    console = Console()
-    with contextlib.ExitStack() as stack:
-        holder = None
+def _carry_out(arguments: Namespace, then: Callable[[Sequence[dict[str, Any]], int], int] | None) -> int:
+    _check_flags(arguments)
+    name = arguments.config_name or CONFIG_NAME
+    overrides = [*arguments.overrides, *(["hydra.mode=RUN"] if arguments.run else [])]
+    shown = [flag for flag in SHOWN if getattr(arguments, flag)]
+    if shown and not arguments.cfg:
+        _show(shown[0], name, overrides)
+        return 0
+    plan = plan_command_line(overrides, arguments.multirun, arguments.config_dir, name)
+    if shown:
+        _show("cfg", name, overrides)
+        return 0
+    if isinstance(plan, Sweep):
+        configs, code = [job.config for job in plan.jobs], _run_sweep(plan, plan.launch)
+    else:
+        configs, code = [plain(plan)], _run_alone(plan)
+    return then(configs, code) if then is not None else code
+
+
+def _check_flags(arguments: Namespace) -> None:
+    """Refuses the flags of Hydra's that would change a run without the checks, and those that say nothing together."""
+    for flag, advice in (
+        ("config_path", "configs/ with what --config-dir adds to it"),
+        ("experimental_rerun", "the command of the run again, which goes on where it stopped"),
+    ):
+        if (value := getattr(arguments, flag)) is not None:
+            raise ConfigError(f"--{flag.replace('_', '-')}: got {value!r}, expected none: {advice}")
+    if arguments.cfg and arguments.multirun:
+        raise ConfigError("--cfg: got -m with it, expected one run, whose config it shows")
+    given = [f"--{flag.replace('_', '-')}" for flag in COMMANDS if getattr(arguments, flag)]
+    if len(given) > 1:
+        raise ConfigError(f"{given[0]}: got {' and '.join(given[1:])} with it, expected one of them")
+    if arguments.package is not None and not arguments.cfg:
+        raise ConfigError(f"--package: got {arguments.package!r}, expected --cfg with it")
+    if arguments.resolve and not (arguments.cfg or arguments.help):
+        raise ConfigError("--resolve: got no --cfg with it, expected --cfg, whose interpolations it resolves")
+
+
+def _show(flag: str, config_name: str, overrides: Sequence[str]) -> None:
+    """Has Hydra print what a flag asks for; it reads the command line itself."""
+    with one_line_errors(overrides):
         try:
-            stack.enter_context(sweep.locked())
+            hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(lambda config: None)()
+        except ValueError as error:
+            raise ConfigError(f"--{flag.replace('_', '-')}: {' '.join(str(error).split())}") from error
+
+
+def _run_alone(config: TrainConfig) -> int:
+    """One run, in this process; of an error that is no mistake of the program's a line."""
+    try:
+        train(config)
+    except (FloatingPointError, OSError) as error:
+        told = " ".join(str(error).split())
+        _print_to_stderr(f"{run_name(config)}: {status_of(error)}, {type(error).__name__}: {told}")
+        return 1
+    return 0
+
+
+def _run_sweep(sweep: Sweep, launch: Launch) -> int:
+    """Shows the ledger, launches what is left, shows it again; returns 1 where a run did not end."""
+    console = Console()
+    ledger = sweep.survey()
+    ledger.print(console, f"{ledger.num_runs} runs below {sweep.directory}")
+    for line in [*ledger.detail_lines(), *sweep.new_choices()]:
+        _print_to_stderr(line, style="default")
+    # What has ended is shown without a lock: it may lie where nobody can write any more.
+    if ledger.jobs_to_launch():
+        try:
+            with sweep.locked():
+                ledger = _launch_missing(sweep, launch, ledger)
         except LockHeldError as error:
-            holder = error.holder
-        ledger = sweep.survey()
-        ledger.print(console, f"{ledger.num_runs} runs below {sweep.directory}")
-        for line in [*ledger.detail_lines(), *sweep.new_choices()]:
-            _print_to_stderr(line, style="default")
-        if holder is not None:
             raise RunDirectoryError(
-                f"results_dir: {sweep.directory} is swept by another process ({holder}), expected one sweep at a time; "
-                "wait for it, or choose another results_dir"
-            )
-        if jobs := ledger.jobs_to_launch():
-            os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
-            num_jobs = len(jobs) + sum(ledger.num_waiting.values())
-            with (
-                SweepProgress(num_jobs, sweep.directory / ".progress") as progress,
-                current_sweep(sweep, progress.print_lines),
-            ):
-                start_hydra()
-            sweep.record_failures(progress.failures)
-            ledger = sweep.survey()
-            ledger.print(console, f"{ledger.num_runs} runs below {sweep.directory}")
+                f"results_dir: {sweep.directory} is swept by another process ({error.holder}), expected one sweep at a "
+                "time; wait for it, or choose another results_dir"
+            ) from error
+        ledger.print(console, f"{ledger.num_runs} runs below {sweep.directory}")
     _print_learning_rates(ledger, console)
     if num_diverged := len(ledger.with_status(DIVERGED)):
         _print_to_stderr(
@@ -108,7 +140,17 @@ def _run_sweep(sweep: Sweep, start_hydra: Callable[[], None]) -> None:
         )
     if not ledger.complete:
         _print_unfinished(sweep, ledger)
-        sys.exit(1)
+        return 1
+    return 0
+
+
+def _launch_missing(sweep: Sweep, launch: Launch, ledger: Ledger) -> Ledger:
+    os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
+    num_jobs = len(ledger.jobs_to_launch()) + sum(ledger.num_waiting.values())
+    with SweepProgress(num_jobs, sweep.directory / ".progress") as progress:
+        sweep.run(launch, progress.print_lines)
+    sweep.record_failures(progress.failures)
+    return sweep.survey()
 
 
 def _print_learning_rates(ledger: Ledger, console: Console) -> None:

@@ -10,10 +10,19 @@ from hydra import compose
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig
 
-from palimpsa.config.compose import Composer, check_writable, composition, expand_sweep, parse_overrides
+from palimpsa.config.compose import (
+    Composer,
+    check_writable,
+    composition,
+    expand_sweep,
+    hydra_context,
+    parse_overrides,
+)
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.schema import TrainConfig, plain, typed
-from palimpsa.sweeps.hydra_plugin import SWEEPER_NAME
+from palimpsa.runs.directory import RunDirectory
+from palimpsa.sweeps.hydra_keys import check_hydra_keys, check_hydra_overrides
+from palimpsa.sweeps.launch import HydraLaunch
 from palimpsa.sweeps.launchers import check_launcher, runs_on_other_machines
 from palimpsa.sweeps.ledger import Job
 from palimpsa.sweeps.sweep import Sweep
@@ -23,34 +32,41 @@ from palimpsa.training.preflight import check_run
 CONFIG_NAME = "train"
 
 
-def plan_command_line(overrides: Sequence[str], multirun: bool, config_dir: str | None = None) -> Sweep | None:
+def plan_command_line(
+    overrides: Sequence[str],
+    multirun: bool,
+    config_dir: str | None = None,
+    config_name: str = CONFIG_NAME,
+) -> Sweep | TrainConfig:
     """Composes and checks what a command line asks for. Writes nothing.
 
     Args:
         overrides: the command line without flags, values of a sweep included.
-        multirun: whether -m was given.
+        multirun: whether -m was given; without it hydra.mode says whether it is a sweep.
         config_dir: a folder of more configs (--config-dir).
+        config_name: the primary config, of configs/ or of that folder (--config-name).
 
     Returns:
-        the sweep; None for a single run.
+        the sweep, or the config of a single run.
 
     Raises:
         ConfigError: naming the key, with the nearest known one.
     """
-    if config_dir is not None:
-        if not Path(config_dir).is_dir():
-            raise ConfigError(f"--config-dir: got {config_dir!r}, expected a folder of configs")
-        overrides = [*overrides, f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
-    with composition(overrides):
-        first = _compose_with_hydra(_combinations(overrides)[0], multirun)
+    with composition(overrides, config_dir):
+        check_hydra_overrides(overrides)
+        first = _compose_with_hydra(config_name, _combinations(overrides)[0])
+        if first.hydra.mode == RunMode.RUN and multirun:
+            raise ConfigError("hydra.mode: got RUN with --multirun, expected one of them")
         if multirun or first.hydra.mode == RunMode.MULTIRUN:
             return _plan_sweep(first, overrides)
         for override in parse_overrides(overrides):
             if override.is_sweep_override():
                 raise ConfigError(f"{override.input_line}: got several values, expected one; add -m to sweep over them")
+        first.hydra.mode = RunMode.RUN
         check_launcher(first)
-        _check_run(typed(first), elsewhere=runs_on_other_machines(first))
-    return None
+        config = typed(first)
+        _check_run(config, elsewhere=runs_on_other_machines(first))
+        return config
 
 
 def _plan_sweep(first: DictConfig, overrides: Sequence[str]) -> Sweep:
@@ -58,8 +74,6 @@ def _plan_sweep(first: DictConfig, overrides: Sequence[str]) -> Sweep:
     if is_distributed():
         raise ConfigError("--multirun: got a sweep under torchrun, expected one run, whose processes share its steps")
     sweeper = first.hydra.sweeper
-    if sweeper._target_ != SWEEPER_NAME:
-        raise ConfigError(f"hydra/sweeper: got {first.hydra.runtime.choices['hydra/sweeper']!r}, expected phased")
     size = sweeper.max_batch_size
     if size is not None and not (isinstance(size, int) and size > 0):
         raise ConfigError(f"hydra.sweeper.max_batch_size: got {size!r}, expected > 0, or null for all at once")
@@ -67,11 +81,15 @@ def _plan_sweep(first: DictConfig, overrides: Sequence[str]) -> Sweep:
     combinations = _combinations(overrides)
     if len(set(map(tuple, combinations))) < len(combinations):
         _name_repeated_values(overrides)
-    first = _compose_with_hydra(combinations[0], True)
+    name: str = first.hydra.job.config_name
+    first = _compose_with_hydra(name, combinations[0])
+    first.hydra.mode = RunMode.MULTIRUN
     check_launcher(first)
-    jobs = _make_jobs(combinations, elsewhere=runs_on_other_machines(first))
+    jobs = _make_jobs(combinations, name, elsewhere=runs_on_other_machines(first))
     seeds = first.hydra.sweeper.selection_seeds
-    return Sweep(Path(first.hydra.sweep.dir), jobs, None if seeds is None else _selection_seeds(seeds, jobs))
+    directory = Path(jobs[0].config["results_dir"]) / "runs"
+    launch = HydraLaunch(first, hydra_context(), directory)
+    return Sweep(directory, jobs, None if seeds is None else _selection_seeds(seeds, jobs), launch)
 
 
 def _combinations(overrides: Sequence[str]) -> list[list[str]]:
@@ -95,9 +113,9 @@ def _name_repeated_values(overrides: Sequence[str]) -> None:
             raise ConfigError(f"{override.input_line}: a value of the sweep stands there twice")
 
 
-def _make_jobs(combinations: Sequence[Sequence[str]], *, elsewhere: bool) -> list[Job]:
+def _make_jobs(combinations: Sequence[Sequence[str]], config_name: str, *, elsewhere: bool) -> list[Job]:
     """The runs of a sweep, checked: each of its values in one run, and all directories."""
-    composer = Composer(CONFIG_NAME)
+    composer = Composer(config_name, check_hydra_keys)
     jobs: dict[Path, Job] = {}
     checked: set[str] = set()
     for combination in combinations:
@@ -142,13 +160,14 @@ def _selection_seeds(value: Any, jobs: Sequence[Job]) -> frozenset[int]:
     return known
 
 
-def _compose_with_hydra(overrides: Sequence[str], multirun: bool) -> DictConfig:
-    cfg = compose(CONFIG_NAME, list(overrides), return_hydra_config=True)
-    if multirun:
-        cfg.hydra.mode = RunMode.MULTIRUN
+def _compose_with_hydra(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    cfg = compose(config_name, list(overrides), return_hydra_config=True)
+    check_hydra_keys(cfg)
     return cfg
 
 
 def _check_run(config: TrainConfig, *, elsewhere: bool) -> None:
     check_run(config, elsewhere=elsewhere)
-    check_writable(config.results_dir, Path(config.run_dir))
+    # One that has ended may lie where nobody can write any more.
+    if not RunDirectory(config.run_dir).result_file.exists():
+        check_writable(config.results_dir, Path(config.run_dir))

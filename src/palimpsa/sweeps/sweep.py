@@ -49,15 +49,23 @@ class Sweep:
     or diverged: one that failed for another reason, a full disk's, is tried again first.
 
     Args:
-        directory: hydra.sweep.dir, which one sweep at a time may work in.
+        directory: runs/ of results_dir, which one sweep at a time may work in.
         jobs: every combination of the swept values.
         selection_seeds: those of the first phase; None for one phase.
+        launch: what `run` is meant to run its jobs by.
     """
 
-    def __init__(self, directory: Path, jobs: Sequence[Job], selection_seeds: frozenset[int] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        jobs: Sequence[Job],
+        selection_seeds: frozenset[int] | None = None,
+        launch: Launch = lambda jobs: [None] * len(jobs),
+    ) -> None:
         self.directory = directory
         self.jobs = jobs
         self.selection_seeds = selection_seeds
+        self.launch = launch
         self.choices: dict[Group, Choice] = {}
         # Why the launcher stopped before its runs ended, if it did.
         self.launcher_error: Exception | None = None
@@ -153,6 +161,9 @@ class Sweep:
         Args:
             launch: runs jobs.
             print_lines: takes the lines about learning rates that were chosen.
+
+        Raises:
+            RunDirectoryError: the sweep's directory cannot be written.
         """
         while True:
             ledger = self.survey()
@@ -163,6 +174,8 @@ class Sweep:
             self._launched.update(job.directory for job in jobs)
             try:
                 reasons = launch(jobs)
+            except RunDirectoryError:
+                raise
             except Exception as error:
                 self.launcher_error = error
                 if not any(entry.is_final for entry in survey_runs(jobs)):

@@ -2,53 +2,114 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
 
-from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
-from palimpsa.config.errors import ConfigError, nearest
+from palimpsa.config.errors import ConfigError
+from palimpsa.config.schema import LoggerConfig, TrainConfig, plain
+from palimpsa.runs.identity import config_hash
 
-WANDB_MODES = ("offline", "online", "disabled")
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
 NETWORK_TIMEOUT_S = 3.0
 INIT_TIMEOUT_S = 30.0
+# What W&B's server takes of a name, and no part of an address may hold; offline nobody says so before the upload.
+MAX_CHARACTERS = 128
+ADDRESS_CHARACTERS = "/\\#?%:"
+SECRETS = ("KEY", "TOKEN", "PASSWORD")
 
 
-def make_loggers(config: Any, *, run_dir: Path, name: str, run_id: str, run_config: dict[str, Any]) -> list[Logger]:
-    """The trainer's loggers for a logger config.
+def run_name(config: TrainConfig) -> str:
+    """As progress and loggers call a run."""
+    return f"{config.model.name}{config.variant} lr {config.optimizer.lr:g} seed {config.seed}"
+
+
+def check_logger(config: TrainConfig) -> None:
+    """Finds before a run what W&B would refuse when it starts, or when what it recorded is uploaded.
+
+    Raises:
+        ConfigError: in one line, naming the key or the environment variable; where wandb is not installed, too.
+    """
+    logger = config.logger
+    if logger.name != "wandb" or logger.mode == "disabled":
+        return
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError("logger: wandb is not installed; pip install wandb, or use logger=csv") from error
+
+    def settings(environment: Mapping[str, str], **given: str | None) -> Any:
+        # As wandb.init makes them: from the environment, and then from its arguments.
+        made = wandb.Settings()
+        made.update_from_env_vars(dict(environment))
+        made.update_from_settings(wandb.Settings.model_validate({k: v for k, v in given.items() if v is not None}))
+        return made
+
+    refused = (wandb.Error, ValueError, TypeError)
+    for name, value in os.environ.items():
+        if name.startswith("WANDB_"):
+            with _one_line_error(name, value, refused):
+                settings({name: value})
+    with _one_line_error("logger.project", logger.project, refused):
+        settings({}, project=logger.project)
+    with _one_line_error("logger", "these settings together with WANDB_* of the environment", refused):
+        together = settings(
+            os.environ,
+            project=logger.project,
+            entity=logger.entity,
+            run_group=logger.group,
+            run_id=config_hash(plain(config)),
+            mode=logger.mode,
+            resume="allow",
+        )
+    for name, value in (
+        ("logger.project", together.project),
+        ("logger.entity", together.entity),
+        ("logger.group", together.run_group),
+        ("the name of a run (model.name, variant)", run_name(config)),
+    ):
+        if value is not None and not 0 < len(value) <= MAX_CHARACTERS:
+            raise ConfigError(f"{name}: got {value!r}, expected 1 to {MAX_CHARACTERS} characters, as W&B takes them")
+    if wrong := sorted(set(ADDRESS_CHARACTERS) & set(together.entity or "")):
+        raise ConfigError(f"logger.entity: got {together.entity!r}, expected a name without {' '.join(wrong)}")
+
+
+@contextlib.contextmanager
+def _one_line_error(name: str, value: Any, refused: tuple[type[Exception], ...]) -> Iterator[None]:
+    try:
+        yield
+    except refused as error:
+        got = "a secret" if any(word in name for word in SECRETS) else repr(value)
+        # Of pydantic's several lines this is the one that says what is wrong.
+        errors: Any = getattr(error, "errors", list)()
+        reason = " ".join(str(errors[0]["msg"] if errors else error).split())
+        raise ConfigError(f"{name}: got {got}, which W&B does not take ({reason})") from error
+
+
+def make_loggers(
+    config: LoggerConfig, *, run_dir: Path, name: str, run_id: str, run_config: dict[str, Any]
+) -> list[Logger]:
+    """The trainer's loggers for a logger config that `check_logger` has passed.
 
     Args:
-        config: the `logger` group: name wandb or csv.
+        config: the `logger` group.
         run_dir: offline runs are stored below it.
         name, run_id: of the run; a resumed run keeps both.
         run_config: the resolved config, stored with the run.
-
-    Raises:
-        ConfigError: for an unknown logger or mode, or where wandb is asked for and not installed.
     """
-    if config.name == "csv":
+    if config.name == "csv" or config.mode == "disabled":
         return []
-    if config.name != "wandb":
-        raise ConfigError(
-            f"logger.name: got {config.name!r}, expected wandb or csv{nearest(config.name, ['wandb', 'csv'])}"
-        )
-    if config.mode not in WANDB_MODES:
-        raise ConfigError(
-            f"logger.mode: got {config.mode!r}, expected one of {', '.join(WANDB_MODES)}"
-            f"{nearest(str(config.mode), WANDB_MODES)}"
-        )
-    if config.mode == "disabled":
-        return []
-    try:
-        import wandb
-        from lightning.pytorch.loggers import WandbLogger
-    except ImportError as error:
-        raise ConfigError("logger: wandb is not installed; pip install wandb, or use logger=csv") from error
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
 
     def start(mode: Literal["online", "offline"]) -> Any:
         return wandb.init(

@@ -1,4 +1,4 @@
-"""Everything that can be told of a run before it starts: its config, its model, its task, its device."""
+"""Everything that can be told of a run before it starts: its config, its logger, its model, its task, its device."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ def check_run(config: TrainConfig, *, elsewhere: bool = False) -> Task[Any, Any]
     from palimpsa.tasks.build import build_task
     from palimpsa.training.distributed import check_ranks
     from palimpsa.training.gpus import check_device
+    from palimpsa.training.loggers import check_logger
 
     check_config(config)
+    check_logger(config)
     check_model(asdict(config.model))
     task = build_task(config.task, config.seed)
     check_ranks(task, uses_graphs=config.trainer.cuda_graphs, gpus=config.trainer.gpus)

@@ -32,7 +32,7 @@ from palimpsa.training.distributed import is_first_rank, trainer_options
 from palimpsa.training.gpus import record_gpu_failure
 from palimpsa.training.graphed_step import GraphedTrainingModule
 from palimpsa.training.history import History, StepLog
-from palimpsa.training.loggers import close_loggers, make_loggers
+from palimpsa.training.loggers import close_loggers, make_loggers, run_name
 from palimpsa.training.memory_probe import MemoryProbe
 from palimpsa.training.module import TrainingModule
 from palimpsa.training.preflight import check_run
@@ -56,32 +56,38 @@ def run(config: TrainConfig) -> dict[str, Any]:
     task = check_run(config)
     directory, stored = RunDirectory(config.run_dir), plain(config)
     progress = JobProgress.from_environment(run_name(config), task.max_steps)
-    if not is_first_rank():
-        result = directory.inspect(stored)
-        return result if result is not None and result["status"] == FINISHED else _train(config, task, directory)
     try:
-        with directory.locked():
-            finished = directory.claim(stored)
-            if finished is not None:
-                progress.finish("skipped", "finished earlier")
-                return finished
-            show_bar = config.trainer.progress_bar and progress.alone
-            result = _train(config, task, directory, progress.update, show_bar=show_bar)
+        # Before the directory is locked: where a run has ended, or is another one, not a byte may change.
+        finished = _finished(directory.inspect(stored))
+        if not is_first_rank():
+            return finished or _train(config, task, directory)
+        if finished is None:
+            with directory.locked():
+                # Another process may have finished it meanwhile.
+                finished = directory.claim(stored)
+                if finished is None:
+                    show_bar = config.trainer.progress_bar and progress.alone
+                    result = _train(config, task, directory, progress.update, show_bar=show_bar)
+                    progress.finish("finished", _summary(task, result))
+                    return result
     except Exception as error:
         if config.trainer.accelerator == "gpu":
             record_gpu_failure(error)
-        progress.finish(status_of(error), f"{type(error).__name__}: {error}")
+        if not progress.alone:
+            progress.finish(status_of(error), f"{type(error).__name__}: {error}")
         raise
-    headlines = filter(None, map(task.headline, result["stages"]))
-    provenance = result["provenance"]
+    progress.finish("skipped", "finished earlier")
+    return finished
+
+
+def _summary(task: Task[Any, Any], result: dict[str, Any]) -> str:
+    headlines, provenance = filter(None, map(task.headline, result["stages"])), result["provenance"]
     headline = f"{', '.join(headlines)} ({provenance['wall_time_s']:.0f} s)"
-    progress.finish("finished", "; ".join([headline, *provenance.get("notes", [])]))
-    return result
+    return "; ".join([headline, *provenance.get("notes", [])])
 
 
-def run_name(config: TrainConfig) -> str:
-    """As progress and loggers call a run."""
-    return f"{config.model.name}{config.variant} lr {config.optimizer.lr:g} seed {config.seed}"
+def _finished(result: dict[str, Any] | None) -> dict[str, Any] | None:
+    return result if result is not None and result["status"] == FINISHED else None
 
 
 def _train(
