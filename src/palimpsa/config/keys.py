@@ -17,8 +17,8 @@ from palimpsa.config.moved import unknown_key
 
 # OmegaConf's mark of a value that has to be given. Written out: figures are drawn where there is no OmegaConf.
 MISSING: Any = "???"
-
-
+# What torch, numpy and Python count with.
+MAX_COUNT = 2**63 - 1
 # Bytes of a part of a file's name; a whole one has 255 at most.
 MAX_NAME = 120
 FILE_NAME_TEXT = "a name for files: letters, digits, '_', '-', '+' and '.', the first a letter, a digit or '_'"
@@ -70,6 +70,8 @@ class KeyRule:
             raise ConfigError(f"{path}: got {value!r}, {expected}")
         if self.names_files and not is_file_name(value):
             raise ConfigError(f"{path}: got {value!r}, expected {FILE_NAME_TEXT}")
+        if isinstance(value, int) and abs(value) > MAX_COUNT:
+            raise ConfigError(f"{path}: got {value}, expected at most {MAX_COUNT}")
         bounds = {">=": self.minimum, ">": self.above, "<": self.below}
         expected = " and ".join(f"{sign} {bound}" for sign, bound in bounds.items() if bound is not None)
         if value is None or not (expected or self.maximum is not None):

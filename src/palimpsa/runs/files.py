@@ -74,6 +74,11 @@ def write_all_atomic(
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(path, keep[path])
             os.replace(temporary[path], path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            # The system does not say which file a full disk had no room for.
+            error.filename = str(path)
+        raise
     finally:
         for file in temporary.values():
             # A full disk may refuse this too, and the error that is under way says more.

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from palimpsa.config.checks import check_config
+from palimpsa.config.errors import ConfigError
+from palimpsa.config.keys import MAX_COUNT
 from palimpsa.config.schema import TrainConfig
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ def check_run(config: TrainConfig, *, elsewhere: bool = False) -> Task[Any, Any]
     check_logger(config)
     check_model(asdict(config.model))
     task = build_task(config.task, config.seed)
+    if task.max_steps > MAX_COUNT:
+        raise ConfigError(f"task: got {task.max_steps} optimiser steps in all, expected at most {MAX_COUNT}")
     check_ranks(task, uses_graphs=config.trainer.cuda_graphs, gpus=config.trainer.gpus)
     check_device(config, elsewhere=elsewhere)
     return task
