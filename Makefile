@@ -32,8 +32,6 @@ SWEEP ?=
 ARGS ?=
 TEST_JOBS ?= 2
 TRAINER = $(if $(filter laptop,$(SCALE)),cpu,gpu)
-# Where ARGS sends the runs, their figures go too.
-RESULTS_DIR = $(or $(patsubst results_dir=%,%,$(lastword $(filter results_dir=%,$(ARGS)))),results)
 # A launcher of your own in ARGS, Slurm's say, decides for itself how many runs there are at a time, and where.
 OWN_LAUNCHER = $(findstring hydra/launcher=,$(ARGS))
 LAUNCHER = $(if $(OWN_LAUNCHER),,$(if $(filter-out 1,$(JOBS)),hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS)))
@@ -110,22 +108,12 @@ lint: setup ## Check style, formatting and types
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
 
-# train.py ends with 1 where runs are not finished, collect_results with 3 where a file cannot be read: the others are
-# still worth a figure. 2 is a wrong command line, 130 an interrupt.
+# Where runs and figures go is for the composed config to say, which reproduce.py asks. It ends with 0; with 1 where a run
+# is not finished, whose figures are drawn all the same; with 2 for a wrong command line, with 130 for an interrupt.
 mqar: SWEEP_NAME = $(or $(SWEEP),mqar_figure2)
 mqar: check-scale setup ## Reproduce Figures 2 and 3 (MQAR): train, collect, plot; SWEEP=mqar_figure2_grid for every run
-	@echo "mqar: $(SWEEP_NAME) at scale $(SCALE) ($(SCALE_WHY)), $(AT_A_TIME); runs go to $(RESULTS_DIR)/runs"
-	@status=0; \
-	(set -x; $(PY) scripts/train.py -m +sweep=$(SWEEP_NAME) scale=$(SCALE) trainer=$(TRAINER) $(LAUNCHER) $(ARGS)) || status=$$?; \
-	if [ $$status -gt 1 ]; then exit $$status; fi; \
-	(set -x; $(PY) scripts/collect_results.py --runs $(RESULTS_DIR)/runs --out $(RESULTS_DIR)/mqar) || { \
-	  code=$$?; if [ $$code -ne 3 ]; then exit $$code; fi; status=1; }; \
-	(set -x; $(PY) scripts/plot_figures.py --results $(RESULTS_DIR)/mqar --scale $(SCALE)) || exit $$?; \
-	if [ $$status -ne 0 ]; then \
-	  echo "mqar: some runs are not finished (see above); the figures show the others. 'make mqar' again does the rest." >&2; \
-	  exit $$status; \
-	fi; \
-	echo "mqar: done; figures and tables are in $(RESULTS_DIR)/mqar"
+	@echo "mqar: $(SWEEP_NAME) at scale $(SCALE) ($(SCALE_WHY)), $(AT_A_TIME)"
+	$(PY) scripts/reproduce.py -m +sweep=$(SWEEP_NAME) scale=$(SCALE) trainer=$(TRAINER) $(LAUNCHER) $(ARGS)
 
 figures: setup ## Draw the figures, count the models, write the numbers of README again (no GPU, no network)
 	$(PY) scripts/plot_figures.py --results results/mqar $(SCALE_ARG)

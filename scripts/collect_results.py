@@ -8,6 +8,7 @@ Of the learning curves curves.csv holds what Figure 3 shows, at a few steps of e
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from palimpsa.analysis.collect.result_files import collect, write_collected
@@ -17,7 +18,7 @@ from palimpsa.runs.schema import ResultError
 DEFAULT_RUNS = Path("results/runs")
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Exit code: 0; 1 with one line on stderr when nothing was written; 3 when all was written but unreadable files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, help=f"run directories (default: {DEFAULT_RUNS})")
@@ -33,7 +34,7 @@ def main() -> int:
         help="more folders of run directories, at any depth, brought from other machines",
     )
     parser.add_argument("--full-curves", action="store_true", help="all learning curves, at every logged step")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     roots = [*_own_runs(arguments.runs, arguments.others), *arguments.others]
     try:
         collected = collect(roots, arguments.out, full_curves=arguments.full_curves)

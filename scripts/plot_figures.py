@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from palimpsa.analysis.build import build_runs
@@ -9,7 +10,7 @@ from palimpsa.analysis.tables import print_table
 from palimpsa.runs.schema import ResultError
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """0, or 1 with one line on stderr when something could not be read or written."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -19,7 +20,7 @@ def main() -> int:
         help="folder of runs.csv and curves.csv, where figures and tables go too",
     )
     parser.add_argument("--scale", help="print the tables of this scale only (all are drawn)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     try:
         reports = list(build_runs(arguments.results, required_scale=arguments.scale))
     except (ResultError, OSError) as error:

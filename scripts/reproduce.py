@@ -1,0 +1,66 @@
+"""Trains a sweep and draws its figures: train.py, then collect_results.py and plot_figures.py where its runs are.
+
+Takes the command line of train.py: python scripts/reproduce.py -m +sweep=mqar_figure2 results_dir=elsewhere.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from palimpsa.sweeps.command import train_main
+
+
+def collect_and_draw(configs: Sequence[dict[str, Any]], code: int) -> int:
+    """Collects the runs of the composed configs, and draws what was collected beside them.
+
+    Args:
+        configs: of the runs, which share their results_dir.
+        code: 0, or 1 where some are not finished: the others are still worth a figure.
+
+    Returns:
+        0; 1 where a run is not finished, a file could not be read or written, or there is nothing to draw.
+    """
+    # Here and not above: a launcher's workers import this file, and pandas takes a second.
+    import collect_results
+    import plot_figures
+
+    results = Path(configs[0]["results_dir"])
+    places = [Path(config["run_dir"]).absolute() for config in configs]
+    runs = results / "runs"
+    if not all(place.is_relative_to(runs.absolute()) for place in places):
+        # A run_dir of one's own.
+        runs = Path(os.path.commonpath(places))
+    for kind in dict.fromkeys(config["task"]["kind"] for config in configs):
+        out = results / kind
+        collected = _run(collect_results, "--runs", str(runs), "--out", str(out))
+        if collected not in (0, 3):
+            return 1
+        code = code or int(collected != 0)
+        scales = dict.fromkeys(config["scale"]["name"] for config in configs if config["task"]["kind"] == kind)
+        for scale in scales:
+            if _run(plot_figures, "--results", str(out), "--scale", scale) != 0:
+                return 1
+        if code == 0:
+            print(f"done; figures and tables are in {out}")
+    if code:
+        print(
+            "some runs are not finished, or cannot be read (see above); the figures show the others. "
+            "The same command does the rest.",
+            file=sys.stderr,
+        )
+    return code
+
+
+def _run(script: Any, *arguments: str) -> int:
+    """Runs the `main` of one of these scripts, and says so as a shell would."""
+    print(f"+ {shlex.join(['scripts/' + Path(script.__file__).name, *arguments])}", file=sys.stderr, flush=True)
+    code: int = script.main(arguments)
+    sys.stdout.flush()
+    return code
+
+
+if __name__ == "__main__":
+    train_main(then=collect_and_draw)
