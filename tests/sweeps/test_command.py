@@ -1,11 +1,18 @@
 """scripts/train.py: what it prints and ends with, and that sweeps skip, go on after failures, and are repaired."""
 
+import errno
 import json
+import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
+from pathlib import Path
+
+import pytest
 
 from palimpsa.config.compose import CONFIG_DIR
 
@@ -185,3 +192,105 @@ def test_a_sweep_in_two_phases(train, tiny_overrides, tmp_path):
     rate = chosen.partition("learning rate ")[2].split()[0]
     assert lines == ["[1/3] mamba2 lr 0.001 seed 1", "[2/3] mamba2 lr 0.005 seed 1", f"[3/3] mamba2 lr {rate} seed 2"]
     assert printed.index(chosen) == printed.index(next(line for line in printed if line.startswith("[3/3]"))) - 1
+
+
+def whole_tree(folder: Path) -> dict[str, tuple]:
+    """All there is below a folder, with its times."""
+    places = [folder, *folder.rglob("*")]
+    return {
+        str(path): (path.stat().st_mtime_ns, path.stat().st_ctime_ns, path.read_bytes() if path.is_file() else None)
+        for path in places
+    }
+
+
+# What follows "-m" is a sweep, of one finished run and, with seed=1,2, of one that is not there.
+REPEATED = {
+    "a run": ["seed=1"],
+    "a sweep": ["-m", "seed=1"],
+    "a sweep with workers": ["-m", "seed=1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+}
+
+
+@pytest.mark.parametrize("command", REPEATED)
+def test_a_finished_run_stays_as_it_is_to_the_last_time(command, train, finished_run, tiny_overrides, tmp_path):
+    """Hydra wrote .hydra/config.yaml anew before the run was asked: it was that of another command then."""
+    results = tmp_path / "results"
+    shutil.copytree(finished_run.parents[5], results)
+    words = [*REPEATED[command], "model=mamba2", *tiny_overrides, f"results_dir={results}"]
+    before = whole_tree(results)
+    done = train(*words)
+    assert done.code == 0, done.err
+    assert whole_tree(results) == before
+    refused = train(*words, "optimizer.weight_decay=0.3")
+    assert refused.code == 2
+    assert refused.err.splitlines()[-1].startswith("error: run_dir: ")
+    assert "optimizer.weight_decay: stored 0.1, now 0.3" in refused.err
+    assert whole_tree(results) == before
+
+
+@pytest.mark.parametrize(
+    "launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]], ids=["here", "workers"]
+)
+def test_so_does_one_beside_a_run_that_is_refused_or_launched(
+    launcher,
+    train,
+    finished_run,
+    finished_stub,
+    begin_every_process_with,
+    stub_run,
+    tiny_overrides,
+    tmp_path,
+    monkeypatch,
+):
+    results = tmp_path / "results"
+    shutil.copytree(finished_run.parents[5], results)
+    begin_every_process_with(finished_stub)
+    if not launcher:
+        monkeypatch.setitem(sys.modules, "palimpsa.training.run", types.ModuleType("stub"))
+        exec(finished_stub, {})
+    words = ["-m", "seed=1,2", "model=mamba2", *tiny_overrides, f"results_dir={results}", *launcher]
+    whole = whole_tree(results)
+    assert train(*words, "optimizer.weight_decay=0.3").code == 2
+    assert whole_tree(results) == whole
+    (finished,) = [path.parent for path in results.rglob("result.json")]
+    before = whole_tree(finished)
+    done = train(*words)
+    assert done.code == 0, done.err
+    assert whole_tree(finished) == before
+    assert len(list(results.rglob("result.json"))) == 2
+    assert not list(results.rglob(".hydra"))
+
+
+def test_a_single_run_that_diverges_says_so_in_one_line(train, tiny_overrides, tmp_path):
+    wild = ["optimizer.lr=1e30", "optimizer.gradient_clip=1e30", "optimizer.warmup_steps=8"]
+    done = train("model=mamba2", *tiny_overrides, f"results_dir={tmp_path}", *wild)
+    assert done.code == 1
+    (line,) = done.err.splitlines()
+    assert line.startswith("mamba2 lr 1e+30 seed 1: diverged, FloatingPointError: ")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES])
+def test_a_single_run_whose_disk_fails_names_the_file_in_one_line(number, train, tiny_overrides, tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def fail(descriptor):
+        if ".ckpt" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", fail)
+    done = train("model=mamba2", *tiny_overrides, f"results_dir={tmp_path}")
+    assert done.code == 1
+    (line,) = done.err.splitlines()
+    assert line.startswith("mamba2 lr 0.00464 seed 1: failed, ")
+    assert f"{os.strerror(number)}: '{tmp_path}/runs/" in line
+    assert line.endswith("/seed_1/checkpoints/last.ckpt'")
+
+
+def test_a_mistake_of_the_program_keeps_its_traceback(train, tiny_overrides, tmp_path, monkeypatch):
+    def mistaken(config):
+        raise AttributeError("a mistake")
+
+    monkeypatch.setattr("palimpsa.training.run.run", mistaken)
+    with pytest.raises(AttributeError, match="a mistake"):
+        train(*tiny_overrides, f"results_dir={tmp_path}")

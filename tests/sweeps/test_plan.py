@@ -9,6 +9,7 @@ from palimpsa.config.errors import ConfigError
 from palimpsa.config.schema import plain, typed
 from palimpsa.runs.identity import config_hash, protocol_hash
 from palimpsa.sweeps.plan import plan_command_line
+from palimpsa.sweeps.sweep import Sweep
 
 MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
 # Each command line, and what the message must say: the key, and the nearest known one or what was expected.
@@ -236,7 +237,7 @@ def test_a_folder_of_configs_that_is_not_there_is_named():
 )
 def test_a_value_of_a_sweep_is_what_hydra_makes_of_it(override):
     sweep = plan_command_line([override], multirun=True)
-    assert sweep is not None
+    assert isinstance(sweep, Sweep)
     (job,) = sweep.jobs
     config = plain(typed(compose_config([override])))
     assert job.config == config
@@ -282,7 +283,7 @@ def test_a_results_directory_that_cannot_be_written_is_named(tmp_path):
 )
 def test_sweeps_count_their_runs_and_the_command_line_overrides_them(overrides, num_runs, num_first, tmp_path):
     sweep = plan_command_line([*overrides, f"results_dir={tmp_path}"], multirun=True)
-    assert sweep is not None
+    assert isinstance(sweep, Sweep)
     ledger = sweep.survey()
     assert (ledger.num_runs, len(ledger.jobs_to_launch())) == (num_runs, num_first)
     assert sweep.directory == tmp_path / "runs"
@@ -323,7 +324,7 @@ def test_every_two_runs_of_a_sweep_are_held_against_each_other(tmp_path):
     """Each value alone has a directory of its own: only the combinations meet."""
     sweep = ["variant=_a,_ab", f"run_dir={tmp_path}/${{model.name}}${{variant}}${{seed}}", "model=gla", "seed=1,2"]
     planned = plan_command_line([*sweep, "results_dir=x"], multirun=True)
-    assert planned is not None
+    assert isinstance(planned, Sweep)
     assert len(planned.jobs) == 4
     sweep[0], sweep[3] = "variant=_1,_11", "seed=1,11"
     with pytest.raises(

@@ -90,7 +90,7 @@ class Launcher:
 def planned(overrides: tuple[str, ...]) -> Sweep:
     words = ["+sweep=mqar_figure2", f"optimizer.lr={RATES}", "model=gla,mamba2", "seed=1,2,3,4", "results_dir=PLACE"]
     sweep = plan_command_line([*words, *overrides], multirun=True)
-    assert sweep is not None
+    assert isinstance(sweep, Sweep)
     return sweep
 
 

@@ -13,6 +13,7 @@ from palimpsa.benchmark.base import Benchmark, RowFailedError, WrongResultError
 from palimpsa.benchmark.config import load
 from palimpsa.benchmark.schema import OperatorsConfig, TrainingConfig
 from palimpsa.config.errors import ConfigError
+from palimpsa.runs.schema import ResultError
 
 USAGE = """usage: benchmark.py [KEY=VALUE ...], for instance
 
@@ -33,8 +34,8 @@ def benchmark_main(arguments: list[str]) -> int:
     """Runs the benchmark that a command line asks for and draws its figures.
 
     Returns:
-        0; 1 where an operator is wrong or failed, or a training run did; 2 where the command line or the results
-        folder is; 130 where it was interrupted. Rows that were measured stay.
+        0; 1 where an operator is wrong or failed, a training run did, or a file cannot be written; 2 where the command
+        line or the results folder is; 130 where it was interrupted. Rows that were measured stay.
     """
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
@@ -47,6 +48,9 @@ def benchmark_main(arguments: list[str]) -> int:
     except ConfigError as error:
         _print_error(f"error: {error}")
         return 2
+    except (ResultError, OSError) as error:
+        _print_error(f"error: {error}")
+        return 1
     except KeyboardInterrupt:
         _print_error("interrupted; the same command goes on where it stopped")
         return 130

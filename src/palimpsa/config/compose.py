@@ -72,7 +72,7 @@ def composition(overrides: Sequence[str], config_dir: str | None = None) -> Iter
     register_schema()
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir: got {config_dir!r}, expected a folder of configs")
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"), one_line_errors(overrides):
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         if config_dir is not None:
             places = create_config_search_path(str(CONFIG_DIR))
             more = f"file://{Path(config_dir).resolve()}"
@@ -80,23 +80,17 @@ def composition(overrides: Sequence[str], config_dir: str | None = None) -> Iter
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
             hydra.config_loader = ConfigLoaderImpl(places)
-        yield
-
-
-@contextlib.contextmanager
-def one_line_errors(overrides: Sequence[str]) -> Iterator[None]:
-    """Within it, what Hydra and OmegaConf raise about `overrides` or a file is a ConfigError."""
-    try:
-        yield
-    except yaml.YAMLError as error:
-        raise ConfigError(f"configs: got a file that is not YAML: {' '.join(str(error).split())}") from error
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(error, overrides)) from error
-    except ValueError as error:
-        # Hydra's own, of a group that is set to something else than a name.
-        if "Config group override" not in str(error):
-            raise
-        raise ConfigError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
+        try:
+            yield
+        except yaml.YAMLError as error:
+            raise ConfigError(f"configs: got a file that is not YAML: {' '.join(str(error).split())}") from error
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(explain(error, overrides)) from error
+        except ValueError as error:
+            # Hydra's own, of a group that is set to something else than a name.
+            if "Config group override" not in str(error):
+                raise
+            raise ConfigError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
 
 
 def hydra_context() -> HydraContext:

@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import hydra
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from palimpsa.config.compose import CONFIG_DIR, one_line_errors, read_arguments
+from palimpsa.config.compose import CONFIG_DIR, composition, read_arguments
 from palimpsa.config.errors import ConfigError, RunDirectoryError
 from palimpsa.config.schema import TrainConfig, plain
 from palimpsa.runs.files import LockHeldError
@@ -63,11 +65,11 @@ def _carry_out(arguments: Namespace, then: Callable[[Sequence[dict[str, Any]], i
     overrides = [*arguments.overrides, *(["hydra.mode=RUN"] if arguments.run else [])]
     shown = [flag for flag in SHOWN if getattr(arguments, flag)]
     if shown and not arguments.cfg:
-        _show(shown[0], name, overrides)
+        _show(shown[0], name, arguments)
         return 0
     plan = plan_command_line(overrides, arguments.multirun, arguments.config_dir, name)
     if shown:
-        _show("cfg", name, overrides)
+        _show("cfg", name, arguments)
         return 0
     if isinstance(plan, Sweep):
         configs, code = [job.config for job in plan.jobs], _run_sweep(plan, plan.launch)
@@ -95,13 +97,19 @@ def _check_flags(arguments: Namespace) -> None:
         raise ConfigError("--resolve: got no --cfg with it, expected --cfg, whose interpolations it resolves")
 
 
-def _show(flag: str, config_name: str, overrides: Sequence[str]) -> None:
-    """Has Hydra print what a flag asks for; it reads the command line itself."""
-    with one_line_errors(overrides):
-        try:
-            hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(lambda config: None)()
-        except ValueError as error:
-            raise ConfigError(f"--{flag.replace('_', '-')}: {' '.join(str(error).split())}") from error
+def _show(flag: str, config_name: str, arguments: Namespace) -> None:
+    """Has Hydra print what a flag asks for."""
+    # Its own reading of the command line wants the overrides side by side.
+    flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
+    sys.argv[1:] = [*arguments.overrides, *flags]
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(lambda config: None)()
+    except (HydraException, OmegaConfBaseException) as error:
+        # What there is to choose from is known within it.
+        with composition(arguments.overrides, arguments.config_dir):
+            raise error
+    except ValueError as error:
+        raise ConfigError(f"--{flag.replace('_', '-')}: {' '.join(str(error).split())}") from error
 
 
 def _run_alone(config: TrainConfig) -> int:
