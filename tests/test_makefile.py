@@ -141,31 +141,26 @@ def test_whatever_the_fast_tests_leave_out_is_there(slow_entries):
         assert not test or f"\ndef {test}(" in (ROOT / "tests" / path).read_text(), entry
 
 
-def test_mqar_trains_then_collects_then_plots_at_laptop_scale_without_a_gpu(checkout):
+def test_mqar_reproduces_its_sweep_at_laptop_scale_without_a_gpu(checkout):
     result = checkout.make("-n", "mqar", "JOBS=1")
     assert result.returncode == 0, result.stderr
-    assert commands(result.stdout) == [
-        "scripts/train.py -m +sweep=mqar_figure2 scale=laptop trainer=cpu",
-        "scripts/collect_results.py --runs results/runs --out results/mqar",
-        "scripts/plot_figures.py --results results/mqar --scale laptop",
-    ]
+    assert commands(result.stdout) == ["scripts/reproduce.py -m +sweep=mqar_figure2 scale=laptop trainer=cpu"]
     assert "no GPU" in result.stdout
 
 
-def test_mqar_draws_its_figures_where_its_runs_are_sent(checkout):
-    result = checkout.make("-n", "mqar", "JOBS=1", "ARGS=seed=2 results_dir=/tmp/else")
-    _, collect, plot = commands(result.stdout)
-    assert collect == "scripts/collect_results.py --runs /tmp/else/runs --out /tmp/else/mqar"
-    assert plot == "scripts/plot_figures.py --results /tmp/else/mqar --scale laptop"
-    assert "figures and tables are in /tmp/else/mqar" in result.stdout
+@pytest.mark.parametrize("spelling", ["results_dir=/tmp/else", "++results_dir='/tmp/a b'", "+experiment=mine"])
+def test_mqar_leaves_it_to_the_config_where_runs_and_figures_go(checkout, spelling):
+    """A user's committed figures were drawn anew from other runs: make guessed the folder from ARGS."""
+    result = checkout.make("-n", "mqar", "JOBS=1", f"ARGS=seed=2 {spelling}")
+    (command,) = commands(result.stdout)
+    assert command.endswith(f"trainer=cpu  seed=2 {spelling}")
+    assert "results/" not in result.stdout.replace(spelling, "")
 
 
 def test_mqar_takes_the_h200_scale_where_there_is_a_gpu(checkout):
     checkout.add_gpus()
-    result = checkout.make("-n", "mqar")
-    train, _, plot = commands(result.stdout)
-    assert train == "scripts/train.py -m +sweep=mqar_figure2 scale=h200 trainer=gpu"
-    assert plot.endswith("--scale h200")
+    (command,) = commands(checkout.make("-n", "mqar").stdout)
+    assert command == "scripts/reproduce.py -m +sweep=mqar_figure2 scale=h200 trainer=gpu"
 
 
 def test_jobs_choose_the_launcher(checkout):
@@ -209,7 +204,7 @@ def test_a_launcher_of_ones_own_needs_no_gpu_here_and_gets_no_other_beside_it(ch
 
 def test_mqar_takes_another_sweep(checkout):
     train = commands(checkout.make("-n", "mqar", "SWEEP=mqar_figure2_grid", "JOBS=1").stdout)[0]
-    assert train == "scripts/train.py -m +sweep=mqar_figure2_grid scale=laptop trainer=cpu"
+    assert train == "scripts/reproduce.py -m +sweep=mqar_figure2_grid scale=laptop trainer=cpu"
     assert "+sweep=learning_rate " in checkout.make("-n", "sweep").stdout
 
 
@@ -377,30 +372,11 @@ def test_an_environment_of_ones_own_is_used_as_it_is(checkout):
     assert not (checkout.root / ".venv").exists()
 
 
-def test_figures_are_drawn_when_runs_failed_and_the_exit_code_tells(ready):
-    result = ready.make("mqar", STUB_FAIL="train.py")
-    assert result.returncode != 0
-    assert "some runs are not finished" in result.stderr
-    assert [call.split()[0] for call in ready.calls()] == [
-        "scripts/train.py",
-        "scripts/collect_results.py",
-        "scripts/plot_figures.py",
-    ]
-
-
-@pytest.mark.parametrize("status", ["2", "130"], ids=["config error", "interrupt"])
-def test_mqar_stops_where_training_did_not_run_to_its_end(ready, status):
-    assert ready.make("mqar", STUB_FAIL="train.py", STUB_STATUS=status).returncode != 0
+@pytest.mark.parametrize("status", ["1", "2", "130"], ids=["unfinished", "config error", "interrupt"])
+def test_mqar_fails_where_its_program_does(ready, status):
+    assert ready.make("mqar", STUB_FAIL="reproduce.py", STUB_STATUS=status).returncode != 0
     (call,) = ready.calls()
-    assert call.startswith("scripts/train.py")
-
-
-@pytest.mark.parametrize("step", ["collect_results.py", "plot_figures.py"])
-def test_mqar_fails_when_a_later_step_fails(ready, step):
-    result = ready.make("mqar", STUB_FAIL=step)
-    assert result.returncode != 0
-    assert "done" not in result.stdout.split("setup:")[-1]
-    assert step in ready.calls()[-1]
+    assert call.startswith("scripts/reproduce.py")
 
 
 def test_wandb_is_offline_unless_asked(ready):

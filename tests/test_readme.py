@@ -192,8 +192,8 @@ def test_command_composes(line, compose_config):
     if line.startswith("make"):
         done = subprocess.run([*shlex.split(line), "-n", "PY=python"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        (text,) = re.findall(r"scripts/train\.py [^)\n]*", done.stdout)
-    overrides = [word for word in shlex.split(text.partition("scripts/train.py ")[2]) if word != "-m"]
+        (text,) = re.findall(r"scripts/(?:train|reproduce)\.py [^)\n]*", done.stdout)
+    overrides = [word for word in shlex.split(text.partition(".py ")[2]) if word != "-m"]
     config = compose_config(*overrides)
     assert config.scale.requires_gpu or line not in COMPOSED, "it could run here"
     assert config.trainer.accelerator == ("gpu" if config.scale.requires_gpu else "cpu")

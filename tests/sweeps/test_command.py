@@ -237,7 +237,6 @@ def test_so_does_one_beside_a_run_that_is_refused_or_launched(
     finished_run,
     finished_stub,
     begin_every_process_with,
-    stub_run,
     tiny_overrides,
     tmp_path,
     monkeypatch,

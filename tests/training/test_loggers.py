@@ -10,6 +10,7 @@ import pytest
 
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.schema import typed
+from palimpsa.sweeps.plan import plan_command_line
 from palimpsa.training import loggers
 from palimpsa.training.run import run
 
@@ -74,6 +75,45 @@ def test_wandb_that_is_not_installed_is_a_clear_error(tiny_config, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"logger: wandb is not installed.*logger=csv"):
         run(tiny_config("logger=wandb"))
+
+
+# What W&B refused in every run, after the checks: the overrides, the environment, and what is told now.
+REFUSED = {
+    "a slash in the project": (["logger.project=a/b"], {}, r"logger\.project: got 'a/b', .*cannot contain"),
+    "a long project": ([f"logger.project={'p' * 129}"], {}, r"logger\.project: got 'p+', .*exceeded 128"),
+    "no project": (["logger.project=''"], {}, r"logger\.project: got '', expected 1 to 128 characters"),
+    "a slash in the entity": (["logger.entity=a/b"], {}, r"logger\.entity: got 'a/b', expected a name without /"),
+    "a long group": ([f"logger.group={'g' * 129}"], {}, r"logger\.group: got 'g+', expected 1 to 128 characters"),
+    "a long label of ours": ([f"variant=_{'v' * 128}"], {}, r"the name of a run \(model\.name, variant\): got 'pal"),
+    "no address": ([], {"WANDB_BASE_URL": "nonsense"}, r"WANDB_BASE_URL: got 'nonsense', .*valid URL"),
+    "the page, not the server": (
+        [],
+        {"WANDB_BASE_URL": "https://wandb.ai"},
+        r"WANDB_BASE_URL: got .*not a valid server",
+    ),
+    "a mode": (["logger.mode=offline"], {"WANDB_MODE": "bad"}, r"WANDB_MODE: got 'bad', .*'offline'"),
+    "a project from outside": ([], {"WANDB_PROJECT": "a:b"}, r"WANDB_PROJECT: got 'a:b'"),
+    "an entity from outside": ([], {"WANDB_ENTITY": "a/b"}, r"logger\.entity: got 'a/b'"),
+    "a number": ([], {"WANDB_INIT_TIMEOUT": "soon"}, r"WANDB_INIT_TIMEOUT: got 'soon', .*valid number"),
+    "a secret": ([], {"WANDB_API_KEY": " secret"}, r"WANDB_API_KEY: got a secret, .*whitespace"),
+    "what does not go together": ([], {"WANDB_RESUME_FROM": "x?_step=3"}, r"logger: got .*mutually exclusive"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_wandb_would_refuse_is_one_line_before_the_first_run(case, tmp_path, monkeypatch):
+    overrides, environment, told = REFUSED[case]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    words = ["logger=wandb", *overrides, f"results_dir={tmp_path}/results"]
+    for multirun in (False, True):
+        with pytest.raises(ConfigError, match=f"^{told}") as caught:
+            plan_command_line(words, multirun=multirun)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "results").exists()
+    # Without W&B none of it matters.
+    for without in ("logger.name=csv", "logger.mode=disabled"):
+        plan_command_line([*words, without], multirun=False)
 
 
 @pytest.mark.parametrize("key", [None, "0" * 40])
