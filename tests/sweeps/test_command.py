@@ -286,6 +286,21 @@ def test_a_single_run_whose_disk_fails_names_the_file_in_one_line(number, train,
     assert line.endswith("/seed_1/checkpoints/last.ckpt'")
 
 
+@pytest.mark.parametrize("words", [["seed=1"], ["-m", "seed=1"]], ids=["run", "sweep"])
+def test_a_disk_without_room_for_the_first_file_is_no_wrong_command(
+    words, train, tiny_overrides, tmp_path, monkeypatch
+):
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", fail)
+    done = train(*words, "model=mamba2", *tiny_overrides, f"results_dir={tmp_path}")
+    assert done.code == 1
+    line = done.err.splitlines()[-1]
+    assert line.startswith(f"error: results_dir: cannot write to {tmp_path}/runs")
+    assert line.endswith("No space left on device")
+
+
 def test_a_mistake_of_the_program_keeps_its_traceback(train, tiny_overrides, tmp_path, monkeypatch):
     def mistaken(config):
         raise AttributeError("a mistake")

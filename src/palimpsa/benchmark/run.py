@@ -75,7 +75,7 @@ def run_benchmark(benchmark: Benchmark) -> int:
         0; 1 where a row failed, after all the others, or at once where a result is wrong.
 
     Raises:
-        ConfigError: the results cannot be written.
+        OSError: the results cannot be written.
     """
     console = Console(soft_wrap=True, markup=False, highlight=False)
     for line in benchmark.headlines():

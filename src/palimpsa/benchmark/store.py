@@ -107,7 +107,7 @@ class Store:
         return None
 
     def append(self, kind: str, row: Mapping[str, Any]) -> None:
-        """Adds a row, without its origin, and writes the file anew, whole. Raises ConfigError where it cannot."""
+        """Adds a row, without its origin, and writes the file anew, whole. Raises OSError where it cannot."""
         columns = self.tables.columns[kind]
         cells = dict.fromkeys(columns, "") | self.origin | {name: as_cell(value) for name, value in row.items()}
         assert set(cells) == set(columns), set(cells) - set(columns)
@@ -117,7 +117,4 @@ class Store:
         writer = csv.DictWriter(buffer, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows[kind])
-        try:
-            write_atomic(self.paths[kind], buffer.getvalue())
-        except OSError as error:
-            raise ConfigError(f"results_dir: cannot write {self.paths[kind]}: {error.strerror}") from error
+        write_atomic(self.paths[kind], buffer.getvalue())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from argparse import Namespace
@@ -27,6 +28,7 @@ from palimpsa.sweeps.plan import CONFIG_NAME, plan_command_line
 from palimpsa.sweeps.sweep import Launch, Sweep
 from palimpsa.training.loggers import run_name
 
+DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 # What a command shows instead of running.
 SHOWN = ("help", "hydra_help", "info", "shell_completion", "cfg")
 # Of these, one at a time.
@@ -48,7 +50,8 @@ def train_main(then: Callable[[Sequence[dict[str, Any]], int], int] | None = Non
         code = _carry_out(read_arguments(), then)
     except (ConfigError, RunDirectoryError) as error:
         _print_to_stderr(f"error: {error}")
-        code = 2
+        # The directory is right, and its disk is not.
+        code = 1 if getattr(error.__cause__, "errno", None) in DISK_FAILURES else 2
     except (ResultError, OSError) as error:
         _print_to_stderr(f"error: {error}")
         code = 1
