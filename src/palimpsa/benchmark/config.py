@@ -17,9 +17,11 @@ from omegaconf.errors import OmegaConfBaseException
 from palimpsa.analysis.collect.benchmark_columns import OPERATORS, OPERATORS_OF_CASE
 from palimpsa.benchmark.checks import as_list, check_choice, check_positive, check_several
 from palimpsa.benchmark.schema import SCHEMAS, OperatorsConfig, ShapeConfig, TrainingConfig
-from palimpsa.config.compose import CONFIG_DIR, check_writable, explain
+from palimpsa.config.checks import check_writable
 from palimpsa.config.errors import ConfigError, nearest
+from palimpsa.config.explain import explain
 from palimpsa.config.keys import schema_keys
+from palimpsa.config.schema import CONFIG_DIR
 
 CONFIG_NAME = "benchmark"
 DTYPES = ("bfloat16", "float32")

@@ -15,9 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 from palimpsa.analysis.style import model_order
 from palimpsa.benchmark.checks import as_list, check_choice, check_positive, check_several
 from palimpsa.benchmark.schema import TrainingConfig
-from palimpsa.config.compose import CONFIG_DIR, explain
 from palimpsa.config.errors import ConfigError
-from palimpsa.config.schema import StageConfig, register_schema, typed
+from palimpsa.config.explain import explain
+from palimpsa.config.schema import CONFIG_DIR, StageConfig, register_schema, typed
 from palimpsa.runs.identity import flatten
 from palimpsa.training.preflight import check_run
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.keys import MAX_NAME, is_file_name, rules
 from palimpsa.config.schema import TrainConfig
+
+# Bytes of a file's name on any file system of today's; and of a run's directory, which leaves room for its files.
+MAX_FILE_NAME = 255
+MAX_PATH = 3_900
 
 
 def check_config(config: TrainConfig) -> None:
@@ -63,3 +71,22 @@ def _check_agreement(config: TrainConfig) -> None:
             f"model.vocab_size: got {config.model.vocab_size}, expected at least task.vocab_size = "
             f"{config.task.vocab_size}"
         )
+
+
+def check_writable(results_dir: str, directory: Path) -> None:
+    """Tries to write in `directory`, or in the nearest parent that there is; ConfigError names `results_dir`."""
+    folder = directory.absolute()
+    try:
+        if len(os.fsencode(folder)) > MAX_PATH:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        # A link that leads nowhere is there, and nothing can be made below it.
+        while not os.path.lexists(folder):
+            if len(os.fsencode(folder.name)) > MAX_FILE_NAME:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"results_dir: got {results_dir!r}, expected a directory that can be written ({folder}: {error.strerror})"
+        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palimpsa.config.keys import MISSING, convert, key
@@ -12,6 +13,7 @@ from palimpsa.config.keys import MISSING, convert, key
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+CONFIG_DIR = Path(__file__).resolve().parents[3] / "configs"
 # torch's generators take 64 bits, and numpy's tools 32.
 MAX_SEED = 2**32 - 1
 

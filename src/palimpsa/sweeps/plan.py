@@ -10,9 +10,9 @@ from hydra import compose
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig
 
+from palimpsa.config.checks import check_writable
 from palimpsa.config.compose import (
     Composer,
-    check_writable,
     composition,
     expand_sweep,
     hydra_context,
