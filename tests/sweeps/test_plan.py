@@ -95,6 +95,15 @@ MISTAKES = {
     "model.init_std=-1": ("model.init_std: got -1.0, expected > 0",),
     "model.mixer.importance_prior=inf": ("model.mixer.importance_prior: got inf",),
     "seed=12345678901234567890123": ("seed: got 12345678901234567890123, expected at most",),
+    "task.tokens_per_step=1000000000000000000000": (
+        "task.tokens_per_step: got 1000000000000000000000, expected at most",
+    ),
+    "task.stages=[{seq_len:8,num_pairs:2,max_steps:1000000000000000000000}]": (
+        "task.stages[0].max_steps: got 1000000000000000000000, expected at most 9223372036854775807",
+    ),
+    "task.stages=[{seq_len:8,num_pairs:2,max_steps:9223372036854775807},{seq_len:16,num_pairs:2,max_steps:1}]": (
+        "task: got 9223372036854775808 optimiser steps in all, expected at most 9223372036854775807",
+    ),
     "variant=_a/b": ("variant: got '_a/b'",),
     f"variant={'a' * 120}": ("variant: got 'aaa", "120 bytes at most"),
     # What becomes a part of a directory leads to no other one.
