@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 CONFIG_DIR = Path(__file__).resolve().parents[3] / "configs"
 # torch's generators take 64 bits, and numpy's tools 32.
 MAX_SEED = 2**32 - 1
+# More than any model or machine has: a mistyped size is told before it fills the memory.
+MAX_WIDTH = 2**20
+MAX_LAYERS = 10_000
+MAX_THREADS = 4_096
 
 # What a mixer does where its config does not say: the defaults of the constructors' arguments.
 MIXER_DEFAULTS = {
@@ -63,8 +67,8 @@ class ModelConfig:
     name: str = key(names_files=True)
     label: str = key(changes_numbers=False)  # as figures and tables call it
     vocab_size: int = key(minimum=1)
-    d_model: int = key(minimum=1)
-    num_layers: int = key(minimum=1)
+    d_model: int = key(minimum=1, maximum=MAX_WIDTH)
+    num_layers: int = key(minimum=1, maximum=MAX_LAYERS)
     norm: str = MISSING
     norm_eps: float = key(above=0)
     channel_mixer: str = MISSING
@@ -148,7 +152,7 @@ class TrainerConfig:
     # Lightning also takes less explicit names for these.
     accelerator: str = key(choices=("cpu", "gpu"))
     precision: str = key(choices=("32-true", "bf16-mixed"))
-    num_threads: int | None = key(None, above=0)  # of one run on the CPU; null: torch's default
+    num_threads: int | None = key(None, above=0, maximum=MAX_THREADS)  # of one run on the CPU; null: torch's default
     # Indices of the GPUs that runs may use, as CUDA counts; null: all.
     gpus: list[int] | None = key(None, changes_numbers=False)
     log_every: int = key(above=0, unit="optimiser steps")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsa.config.errors import RunDirectoryError
-from palimpsa.runs.files import LockHeldError, hold_lock, lock_holder, read_regular, remove_abandoned, write_atomic
+from palimpsa.runs.files import LockHeldError, hold_lock, lock_holder, open_regular, read_regular, remove_abandoned, write_atomic
 from palimpsa.runs.identity import config_hash, differences, upgraded
 from palimpsa.runs.result import read_json_object, read_result
 from palimpsa.runs.rows import history_of
@@ -111,8 +111,16 @@ class RunDirectory:
         try:
             write_atomic(self.config_file, json.dumps(config, indent=1))
         except OSError as error:
-            raise RunDirectoryError(f"results_dir: cannot write to {self.path}: {error.strerror}") from error
+            raise RunDirectoryError(f"results_dir: cannot write {self.config_file}: {error.strerror}") from error
         return None
+
+    def seems_finished(self) -> bool:
+        """Whether the first lines of the result say so: quickly, and without a look at the rest."""
+        try:
+            with open_regular(self.result_file) as file:
+                return f'"status": "{FINISHED}"'.encode() in file.read(200)
+        except OSError:
+            return False
 
     def holder(self) -> str | None:
         """Which process is at work here, in words; None where none is."""
