@@ -3,6 +3,7 @@
 import sys
 
 from palimpsa.benchmark.run import benchmark_main
+from palimpsa.config.process import run_script
 
 if __name__ == "__main__":
-    sys.exit(benchmark_main(sys.argv[1:]))
+    run_script(lambda: benchmark_main(sys.argv[1:]))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from palimpsa.analysis.collect.result_files import collect, write_collected
+from palimpsa.config.process import run_script
 from palimpsa.runs.read import find_run_dirs
 from palimpsa.runs.schema import ResultError
 
@@ -59,4 +60,4 @@ def _own_runs(given: Path | None, others: list[Path]) -> list[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

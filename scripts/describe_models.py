@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from palimpsa.config.process import run_script
 from palimpsa.model.table import models_document
 from palimpsa.runs.files import write_atomic
 
@@ -22,4 +23,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from palimpsa.analysis.build import build_benchmarks
+from palimpsa.config.process import run_script
 from palimpsa.runs.schema import ResultError
 
 
@@ -17,8 +17,12 @@ def main() -> int:
         default=Path("results/kernels"),
         help="folder of operators_*.csv and throughput_*.csv, or of steps_*.csv, where figures go too",
     )
+    folder = parser.parse_args().results
+    # Here and not above: matplotlib, whose settings `run_script` looks after.
+    from palimpsa.analysis.build import build_benchmarks
+
     try:
-        paths = build_benchmarks(parser.parse_args().results)
+        paths = build_benchmarks(folder)
     except (ResultError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -28,4 +32,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

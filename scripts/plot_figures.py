@@ -5,8 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from palimpsa.analysis.build import build_runs
-from palimpsa.analysis.tables import print_table
+from palimpsa.config.process import run_script
 from palimpsa.runs.schema import ResultError
 
 
@@ -21,6 +20,10 @@ def main(given: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--scale", help="print the tables of this scale only (all are drawn)")
     arguments = parser.parse_args(given)
+    # Here and not above: matplotlib, whose settings `run_script` looks after.
+    from palimpsa.analysis.build import build_runs
+    from palimpsa.analysis.tables import print_table
+
     try:
         reports = list(build_runs(arguments.results, required_scale=arguments.scale))
     except (ResultError, OSError) as error:
@@ -39,4 +42,4 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

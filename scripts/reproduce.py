@@ -7,9 +7,11 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from palimpsa.config.process import run_script
 from palimpsa.sweeps.command import train_main
 
 
@@ -63,4 +65,4 @@ def _run(script: Any, *arguments: str) -> int:
 
 
 if __name__ == "__main__":
-    train_main(then=collect_and_draw)
+    run_script(partial(train_main, then=collect_and_draw))

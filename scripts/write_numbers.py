@@ -7,6 +7,7 @@ from pathlib import Path
 
 from palimpsa.analysis.marked_text import MarkerError, out_of_date
 from palimpsa.analysis.text_blocks import TEXT_BLOCKS
+from palimpsa.config.process import run_script
 from palimpsa.runs.files import write_all_atomic
 from palimpsa.runs.schema import ResultError
 
@@ -32,4 +33,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

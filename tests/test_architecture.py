@@ -153,6 +153,51 @@ def test_wandb_is_imported_by_the_logger_alone():
     assert {path.name for path in PYTHON_FILES if "wandb" in packages(path.read_text())} == {"loggers.py"}
 
 
+def calls(path: Path) -> list[tuple[str, ast.Call]]:
+    """The calls of a file, each with the last part of what it calls."""
+    found = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    return [(ast.unparse(node.func).split(".")[-1], node) for node in found]
+
+
+def lacks_an_encoding(name: str, call: ast.Call) -> bool:
+    """Whether a call opens text in whatever encoding the environment says."""
+    options = {option.arg: option.value for option in call.keywords}
+    words = [node.value for node in [*call.args, *options.values()] if isinstance(node, ast.Constant)]
+    if name in ("open", "fdopen", "read_text", "write_text"):
+        is_binary = any(isinstance(word, str) and re.fullmatch("[rwxa]b[+]?", word) for word in words)
+        return not (is_binary or "encoding" in options or ast.unparse(call.func) == "os.open")
+    return ("text" in options or "universal_newlines" in options) and "encoding" not in options
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_text_file_and_pipe_has_its_encoding_stated(path):
+    """Under LANG=C a config with an umlaut in it could not be read."""
+    assert [call.lineno for name, call in calls(path) if lacks_an_encoding(name, call)] == []
+
+
+def test_a_missing_encoding_is_seen():
+    for line in ("p.open()", "open(p, 'w')", "p.read_text()", "os.fdopen(1, 'r+')", "run(x, text=True)"):
+        assert lacks_an_encoding(re.split(r"[.(]", line)[-2], ast.parse(line, mode="eval").body), line
+    for line in ("p.open('rb')", "open(p, 'w', encoding='utf-8')", "os.open(p, 0)", "run(x, encoding='utf-8')"):
+        assert not lacks_an_encoding(re.split(r"[.(]", line)[-2], ast.parse(line, mode="eval").body), line
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)
+def test_every_script_prepares_its_process_before_it_imports_matplotlib(path):
+    names = [name for name, _ in calls(path)]
+    assert "run_script" in names
+    program = f"import runpy, sys; runpy.run_path({str(path)!r}); sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_printed_is_no_markup(path):
+    """A run's label in brackets ended a sweep, or was printed without them."""
+    found = [(name, {option.arg for option in call.keywords}) for name, call in calls(path)]
+    assert path.name == "process.py" or not [name for name, _ in found if name == "Console"]
+    assert all("markup" in options for name, options in found if name == "TextColumn")
+
+
 def test_nothing_outside_the_tasks_names_one():
     """MQAR is a task: of the other rooms only analysis, which draws its figures, and the config's schema know."""
     for path in PYTHON_FILES:

@@ -19,6 +19,7 @@ from palimpsa.analysis.statistics.learning_rate import (
 )
 from palimpsa.analysis.style import model_order
 from palimpsa.analysis.titles import subtitle, title
+from palimpsa.config.process import plain_console
 from palimpsa.runs.read import runs_frame
 from palimpsa.runs.result import read_result_and_rows
 from palimpsa.runs.schema import ResultError
@@ -38,7 +39,7 @@ def print_learning_rates(folders: Iterable[Path], *, console: Console | None = N
     Args:
         folders: the run directories of the sweep; one that lacks a result.json, or does not exist, has not ended.
     """
-    console = console or Console()
+    console = console or plain_console()
     found: list[dict[str, Any]] = []
     problems: list[str] = []
     num_missing = 0
@@ -60,18 +61,18 @@ def print_learning_rates(folders: Iterable[Path], *, console: Console | None = N
         if all(len(lines) < 2 for lines in learning_rate_cells(rows).values()):
             continue
         swept = True
-        console.print(f"\nLearning rates: {title(task)}\n{subtitle(scale)}\n", highlight=False)
+        console.print(f"\nLearning rates: {title(task)}\n{subtitle(scale)}\n")
         console.print(_table(rows))
-        console.print(f"\n{_EXPLANATION}", highlight=False)
+        console.print(f"\n{_EXPLANATION}")
         left_out = [f"{line}: fewer than at other rates" for line in not_compared(rows)]
         for note in [*_at_the_edge(rows), *left_out]:
-            console.print(note, highlight=False, markup=False, soft_wrap=True)
+            console.print(note, soft_wrap=True)
     if not swept:
         return
     if num_missing:
-        console.print(f"runs of this sweep without a result, not in the table: {num_missing}", highlight=False)
+        console.print(f"runs of this sweep without a result, not in the table: {num_missing}")
     for problem in problems:
-        console.print(f"not in the table: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"not in the table: {problem}", style="red", soft_wrap=True)
 
 
 def learning_rate_cells(rows: pd.DataFrame) -> dict[str, list[list[str]]]:

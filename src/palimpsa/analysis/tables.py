@@ -17,6 +17,7 @@ from palimpsa.analysis.statistics.learning_rate import (
 from palimpsa.analysis.statistics.summary import BEST_PER_SEED, VALIDATION, plateau_exits
 from palimpsa.analysis.style import model_order
 from palimpsa.analysis.titles import DEMONSTRATION, subtitle, title
+from palimpsa.config.process import plain_console
 
 _HEADER = [
     "model",
@@ -240,11 +241,10 @@ def print_table(summary: pd.DataFrame, *, task: str, scale: str, console: Consol
             row["plateau exit"],
             row["mean ± std*"].replace(" ", ""),
         )
-    console = console or Console()
-    console.print(f"\n{title(task)}: test accuracy, %\n{subtitle(scale)}\n", highlight=False)
+    console = console or plain_console()
+    console.print(f"\n{title(task)}: test accuracy, %\n{subtitle(scale)}\n")
     console.print(table)
     console.print(
         "\nseeds: finished/all. exit: median steps until the loss left its plateau.\n"
         "mean*: best learning rate of each seed by the test accuracy itself: optimistic.\n",
-        highlight=False,
     )

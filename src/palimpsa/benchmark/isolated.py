@@ -19,6 +19,7 @@ from typing import Any
 
 from palimpsa.benchmark.base import RowFailedError
 from palimpsa.benchmark.training_config import TrainingRun
+from palimpsa.config.process import prepare_process
 
 REFRESH_S = 0.5
 # flash-linear-attention, which starts CUDA when it is imported where there is a GPU.
@@ -90,9 +91,10 @@ def _measure_and_send(run: TrainingRun, folder: Path, sender: connection.Connect
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # So that runs after the first need not time the variants of each kernel again.
     os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
-    with (folder / "log").open("w") as log:
+    with (folder / "log").open("w", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    prepare_process()
     try:
         from palimpsa.benchmark.steps import measure_steps
         from palimpsa.runs.progress import JobProgress
@@ -115,12 +117,12 @@ def _end_with_parent() -> None:
 def _num_steps_done(folder: Path) -> int:
     for file in folder.glob("*.json"):
         with contextlib.suppress(OSError, ValueError):
-            return int(json.loads(file.read_text())["step"])
+            return int(json.loads(file.read_text(encoding="utf-8"))["step"])
     return 0
 
 
 def _last_line(folder: Path) -> str:
     """The last line that the process printed, in brackets; nothing where it printed none."""
-    text = (folder / "log").read_text(errors="replace") if (folder / "log").exists() else ""
+    text = (folder / "log").read_text(encoding="utf-8", errors="replace") if (folder / "log").exists() else ""
     printed = [line.strip() for line in text.split("\n") if line.strip()]
     return f" ({printed[-1]})" if printed else ""

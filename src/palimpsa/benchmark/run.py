@@ -13,6 +13,7 @@ from palimpsa.benchmark.base import Benchmark, RowFailedError, WrongResultError
 from palimpsa.benchmark.config import load
 from palimpsa.benchmark.schema import OperatorsConfig, TrainingConfig
 from palimpsa.config.errors import ConfigError
+from palimpsa.config.process import plain_console
 from palimpsa.runs.schema import ResultError
 
 USAGE = """usage: benchmark.py [KEY=VALUE ...], for instance
@@ -77,7 +78,7 @@ def run_benchmark(benchmark: Benchmark) -> int:
     Raises:
         OSError: the results cannot be written.
     """
-    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console = plain_console(soft_wrap=True)
     for line in benchmark.headlines():
         console.print(line)
     missing = [row for row in benchmark.rows if benchmark.stored(row) is None]
@@ -91,7 +92,7 @@ def run_benchmark(benchmark: Benchmark) -> int:
         return 1
     table = benchmark.table()
     if table is not None:
-        (Console() if console.is_terminal else Console(width=FILE_WIDTH)).print(table)
+        (plain_console() if console.is_terminal else plain_console(width=FILE_WIDTH)).print(table)
     for path in benchmark.draw():
         console.print(str(path))
     if failures:
@@ -105,7 +106,7 @@ def run_benchmark(benchmark: Benchmark) -> int:
 def _measure(benchmark: Benchmark[RowT], rows: list[RowT], console: Console) -> list[str]:
     """Stores each row as soon as it is measured; returns a line for each that failed."""
     failures = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         all_rows = progress.add_task("rows", total=len(rows))
         for place, row in enumerate(rows, start=1):
@@ -128,4 +129,4 @@ def _measure(benchmark: Benchmark[RowT], rows: list[RowT], console: Console) -> 
 
 
 def _print_error(line: str) -> None:
-    Console(stderr=True).print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+    plain_console(stderr=True).print(line, style="red", soft_wrap=True)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
 from palimpsa.benchmark.base import Benchmark
 from palimpsa.benchmark.isolated import measure_in_own_process
@@ -95,7 +96,7 @@ class TrainingBenchmark(Benchmark[TrainingRun]):
             return None
         on_gpu = any(row["busy_share"] for row in rows)
         units = "ms a step · steps/s · GPU busy" if on_gpu else "ms a step · steps/s"
-        table = Table(title=f"Training at scale {self.config.scale}: {units}", title_justify="left")
+        table = Table(title=Text(f"Training at scale {self.config.scale}: {units}"), title_justify="left")
         table.add_column("model", no_wrap=True)
         lengths = sorted({int(row["seq_len"]) for row in rows})
         for length in lengths:
@@ -103,7 +104,7 @@ class TrainingBenchmark(Benchmark[TrainingRun]):
         for model in dict.fromkeys(row["model"] for row in rows):
             by_length = {int(row["seq_len"]): row for row in rows if row["model"] == model}
             label = next(iter(by_length.values()))["label"]
-            table.add_row(label, *(_entry(by_length.get(length), on_gpu) for length in lengths))
+            table.add_row(Text(label), *(_entry(by_length.get(length), on_gpu) for length in lengths))
         return table
 
     def draw(self) -> list[Path]:

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from palimpsa.config.process import plain_console
 from palimpsa.runs.schema import DIVERGED, FAILED
 
 DIRECTORY_VARIABLE = "PALIMPSA_PROGRESS_DIR"
@@ -56,7 +56,7 @@ class JobProgress:
         """Tells how it ended: "skipped", or a status of `runs.schema`."""
         self._write(status, self.total, note)
         if self.alone:
-            Console(stderr=True).print(f"{self.name}: {status}, {note}", markup=False, highlight=False, soft_wrap=True)
+            plain_console(stderr=True).print(f"{self.name}: {status}, {note}", soft_wrap=True)
 
     def _write(self, status: str, step: int, note: str) -> None:
         # A sweep that ended takes its directory away; a straggler has nobody left to tell.
@@ -66,7 +66,7 @@ class JobProgress:
         # A full disk may end a run, but not for want of a bar.
         with contextlib.suppress(OSError):
             now = {"name": self.name, "status": status, "step": step, "total": self.total, "note": note}
-            temporary.write_text(json.dumps({**now, "written": time.time_ns()}))
+            temporary.write_text(json.dumps({**now, "written": time.time_ns()}), encoding="utf-8")
             temporary.replace(self.file)
 
 
@@ -117,13 +117,13 @@ class SweepProgress:
             time.sleep(REFRESH_S / 10)
 
     def _watch(self) -> None:
-        console = Console()
+        console = plain_console()
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             sweep = progress.add_task("sweep", total=self.num_jobs, note="")
@@ -151,12 +151,10 @@ class SweepProgress:
                     total = max(self.num_jobs, len(ended))
                     progress.update(sweep, completed=len(ended), total=total)
                     console.print(
-                        f"[{len(ended)}/{total}] {job['name']}: {job['status']}, {job['note']}",
-                        markup=False,
-                        soft_wrap=True,
+                        f"[{len(ended)}/{total}] {job['name']}: {job['status']}, {job['note']}", soft_wrap=True
                     )
                 for _ in range(num_lines):
-                    console.print(self._lines.popleft(), markup=False, highlight=False, soft_wrap=True)
+                    console.print(self._lines.popleft(), soft_wrap=True)
                 if stopping:
                     return
 
@@ -166,5 +164,5 @@ class SweepProgress:
         for file in self._directory.glob("*.json"):
             # On a network's file system a file that is replaced may not be there for a moment.
             with contextlib.suppress(OSError):
-                jobs[file.name] = json.loads(file.read_text())
+                jobs[file.name] = json.loads(file.read_text(encoding="utf-8"))
         return dict(sorted(jobs.items(), key=lambda item: item[1]["written"]))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 
+from palimpsa.config.process import prepare_process
 from palimpsa.config.schema import TrainConfig
 
 PROGRAM = "from palimpsa.sweeps.child_process import child_main; child_main()"
@@ -44,6 +45,7 @@ def child_main() -> None:
     # What the run prints is not for the parent to read.
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    prepare_process()
     error: Exception | None = None
     try:
         config = pickle.load(sys.stdin.buffer)

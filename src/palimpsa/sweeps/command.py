@@ -16,6 +16,7 @@ from rich.console import Console
 
 from palimpsa.config.compose import CONFIG_DIR, composition, read_arguments
 from palimpsa.config.errors import ConfigError, RunDirectoryError
+from palimpsa.config.process import plain_console
 from palimpsa.config.schema import TrainConfig, plain
 from palimpsa.runs.files import LockHeldError
 from palimpsa.runs.progress import SweepProgress
@@ -128,7 +129,7 @@ def _run_alone(config: TrainConfig) -> int:
 
 def _run_sweep(sweep: Sweep, launch: Launch) -> int:
     """Shows the ledger, launches what is left, shows it again; returns 1 where a run did not end."""
-    console = Console()
+    console = plain_console()
     ledger = sweep.survey()
     ledger.print(console, f"{ledger.num_runs} runs below {sweep.directory}")
     for line in [*ledger.detail_lines(), *sweep.new_choices()]:
@@ -190,4 +191,4 @@ def _print_unfinished(sweep: Sweep, ledger: Ledger) -> None:
 
 
 def _print_to_stderr(line: str, style: str = "red") -> None:
-    Console(stderr=True).print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    plain_console(stderr=True).print(line, style=style, soft_wrap=True)

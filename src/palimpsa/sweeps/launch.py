@@ -12,6 +12,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from palimpsa.config.errors import RunDirectoryError
+from palimpsa.config.process import prepare_process
 from palimpsa.config.schema import TrainConfig, register_schema, typed
 from palimpsa.runs.files import write_atomic
 from palimpsa.sweeps.child_process import run_in_child_process
@@ -25,6 +26,7 @@ register_schema()
 
 def train_task(cfg: DictConfig) -> None:
     """What a launcher calls for each run, in a process of its own or in this one."""
+    prepare_process()
     with worker_ends_with_sweep():
         train(typed(cfg))
 

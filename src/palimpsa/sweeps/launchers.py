@@ -215,7 +215,7 @@ def _ask_slurm(name: str, launcher: Any) -> None:
     options = [f"{key}={launcher[key]}" for key in SLURM_NAMES if launcher[key] is not None]
     command = ["sbatch", "--test-only", "--wrap=true", *(f"--{option}" for option in options)]
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        asked = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=60)
     except subprocess.TimeoutExpired as error:
         raise ConfigError("hydra/launcher: Slurm did not answer sbatch --test-only within 60 s") from error
     reasons = asked.stderr.splitlines()

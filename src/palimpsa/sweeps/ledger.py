@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from palimpsa.config.errors import RunDirectoryError
 from palimpsa.runs.directory import RunDirectory
@@ -173,8 +174,8 @@ class Ledger:
         has_several = len({group[:2] for group in rows}) > 1
         for group, row in rows.items():
             counts = [row.get(column, 0) for column in columns]
-            table.add_row("/".join(group if has_several else group[2:]), *map(str, [*counts, sum(counts)]))
-        console.print(title, markup=False, highlight=False, soft_wrap=True)
+            table.add_row(Text("/".join(group if has_several else group[2:])), *map(str, [*counts, sum(counts)]))
+        console.print(Text(title), soft_wrap=True)
         console.print(table)
 
     def detail_lines(self) -> list[str]:

@@ -128,13 +128,13 @@ def _take(uuids: list[str]) -> _Lease:
         uuid = min(uuids, key=lambda uuid: len(slots[uuid]) - len(free[uuid]))
         new = (directory / f"{uuid}.{number}" for number in itertools.count())
         path = next(iter(free[uuid]), None) or next(path for path in new if path not in slots[uuid])
-        file = path.open("w")
+        file = path.open("w", encoding="utf-8")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return _Lease(os.getpid(), uuid, file)
 
 
 def _is_free(path: Path) -> bool:
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -171,7 +171,7 @@ def machine_lock(name: str) -> Iterator[None]:
     Raises:
         ConfigError: where the directory of the locks cannot be made, or is another user's.
     """
-    with (_own_directory() / name).open("w") as file:
+    with (_own_directory() / name).open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
 
-from rich.console import Console
-
 from palimpsa.config.errors import ConfigError
+from palimpsa.config.process import plain_console
 from palimpsa.config.schema import LoggerConfig, TrainConfig, plain
 from palimpsa.runs.identity import config_hash
 
@@ -135,7 +134,7 @@ def make_loggers(
                 # Its background service holds the run's id, and would refuse it to the offline run.
                 wandb.teardown()
                 reason = f"W&B did not start the run within {INIT_TIMEOUT_S:.0f} s ({error})"
-        Console(stderr=True).print(
+        plain_console(stderr=True).print(
             f"logger.mode=online: {reason}; this run is recorded offline instead, upload it later with `wandb sync`",
             style="yellow",
             soft_wrap=True,

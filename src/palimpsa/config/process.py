@@ -1,0 +1,131 @@
+"""What a process finds around it, made harmless: a terminal's encoding, a closed pipe, settings of matplotlib.
+
+Every script starts by `run_script`, and every process that is started for a run by `prepare_process`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import importlib.util
+import io
+import os
+import select
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# What a terminal without these characters shows; of all others their number.
+_SPELLED_OUT = {"±": "+-", "·": "-", "×": "x", "–": "-", "—": "-", "…": "...", "≥": ">=", "≤": "<=", "→": "->"}
+_SPELL_OUT = "palimpsa.spell_out"
+
+
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """Prepares the process and ends it with the exit code that `main` returns.
+
+    `main` itself imports what may import matplotlib.
+    """
+    prepare_process()
+    sys.exit(main())
+
+
+def prepare_process() -> None:
+    """Makes printing end no process, and matplotlib importable, whatever the environment says; twice is once.
+
+    What stdout's encoding lacks is spelled out ("+-"). What nobody reads any more, after `| head` say, is dropped. Of
+    another error, a full disk's say, stderr tells once. matplotlib reads the settings that it brought with it alone:
+    no figure here needs others, and a notebook's MPLBACKEND may name a package that is not installed.
+    """
+    codecs.register_error(_SPELL_OUT, _spell_out)
+    sys.stdout = _lasting(sys.stdout, sys.__stdout__)
+    sys.stderr = _lasting(sys.stderr, sys.__stderr__)
+    _shield_matplotlib()
+
+
+def plain_console(*, stderr: bool = False, **options: Any) -> Console:
+    """A rich console that prints text as it is: "[ours]" is no markup, ":x:" no picture, and no number has a colour.
+
+    Args:
+        options: more of rich's Console.
+    """
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
+
+
+class _LastingOutput(io.FileIO):
+    """A standard stream's file, which takes all that is written: what it cannot take is dropped."""
+
+    _has_told = False
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+
+    def write(self, data: Any, /) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while len(rest):
+                written = super().write(rest)
+                if written is None:
+                    # Somebody made the terminal non-blocking, and it is busy.
+                    select.select([], [self], [])
+                else:
+                    rest = rest[written:]
+        except BrokenPipeError:
+            pass
+        except OSError as error:
+            if not self._has_told and self.fileno() != 2:
+                self._has_told = True
+                print(f"stdout: {error.strerror}; what is printed is lost", file=sys.stderr)
+        return size
+
+
+def _lasting(stream: TextIO | Any, original: TextIO | None) -> Any:
+    """The stream with an output that lasts; one that somebody has put in its place keeps its own."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    if stream is not original or isinstance(stream.buffer, _LastingOutput):
+        stream.reconfigure(errors=_SPELL_OUT)
+        return stream
+    with contextlib.suppress(OSError):
+        stream.flush()
+    raw = _LastingOutput(stream.fileno())
+    return io.TextIOWrapper(
+        # Without a buffer where Python was told so (-u).
+        raw if stream.write_through else io.BufferedWriter(raw),  # pyright: ignore[reportArgumentType]
+        encoding=stream.encoding,
+        errors=_SPELL_OUT,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def _spell_out(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_SPELLED_OUT.get(one) or ascii(one)[1:-1] for one in text), error.end
+
+
+def _shield_matplotlib() -> None:
+    os.environ["MPLBACKEND"] = "agg"
+    found = importlib.util.find_spec("matplotlib")
+    if found is None or found.origin is None:
+        return
+    settings = Path(found.origin).parent / "mpl-data" / "matplotlibrc"
+    os.environ["MATPLOTLIBRC"] = str(settings)
+    if "matplotlib" in sys.modules or not os.path.exists("matplotlibrc"):
+        return
+    # A file of the working directory comes before all others, and one that is not text ends the import.
+    here = os.open(".", os.O_RDONLY)
+    try:
+        os.chdir(settings.parent)
+        importlib.import_module("matplotlib")
+    finally:
+        os.fchdir(here)
+        os.close(here)
