@@ -1,7 +1,7 @@
 # `make` lists the targets. Any POSIX sh and GNU make will do; every Python package lives in .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast lint mqar figures sweep bench clean check-scale
+.PHONY: help setup test test-fast lint mqar figures illustrations sweep bench clean check-scale
 # The prerequisites of a target are steps in an order; parallel runs are the launcher's business (JOBS).
 .NOTPARALLEL:
 
@@ -44,7 +44,7 @@ export WANDB_MODE
 help: ## List the targets
 	@echo "usage: make TARGET [NAME=value ...]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  SCALE     $(SCALES): the size of an experiment (default: h200 with a GPU, else laptop)"
 	@echo "  JOBS      runs at a time (default: one a core at laptop scale, else one a GPU; more packs them)"
@@ -122,6 +122,9 @@ figures: setup ## Draw the figures, count the models, write the numbers of READM
 	$(if $(wildcard results/kernels/operators_*.csv results/kernels/throughput_*.csv),$(PY) scripts/plot_benchmark.py --results results/kernels)
 	$(if $(wildcard results/training/steps_*.csv),$(PY) scripts/plot_benchmark.py --results results/training)
 	$(PY) scripts/write_numbers.py
+
+illustrations: setup ## Compute what Figure 4 and capacity.png show, where it is out of date (minutes)
+	$(PY) scripts/illustrate.py --results results/illustrations --compute
 
 bench: setup ## Time the operators, or training (ARGS="benchmark=training"): on the GPU, or small on a CPU
 	$(PY) scripts/benchmark.py $(ARGS)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from palimpsa.kernels import palimpsa
+from palimpsa.kernels.reference import palimpsa_reference
 from palimpsa.theory.special_cases import delta_rule, mesanet
 
 KEY_DIMS = (16, 32)
@@ -41,7 +41,8 @@ def _palimpsa(k: Tensor, v: Tensor, beta: float) -> Tensor:
 
 def _palimpsa_mean(k: Tensor, v: Tensor, beta: Tensor | None) -> Tensor:
     no_decay, prior = torch.zeros_like(k[..., 0]), torch.ones(k.shape[2], dtype=k.dtype)
-    state = palimpsa(torch.zeros_like(k), k, v, beta, no_decay, prior, output_final_state=True).final_state
+    q = torch.zeros_like(k)
+    state = palimpsa_reference(q, k, v, beta, no_decay, prior, output_final_state=True).final_state
     assert state is not None
     return state.mean
 

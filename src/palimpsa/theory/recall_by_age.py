@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from palimpsa.kernels import palimpsa
+from palimpsa.kernels.reference import palimpsa_reference
 
 
 class Memory(NamedTuple):
@@ -55,7 +55,7 @@ def recall_by_age(
     beta = None if memory.beta is None else torch.full_like(v, memory.beta)
     prior = torch.ones(1, dtype=torch.float64)
     # First every pair is stored, then every key asks: a token without key, value, precision and decay changes nothing.
-    o = palimpsa(
+    o = palimpsa_reference(
         _one_after_the_other(torch.zeros_like(k), k),
         _one_after_the_other(k, torch.zeros_like(k)),
         _one_after_the_other(v, torch.zeros_like(v)),

@@ -38,18 +38,89 @@ def test_the_capacitys_figure_has_a_line_for_every_rule_and_width():
         assert lines[f"{rule}, {K} keys a head"] == own["accuracy"].tolist()
 
 
-@pytest.mark.slow
-def test_committed_files_follow_from_the_modules_and_the_operator(tmp_path, script, monkeypatch, png_only):
-    """Of the capacities those of up to 128 pairs are computed: the others take half a minute, and `make figures`."""
-    with (COMMITTED / "capacity.csv").open(newline="") as file:
+@pytest.fixture
+def run(script, monkeypatch, capsys):
+    """run(folder, *options): exit code, stdout and stderr."""
+
+    def call(folder, *options):
+        monkeypatch.setattr(sys, "argv", ["illustrate.py", "--results", str(folder), *options])
+        capsys.readouterr()
+        code = script.main()
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def few_capacities():
+    """The committed rows, with those of up to 64 pairs computed: the others take minutes."""
+    with (COMMITTED / "capacity.csv").open(newline="", encoding="utf-8") as file:
         rows = {(row["rule"], row["K"], row["num_pairs"]): row for row in csv.DictReader(file)}
-    for row in capacity(nums_pairs=(32, 64, 128)):
+    for row in capacity(nums_pairs=(32, 64)):
         rows[row["rule"], str(row["K"]), str(row["num_pairs"])] = row
-    monkeypatch.setattr(script, "capacity", rows.values)
-    monkeypatch.setattr(sys, "argv", ["illustrate.py", "--results", str(tmp_path / "out")])
-    assert script.main() == 0
+    return list(rows.values())
+
+
+@pytest.mark.slow
+def test_committed_files_follow_from_the_modules_and_the_operator(tmp_path, script, run, monkeypatch, png_only):
+    module = script.COMPUTED["capacity.csv"][1]
+    monkeypatch.setitem(script.COMPUTED, "capacity.csv", (few_capacities, module))
+    assert run(tmp_path / "out", "--compute")[::2] == (0, "")
     made = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert made == {path.name: path.read_bytes() for path in COMMITTED.iterdir() if path.suffix != ".svg"}
+
+
+def test_committed_illustrations_are_of_the_sources_as_they_are(script):
+    """`make figures` would draw what an older theory/ or kernels/reference.py computed: `make illustrations`."""
+    assert script.out_of_date(COMMITTED) == []
+
+
+def damage(folder, name):
+    path = folder / name
+    inputs = json.loads((folder / "inputs.json").read_text())
+    return {
+        "edited": lambda: path.write_text(path.read_text().replace("1", "2", 1)),
+        "another source": lambda: inputs[name]["sources"].update({"kernels/reference.py": "0123"}),
+        "a source more": lambda: inputs[name]["sources"].update({"theory/gone.py": "0123"}),
+        "a source less": lambda: inputs[name]["sources"].pop("kernels/reference.py"),
+        "unknown": lambda: inputs.pop(name),
+    }, inputs
+
+
+@pytest.mark.parametrize("name", ["recall_by_age.csv", "capacity.csv"])
+@pytest.mark.parametrize("kind", ["edited", "another source", "a source more", "a source less", "unknown"])
+def test_figures_say_which_file_is_out_of_date_and_compute_alone_mends_it(
+    tmp_path, script, run, monkeypatch, png_only, name, kind
+):
+    for path in COMMITTED.iterdir():
+        shutil.copy(path, tmp_path)
+    kinds, inputs = damage(tmp_path, name)
+    kinds[kind]()
+    (tmp_path / "inputs.json").write_text(json.dumps(inputs))
+    for other in script.COMPUTED:
+        rows = pd.read_csv(COMMITTED / other, dtype=str).to_dict("records")
+        computed = [] if other != name else rows
+        monkeypatch.setitem(script.COMPUTED, other, (lambda rows=computed: rows, script.COMPUTED[other][1]))
+    monkeypatch.setattr("palimpsa.analysis.build.build_illustrations", lambda _: [])
+    code, _, err = run(tmp_path)
+    assert code == 1
+    (line,) = err.splitlines()
+    assert line.startswith(f"error: {tmp_path / name}: out of date, ")
+    assert "make illustrations" in line
+    assert ("kernels/reference.py" in line) == (kind in ("another source", "a source less"))
+    assert run(tmp_path, "--compute") == (0, "", "")
+    for file in script.COMPUTED:
+        assert (tmp_path / file).read_bytes() == (COMMITTED / file).read_bytes()
+    assert run(tmp_path)[0] == 0
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"capacity.csv": 1}', '{"capacity.csv": {"content": "a"}}'])
+def test_inputs_that_are_not_what_compute_writes_are_named(tmp_path, run, text):
+    for path in COMMITTED.iterdir():
+        shutil.copy(path, tmp_path)
+    (tmp_path / "inputs.json").write_text(text)
+    code, _, err = run(tmp_path)
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "inputs.json" in err
 
 
 def test_an_altered_trace_gives_another_figure(tmp_path, png_only):

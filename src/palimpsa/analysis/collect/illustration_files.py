@@ -17,6 +17,7 @@ RECALL_COLUMNS: tuple[str, ...] = ("memory", "age", "similarity", "similarity_st
 CAPACITY_COLUMNS: tuple[str, ...] = (
     *("rule", "num_heads", "K", "V", "num_candidates", "num_pairs", "beta", "accuracy", "gain", "gain_error"),
 )
+COLUMNS = {"recall_by_age.csv": RECALL_COLUMNS, "capacity.csv": CAPACITY_COLUMNS}
 
 
 def read_blocks(path: Path) -> list[dict[str, Any]]:
@@ -45,7 +46,7 @@ def read_illustration_csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     try:
         rows = pd.read_csv(io.BytesIO(read_regular(path)))
     except FileNotFoundError:
-        raise ResultError(f"{path}: not there, expected what scripts/illustrate.py writes") from None
+        raise ResultError(f"{path}: not there, `make illustrations` computes it, in minutes") from None
     except OSError as error:
         raise FileUnreadableError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
