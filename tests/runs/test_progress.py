@@ -22,6 +22,21 @@ def test_a_sweep_tells_each_ended_job_once_and_keeps_the_failures(capsys):
     assert DIRECTORY_VARIABLE not in os.environ
 
 
+def test_names_and_notes_are_text(capsys, monkeypatch):
+    """A bar of a run whose label is in brackets ended the printing of all others."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    name, note = "[red]x[/nope]", ":smile: [/y] $"
+    with SweepProgress(2) as sweep:
+        running, ending = JobProgress.from_environment(name, 10), JobProgress.from_environment(name, 10)
+        running.update(5, note)
+        ending.finish("failed", note)
+        sweep.print_lines([f"{name} chosen"])
+    out = capsys.readouterr().out
+    assert f"{name}: failed, {note}" in out
+    assert f"{name} chosen" in out
+    assert f"{name} " in out.replace(f"{name}: failed", "").replace(f"{name} chosen", "")
+
+
 def test_jobs_that_end_together_are_told_in_the_order_of_their_ends(capsys):
     names = [f"job {number}" for number in range(8)]
     with SweepProgress(len(names)):

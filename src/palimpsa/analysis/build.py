@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -63,9 +64,12 @@ def file_stem(kind: str, task: str, scale: str) -> str:
     'figure2_laptop'
     >>> file_stem("figure2", "mqar_scratch", "laptop")
     'figure2_scratch_laptop'
+    >>> file_stem("figure2", "mqar_curriculum", "../a b")
+    'figure2_..%2Fa b'
     """
     parts = [kind, *([] if task == DEFAULT_TASK else [task.removeprefix("mqar_")]), scale]
-    return "_".join(parts)
+    # What no file name holds, a slash say, is spelled out.
+    return quote("_".join(parts), safe=" ")
 
 
 def build_runs(results: Path, *, required_scale: str | None = None) -> Iterator[Report]:

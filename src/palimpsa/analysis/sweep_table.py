@@ -9,6 +9,7 @@ import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from palimpsa.analysis.statistics.learning_rate import (
     STAGE,
@@ -61,18 +62,18 @@ def print_learning_rates(folders: Iterable[Path], *, console: Console | None = N
         if all(len(lines) < 2 for lines in learning_rate_cells(rows).values()):
             continue
         swept = True
-        console.print(f"\nLearning rates: {title(task)}\n{subtitle(scale)}\n")
+        console.print(Text(f"\nLearning rates: {title(task)}\n{subtitle(scale)}\n"))
         console.print(_table(rows))
         console.print(f"\n{_EXPLANATION}")
         left_out = [f"{line}: fewer than at other rates" for line in not_compared(rows)]
         for note in [*_at_the_edge(rows), *left_out]:
-            console.print(note, soft_wrap=True)
+            console.print(Text(note), soft_wrap=True)
     if not swept:
         return
     if num_missing:
         console.print(f"runs of this sweep without a result, not in the table: {num_missing}")
     for problem in problems:
-        console.print(f"not in the table: {problem}", style="red", soft_wrap=True)
+        console.print(Text(f"not in the table: {problem}"), style="red", soft_wrap=True)
 
 
 def learning_rate_cells(rows: pd.DataFrame) -> dict[str, list[list[str]]]:
@@ -128,7 +129,7 @@ def _table(rows: pd.DataFrame) -> Table:
         name = f"L {seq_len}" if lengths.count(seq_len) == 1 else f"L {seq_len}, {num_pairs} pairs"
         table.add_column(name, justify="right", no_wrap=True)
     for label, lines in learning_rate_cells(rows).items():
-        table.add_row(label)
+        table.add_row(Text(label))
         for lr, *rest in lines:
             table.add_row(f"  {lr}", *rest, style="bold" if lr.endswith("best") else None)
     return table

@@ -1,11 +1,14 @@
 """The summary as a Markdown file and as a table in the terminal."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from palimpsa.analysis.statistics.learning_rate import (
     STAGE,
@@ -18,6 +21,7 @@ from palimpsa.analysis.statistics.summary import BEST_PER_SEED, VALIDATION, plat
 from palimpsa.analysis.style import model_order
 from palimpsa.analysis.titles import DEMONSTRATION, subtitle, title
 from palimpsa.config.process import plain_console
+from palimpsa.config.text import markdown_text
 
 _HEADER = [
     "model",
@@ -40,37 +44,42 @@ _OPTIMISTIC = ["mean ± std*", "seeds > 99%*"]
 
 def table_cells(summary: pd.DataFrame, rule: str) -> list[list[str]]:
     """The cells of _HEADER as text by one rule, one row a model and stage; accuracies in % of the queries."""
+    return [_cells(row) for row in _records(summary, rule)]
+
+
+def _records(summary: pd.DataFrame, rule: str) -> list[dict[str, Any]]:
+    """The rows of a summary by one rule, in the order of the table."""
     keys = ["model", *STAGE]
     shown = summary.loc[summary["rule"] == rule]
     rank = {model: i for i, model in enumerate(model_order(shown["model"]))}
-    shown = shown.sort_values(keys, key=lambda c: c.map(rank) if c.name == "model" else c)
-    rows = []
-    for row in shown.to_dict("records"):
-        rows.append(
-            [
-                row["label"],
-                state_text(row["state_size"]),
-                count_text(row["num_parameters"]),
-                count_text(row["seq_len"]),
-                count_text(row["num_pairs"]),
-                row["lr_text"] or "no finished run",
-                count_text(row["num_seeds"]),
-                count_text(row["num_failed"]),
-                mean_and_std(row["mean"], row["std"]),
-                "-" if math.isnan(row["ci_low"]) else f"{percent(row['ci_low'])} to {percent(row['ci_high'])}",
-                percent(row["median"]),
-                "-" if math.isnan(row["share_above"]) else f"{100 * row['share_above']:.0f}%",
-                _steps(row["plateau_exit_step"]),
-            ]
-        )
-    return rows
+    return shown.sort_values(keys, key=lambda c: c.map(rank) if c.name == "model" else c).to_dict("records")
 
 
-def _both_rules(summary: pd.DataFrame) -> list[list[str]]:
-    """The cells by the validation rule, then those of _OPTIMISTIC; both rules have the same rows in the same order."""
-    places = [_HEADER.index(name.removesuffix("*")) for name in _OPTIMISTIC]
-    pairs = zip(table_cells(summary, VALIDATION), table_cells(summary, BEST_PER_SEED), strict=True)
-    return [[*cells, *(other[place] for place in places)] for cells, other in pairs]
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["label"],
+        state_text(row["state_size"]),
+        count_text(row["num_parameters"]),
+        count_text(row["seq_len"]),
+        count_text(row["num_pairs"]),
+        row["lr_text"] or "no finished run",
+        count_text(row["num_seeds"]),
+        count_text(row["num_failed"]),
+        mean_and_std(row["mean"], row["std"]),
+        "-" if math.isnan(row["ci_low"]) else f"{percent(row['ci_low'])} to {percent(row['ci_high'])}",
+        percent(row["median"]),
+        _share(row["share_above"]),
+        _steps(row["plateau_exit_step"]),
+    ]
+
+
+def _both_rules(summary: pd.DataFrame) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The rows by the validation rule, each with its row by the other one: both have the same in the same order."""
+    return zip(_records(summary, VALIDATION), _records(summary, BEST_PER_SEED), strict=True)
+
+
+def _share(fraction: float) -> str:
+    return "-" if math.isnan(fraction) else f"{100 * fraction:.0f}%"
 
 
 def percent(fraction: float) -> str:
@@ -81,13 +90,13 @@ def percent(fraction: float) -> str:
     return "-" if math.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
-def mean_and_std(mean: float, std: float) -> str:
+def mean_and_std(mean: float, std: float, between: str = " ± ") -> str:
     """Both in %; the mean alone where there is no deviation.
 
     >>> mean_and_std(0.9, 0.025), mean_and_std(0.9, float("nan"))
     ('90.0 ± 2.5', '90.0')
     """
-    return percent(mean) if math.isnan(std) else f"{percent(mean)} ± {percent(std)}"
+    return percent(mean) if math.isnan(std) else f"{percent(mean)}{between}{percent(std)}"
 
 
 def count_text(value: float) -> str:
@@ -100,7 +109,7 @@ def state_text(size: float) -> str:
     >>> state_text(8192), state_text(0)
     ('8,192', 'grows')
     """
-    return "grows" if count_text(size) == "0" else count_text(size)
+    return "grows" if size == 0 else count_text(size)
 
 
 def _steps(steps: float) -> str:
@@ -109,11 +118,21 @@ def _steps(steps: float) -> str:
     return "never" if math.isinf(steps) else f"{steps:g}"
 
 
+class Markdown(str):
+    """A cell that is Markdown already."""
+
+    __slots__ = ()
+
+
 def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """The lines of a Markdown table; all columns but the first are aligned to the right."""
+    """The lines of a Markdown table; all columns but the first are aligned to the right.
+
+    Args:
+        header: Markdown. rows: text, which is shown as it is, or `Markdown`.
+    """
     marks = ["---", *["---:"] * (len(header) - 1)]
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in [header, marks, *rows]]
-    return [f"| {' | '.join(row)} |" for row in escaped]
+    cells = [[cell if isinstance(cell, Markdown) else markdown_text(cell) for cell in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in [header, marks, *cells]]
 
 
 def to_markdown(summary: pd.DataFrame, rows: pd.DataFrame, chosen: pd.DataFrame, *, task: str, scale: str) -> str:
@@ -124,10 +143,14 @@ def to_markdown(summary: pd.DataFrame, rows: pd.DataFrame, chosen: pd.DataFrame,
         rows, chosen: what it was made from.
     """
     warning = ". No ordering of models follows from it" if scale in DEMONSTRATION else ""
-    lines = [f"# {title(task)}", "", f"**{subtitle(scale)}{warning}.**", ""]
+    lines = [f"# {markdown_text(title(task))}", "", f"**{markdown_text(subtitle(scale))}{warning}.**", ""]
     several = bool(several_rates(rows).any())
     if several:
-        lines += markdown_table([*_HEADER, *_OPTIMISTIC], _both_rules(summary))
+        cells = [
+            [*_cells(row), mean_and_std(other["mean"], other["std"]), _share(other["share_above"])]
+            for row, other in _both_rules(summary)
+        ]
+        lines += markdown_table([*_HEADER, *_OPTIMISTIC], cells)
     else:
         lines += markdown_table(_HEADER, table_cells(summary, VALIDATION))
     lines += [
@@ -161,7 +184,8 @@ def to_markdown(summary: pd.DataFrame, rows: pd.DataFrame, chosen: pd.DataFrame,
         lines += ["", "## Failed runs", ""]
         for row in failed.to_dict("records"):
             error = "no error recorded" if pd.isna(row["error"]) else row["error"]
-            lines.append(f"- {row['label']}, lr {row['lr']:g}, seed {row['seed']}: {error}")
+            label = markdown_text(row["label"])
+            lines.append(f"- {label}, lr {row['lr']:g}, seed {row['seed']}: {markdown_text(error)}")
     return "\n".join(lines) + "\n"
 
 
@@ -194,7 +218,7 @@ def _learning_rates(rows: pd.DataFrame, chosen: pd.DataFrame) -> list[str]:
                 cell = percent(compared.loc[lr, "score"])
             elif lr in own.index:
                 cell = f"not compared ({seeds_text(own.loc[lr, 'num_seeds'])})"
-            row.append(f"**{cell}**" if lr == by_model.loc[model, "lr"] else cell)
+            row.append(Markdown(f"**{cell}**") if lr == by_model.loc[model, "lr"] else cell)
         cells.append(row)
     return markdown_table(["model", "seeds compared", *(f"lr {lr:g}" for lr in rates)], cells)
 
@@ -223,26 +247,25 @@ def print_table(summary: pd.DataFrame, *, task: str, scale: str, console: Consol
     for name in ("model", "lr", "L", "seeds", "mean±std", "median", ">99%", "exit", "mean*±std"):
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=name != "model")
     previous = None
-    for cells in _both_rules(summary):
-        row = dict(zip([*_HEADER, *_OPTIMISTIC], cells, strict=True))
+    for row, other in _both_rules(summary):
         new = row["model"] != previous
         previous = row["model"]
         if new and table.row_count:
             table.add_section()
-        seeds = int(row["seeds"])
-        table.add_row(
-            row["model"] if new else "",
-            (row["lr"] if seeds else "-") if new else "",
-            row["L"].replace(",", ""),
-            f"{seeds}/{seeds + int(row['failed'])}",
-            row["mean ± std"].replace(" ", ""),
-            row["median"],
-            row["seeds > 99%"],
-            row["plateau exit"],
-            row["mean ± std*"].replace(" ", ""),
-        )
+        cells = [
+            row["label"] if new else "",
+            (row["lr_text"] or "-") if new else "",
+            str(row["seq_len"]),
+            f"{row['num_seeds']}/{row['num_seeds'] + row['num_failed']}",
+            mean_and_std(row["mean"], row["std"], "±"),
+            percent(row["median"]),
+            _share(row["share_above"]),
+            _steps(row["plateau_exit_step"]),
+            mean_and_std(other["mean"], other["std"], "±"),
+        ]
+        table.add_row(*map(Text, cells))
     console = console or plain_console()
-    console.print(f"\n{title(task)}: test accuracy, %\n{subtitle(scale)}\n")
+    console.print(Text(f"\n{title(task)}: test accuracy, %\n{subtitle(scale)}\n"))
     console.print(table)
     console.print(
         "\nseeds: finished/all. exit: median steps until the loss left its plateau.\n"

@@ -23,6 +23,7 @@ from palimpsa.analysis.statistics.learning_rate import (
 from palimpsa.analysis.statistics.summary import mean_difference
 from palimpsa.analysis.style import model_order
 from palimpsa.analysis.tables import markdown_table, mean_and_std, percent, state_text
+from palimpsa.config.text import markdown_text
 from palimpsa.runs.read import read_runs_csv
 from palimpsa.runs.schema import ResultError
 
@@ -83,7 +84,7 @@ def ablation_summary(results: Path) -> str:
         cells.append([own["label"].iloc[0], *(_each_seed(_accuracies(own, length)) for length in lengths)])
         if len(other):
             accuracies = " and ".join(_mean_and_std(_accuracies(other, length)) for length in lengths)
-            in_figure2.append(f"{own['label'].iloc[0]} {accuracies} ({other['seed'].nunique()} seeds)")
+            in_figure2.append(f"{markdown_text(own['label'].iloc[0])} {accuracies} ({other['seed'].nunique()} seeds)")
     caption = (
         f"Test accuracy in %, the mean and in brackets each seed, at rate {_rate_text(tested)}. In Figure 2: "
         f"{', '.join(in_figure2)}."
@@ -150,8 +151,9 @@ def throughput_summary(results: Path) -> str:
     prefill, decode = (rows.loc[rows["case"] == case] for case in ("prefill", "decode"))
     if prefill.empty or decode.empty:
         raise ResultError(f"{results / 'kernels'}/throughput_{DEVICE}.csv: no row of Palimpsa's prefill or decoding")
+    device = markdown_text(prefill["device"].iloc[0])
     return _wrap(
-        f"On one {prefill['device'].iloc[0]} Palimpsa's prefill takes {prefill['slowdown'].min():.1f} to "
+        f"On one {device} Palimpsa's prefill takes {prefill['slowdown'].min():.1f} to "
         f"{prefill['slowdown'].max():.1f} times as long as simple GLA's, at lengths from {prefill['T'].min():,} to "
         f"{prefill['T'].max():,}, and its decoding of {decode['B'].iloc[0]} sequences at once "
         f"{decode['slowdown'].iloc[0]:.1f} times as long."
@@ -170,8 +172,9 @@ def training_speed_table(results: Path) -> str:
     ]
     palimpsa = [time for (model, _), time in times.items() if model == "palimpsa_d"]
     tokens = ", ".join(f"{size:,}" for size in sorted(rows["tokens_per_step"].unique()))
+    device = markdown_text(rows["device"].iloc[0])
     caption = (
-        f"Milliseconds a step of {tokens} tokens on one {rows['device'].iloc[0]}: {min(times.values()):.1f} to "
+        f"Milliseconds a step of {tokens} tokens on one {device}: {min(times.values()):.1f} to "
         f"{max(times.values()):.1f} ms, of Palimpsa-D {min(palimpsa):.1f} to {max(palimpsa):.1f} ms. The GPU is busy "
         f"{rows['busy_share'].min():.0%} of the time or more."
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from palimpsa.analysis.collect import benchmark_columns
 from palimpsa.config.errors import ConfigError
+from palimpsa.config.text import from_cell, to_cell
 from palimpsa.runs.files import read_regular, write_atomic
 
 # A row by column, as the file has it.
@@ -54,6 +55,12 @@ def as_cell(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def _map_text(row: Cells, change: Callable[[str], str]) -> Cells:
+    return {
+        name: change(cell) if name in benchmark_columns.TEXT_COLUMNS and cell else cell for name, cell in row.items()
+    }
+
+
 class Store:
     """KIND_SLUG.csv of each kind of file, in a folder.
 
@@ -86,7 +93,7 @@ class Store:
             reason = error.strerror if isinstance(error, OSError) else error
             raise ConfigError(f"{path}: cannot be read ({reason}); results_dir= goes elsewhere") from error
         reader = csv.DictReader(io.StringIO(text, newline=""))
-        rows = list(reader)
+        rows = [_map_text(row, from_cell) for row in reader]
         if tuple(reader.fieldnames or ()) != columns or any(None in row or None in row.values() for row in rows):
             raise ConfigError(f"{path}: its columns are not those of this version; fresh=true starts over")
         for row in rows:
@@ -116,5 +123,5 @@ class Store:
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows[kind])
+        writer.writerows(_map_text(row, to_cell) for row in self.rows[kind])
         write_atomic(self.paths[kind], buffer.getvalue())

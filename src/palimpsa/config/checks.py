@@ -59,6 +59,10 @@ def _check_agreement(config: TrainConfig) -> None:
             f"variant: got {config.variant!r}, expected letters, digits, '_', '-', '+' and '.', and with model.name "
             f"{MAX_NAME} bytes at most (a directory's name)"
         )
+    # A result without them would be refused when it is read, after the training.
+    for group, name in (("model", "label"), ("model", "name"), ("scale", "name"), ("task", "name")):
+        if not (text := getattr(getattr(config, group), name)).strip():
+            raise ConfigError(f"{group}.{name}: got {text!r}, expected what figures and tables call it")
     for name in ("results_dir", "run_dir"):
         path = getattr(config, name)
         if not path or "\0" in path:

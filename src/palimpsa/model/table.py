@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 from palimpsa.config.compose import CONFIG_DIR, compose_config
+from palimpsa.config.text import markdown_text
 from palimpsa.model.build import build_model
 
 LANGUAGE_MODEL_CONTEXT = 4_096  # tokens, of the published pretraining
@@ -76,7 +77,7 @@ def _row(name: str, config: Any, context: int) -> str:
     state = f"{growth:,} a token" if growth else f"{model.state_size:,}"
     cells = [
         f"`{name}`",
-        config.label,
+        markdown_text(config.label),
         str(config.num_layers),
         f"{config.d_model:,}",
         f"{mixer.num_heads}, {mixer.head_k_dim}, {mixer.head_v_dim}",

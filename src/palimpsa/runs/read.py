@@ -8,14 +8,16 @@ that names the file, what was found and what was expected.
 import io
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from palimpsa.config.text import from_cell, one_line, printable, to_cell
 from palimpsa.runs.files import read_regular
 from palimpsa.runs.result import read_result_and_rows
-from palimpsa.runs.rows import HistoryFacts, one_line
+from palimpsa.runs.rows import HistoryFacts
 from palimpsa.runs.schema import (
     CELL_KINDS,
     CURVE_COLUMNS,
@@ -159,10 +161,12 @@ def _read_csv(path: Path, columns: dict[str, str], facts: HistoryFacts | None = 
                 f"{path}: column {name} is missing, found {', '.join(frame.columns[:8])}, ...; "
                 f"expected {', '.join(columns)}"
             )
-        if dtype != "str":
-            frame[name] = _convert(frame.loc[:, name], dtype, path)
+        text = frame.loc[:, name]
+        frame[name] = _map_text(text, from_cell) if dtype == "str" else _convert(text, dtype, path)
         if name in CELL_KINDS:
             _check_cells(frame.loc[:, name], name, path)
+        if dtype == "str":
+            frame[name] = _map_text(frame.loc[:, name], printable)
     if not content.endswith((b"\n", b"\r")):
         raise ResultError(f"{path}: row {len(frame)} has no line end, expected one; was the file cut short?")
     return frame
@@ -178,6 +182,16 @@ def _check_cells(column: pd.Series, name: str, path: Path) -> None:
             row = (column.isna() if empty else column == value).tolist().index(True)
             found = "empty" if empty else shorten(value)
             raise ResultError(f"{path}: column {name} is {found} in row {row + 1}, expected {KINDS[kind]}")
+
+
+def cells_of(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame as its CSV file holds it: text as `config.text.to_cell` has it, numbers as they are."""
+    text = [name for name in frame.columns if RUN_COLUMNS.get(name) == "str"]
+    return frame.assign(**{name: _map_text(frame.loc[:, name], to_cell) for name in text})
+
+
+def _map_text(column: pd.Series, change: Callable[[str], str]) -> pd.Series:
+    return column.map(change, na_action="ignore").astype(column.dtype)
 
 
 def _as_floats(frame: pd.DataFrame, names: list[str], path: Path) -> pd.DataFrame:

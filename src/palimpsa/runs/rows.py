@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from palimpsa.config.text import one_line
 from palimpsa.runs.identity import protocol_hash
 from palimpsa.runs.schema import Block, ResultError, shorten
 
@@ -31,9 +31,9 @@ def result_rows(path: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
         "lr": float(run.get("lr", "positive")),
         "seed": run.get("seed", "count"),
         "run_seq_len": task.get("seq_len", "count", optional=True) or 0,
-        "label": one_line(run.get("label", "text")),
+        "label": _one_line(run.get("label", "text")),
         "status": top.get("status", "status"),
-        "error": one_line(top.get("error", "words", optional=True)),
+        "error": _one_line(top.get("error", "words", optional=True)),
         "state_size": run.get("state_size", "count", optional=True),
         "num_parameters": run.get("num_parameters", "count", optional=True),
         "vocab_size": task.get("vocab_size", "count", optional=True),
@@ -42,10 +42,10 @@ def result_rows(path: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
         "git_revision": provenance.get("git_revision", "text", optional=True),
         "git_dirty": provenance.get("git_dirty", "bool", optional=True),
         "versions": ";".join(f"{k}={v}" for k, v in sorted(versions.items()) if v is not None),
-        "device": one_line(provenance.get("device", "string", optional=True)),
+        "device": _one_line(provenance.get("device", "string", optional=True)),
         "started": provenance.get("started", "string", optional=True),
         "wall_time_s": provenance.get("wall_time_s", "number", optional=True),
-        "command": one_line(provenance.get("command", "string", optional=True)),
+        "command": _one_line(provenance.get("command", "string", optional=True)),
     }
     stages = []
     for index, values in enumerate(top.get("stages", "list")):
@@ -100,6 +100,5 @@ def _stage_row(stage: Block) -> dict[str, Any]:
     }
 
 
-def one_line(text: str | None) -> str | None:
-    """A text without line ends and other characters that a terminal or a CSV file acts upon."""
-    return None if text is None else " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
+def _one_line(text: str | None) -> str | None:
+    return None if text is None else one_line(text)

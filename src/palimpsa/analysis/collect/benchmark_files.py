@@ -13,6 +13,7 @@ from palimpsa.analysis.collect.benchmark_columns import (
     TEXT_COLUMNS,
     TRAINING_COLUMNS,
 )
+from palimpsa.config.text import from_cell, printable
 from palimpsa.runs.files import read_regular
 from palimpsa.runs.schema import FileUnreadableError, ResultError
 
@@ -49,7 +50,9 @@ def _read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """
     try:
         content = io.BytesIO(read_regular(path))
-        rows = pd.read_csv(content, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=True)
+        # Only an empty cell is missing; a model may be called "NA".
+        missing = {name: [""] if name in TEXT_COLUMNS else ["", "nan"] for name in columns}
+        rows = pd.read_csv(content, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False, na_values=missing)
     except OSError as error:
         raise FileUnreadableError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, OverflowError) as error:
@@ -58,6 +61,10 @@ def _read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         raise ResultError(f"{path}: its columns are not those of this version, expected {', '.join(columns)}")
     if rows.empty:
         raise ResultError(f"{path}: holds no row, expected one a measurement")
+    text = rows.columns.intersection(TEXT_COLUMNS)
+    rows = rows.assign(
+        **{name: rows[name].map(lambda cell: printable(from_cell(cell)), na_action="ignore") for name in text}
+    )
     numbers = [name for name in columns if name not in TEXT_COLUMNS]
     wrong = [name for name in numbers if not pd.api.types.is_numeric_dtype(rows.dtypes[name])]
     if wrong:

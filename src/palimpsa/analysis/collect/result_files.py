@@ -24,7 +24,7 @@ from palimpsa.analysis.collect.run_directories import (
 from palimpsa.analysis.collect.thin_curves import thin_curves
 from palimpsa.runs.files import write_all_atomic
 from palimpsa.runs.protocol import describe_run, one_protocol
-from palimpsa.runs.read import head_columns, read_curves_csv, read_gpu_sessions_csv, read_runs_csv, runs_frame
+from palimpsa.runs.read import cells_of, head_columns, read_curves_csv, read_gpu_sessions_csv, read_runs_csv, runs_frame
 from palimpsa.runs.schema import CURVE_COLUMNS, RUN_KEY, ResultError
 
 
@@ -158,8 +158,8 @@ def write_collected(collected: Collected, out: Path) -> list[Path]:
     curves = collected.curves.assign(lr=[repr(lr) for lr in collected.curves["lr"].tolist()])
     # All text first: a value that cannot be written must not leave new files beside old ones.
     contents = {
-        "runs.csv": collected.runs.to_csv(index=False, lineterminator="\n"),
-        "curves.csv": curves.to_csv(index=False, lineterminator="\n", float_format="%.6g"),
+        "runs.csv": cells_of(collected.runs).to_csv(index=False, lineterminator="\n"),
+        "curves.csv": cells_of(curves).to_csv(index=False, lineterminator="\n", float_format="%.6g"),
         "provenance.json": json.dumps(provenance, indent=2, sort_keys=True) + "\n",
     }
     return write_all_atomic({out / name: content for name, content in contents.items()})

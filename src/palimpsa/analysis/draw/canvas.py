@@ -5,17 +5,23 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullLocator
 
+from palimpsa.config.text import shortened
 from palimpsa.runs.files import write_atomic
 
 PNG_DPI = 150
+# Pixels: Agg draws less than 2^16.
+_MAX_SIDE = 60_000
+# Characters of somebody else's text.
+MAX_LABEL, MAX_TITLE = 80, 120
 # Ending -> its metadata, without what differs from one drawing to the next.
 FORMATS: dict[str, dict[str, str | None]] = {"png": {"Software": None}, "svg": {"Date": None}}
 FAILED_COLOR = "#B00020"
@@ -36,6 +42,8 @@ _STYLE = {
     "legend.fontsize": 9,
     "legend.frameon": False,
     "legend.handlelength": 2.4,
+    # A label is text, whatever it holds; what is math says so itself.
+    "text.parse_math": False,
     # Element ids from a fixed salt, glyphs as outlines: the same file on every machine.
     "svg.fonttype": "path",
     "svg.hashsalt": "palimpsa",
@@ -58,7 +66,8 @@ def new_figure(width: float, height: float) -> Figure:
 
 def heading(figure: Figure, title: str, subtitle: str) -> None:
     """A title over all panels, and a line under it."""
-    figure.suptitle(f"{title}\n{subtitle}", fontsize=12, linespacing=1.35)
+    lines = [shortened(line, MAX_TITLE) for line in (title, subtitle)]
+    figure.suptitle("\n".join(lines), fontsize=12, linespacing=1.35)
 
 
 def log_axis(axes: Axes) -> None:
@@ -66,7 +75,8 @@ def log_axis(axes: Axes) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     if high > 1e5 * low:
-        # Matplotlib's own ticks and labels, powers of ten.
+        # Matplotlib's own ticks.
+        axes.yaxis.set_major_formatter(_PowersOfTen())
         axes.yaxis.set_minor_locator(NullLocator())
         return
     steps = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)
@@ -78,7 +88,18 @@ def log_axis(axes: Axes) -> None:
 def ratio_axis(axes: Axes) -> None:
     """A y axis from 0 for what may be 0 and spans decades: linear up to 1, logarithmic above."""
     axes.set_yscale("symlog", linthresh=1)
+    axes.yaxis.set_major_formatter(_PowersOfTen())
     axes.set_ylim(bottom=0)
+
+
+class _PowersOfTen(LogFormatterSciNotation):
+    """Matplotlib's own labels of a logarithmic axis, which are math."""
+
+    def format_ticks(self, values: list[float]) -> list[str]:
+        axis: Any = self.axis
+        for tick in axis.get_major_ticks(len(values)):
+            tick.label1.set_parse_math(True)
+        return super().format_ticks(values)
 
 
 def length_axis(axes: Axes, lengths: Iterable[int]) -> None:
@@ -131,11 +152,13 @@ def failed_mark() -> Line2D:
     return Line2D([], [], linestyle="", marker="X", color=FAILED_COLOR, markersize=7, mec="white")
 
 
-def _widen_to_legends(figure: Figure) -> None:
-    """One that is wider than the figure would lose its ends."""
+def _grow_to_legends(figure: Figure) -> None:
+    """One that is wider than the figure would lose its ends, and one that is half as high would leave no panels."""
     for legend in figure.legends:
-        width = legend.get_window_extent().width / figure.dpi
-        figure.set_figwidth(max(figure.get_figwidth(), width))
+        extent = legend.get_window_extent()
+        figure.set_figwidth(max(figure.get_figwidth(), extent.width / figure.dpi))
+        if (height := extent.height / figure.dpi) > figure.get_figheight() / 2:
+            figure.set_figheight(figure.get_figheight() + height)
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
@@ -143,12 +166,13 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
 
     The bytes depend on the figure and on matplotlib's version only. Raises OSError when the folder cannot be written.
     """
-    _widen_to_legends(figure)
+    _grow_to_legends(figure)
+    dpi = min(PNG_DPI, _MAX_SIDE / max(figure.get_size_inches()))
     paths = []
     for suffix, metadata in FORMATS.items():
         buffer = io.BytesIO()
         with figure_style():
-            figure.savefig(buffer, format=suffix, dpi=PNG_DPI, metadata=metadata)
+            figure.savefig(buffer, format=suffix, dpi=dpi, metadata=metadata)
         # Laid out once: both files show the same figure, in half of the time.
         figure.set_layout_engine("none")
         # Not with_suffix: a scale may have a dot in its name.

@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from palimpsa.analysis.draw.canvas import figure_style, heading, new_figure
+from palimpsa.analysis.draw.canvas import MAX_LABEL, figure_style, heading, new_figure
 from palimpsa.analysis.style import MODEL_STYLES
+from palimpsa.config.text import shortened
 
 _BOX_COLORS = {"input": "#FFFFFF", "output": "#FFFFFF", "module": "#DCE9F5", "function": "#F3F3F3"}
 _OPERATOR_COLOR = MODEL_STYLES["palimpsa_d"].color
@@ -86,7 +87,7 @@ def _draw_block(axes: Axes, block: dict[str, Any], layout: _Layout) -> None:
     axes.set_xlim(min(columns) - 0.6, max(columns) + 0.6)
     axes.set_ylim(-0.5, max(rows) + 0.5)
     axes.set_axis_off()
-    axes.set_title(block["label"])
+    axes.set_title(shortened(block["label"], MAX_LABEL))
     for path, name in layout.edges:
         points: list[tuple[float, float]] = [layout.place[point] for point in path]
         points[0] = (points[0][0], points[0][1] + _BOX_HEIGHT / 2)

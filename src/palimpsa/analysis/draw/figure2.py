@@ -8,11 +8,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from palimpsa.analysis.draw.canvas import draw_failures, failed_mark, figure_style, heading, new_figure
+from palimpsa.analysis.draw.canvas import MAX_LABEL, draw_failures, failed_mark, figure_style, heading, new_figure
 from palimpsa.analysis.statistics.learning_rate import STAGE, at_chosen_rates, choice_text, finished_stages
 from palimpsa.analysis.statistics.summary import VALIDATION
 from palimpsa.analysis.style import ModelStyle, model_order, model_styles
 from palimpsa.analysis.titles import subtitle, title
+from palimpsa.config.text import shortened
 
 _GROUP_WIDTH = 0.84
 _WIDEST = 0.2
@@ -84,7 +85,7 @@ def _legend_label(own: pd.DataFrame) -> str:
     state = f"state {' to '.join(f'{size:,}' if size else 'grows' for size in sizes[:: max(1, len(sizes) - 1)])}"
     rates = own["lr"].dropna().unique()
     rate = f"lr {rates[0]:g}" if len(rates) else "no finished run"
-    return " · ".join([own["label"].iloc[0], *([state] if sizes else []), rate])
+    return " · ".join([shortened(own["label"].iloc[0], MAX_LABEL), *([state] if sizes else []), rate])
 
 
 def _draw_bars(axes: Axes, own: pd.DataFrame, positions: list[float], width: float, style: ModelStyle) -> None:

@@ -8,10 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from palimpsa.analysis.draw.canvas import figure_style, heading, log_axis, new_figure, ratio_axis
+from palimpsa.analysis.draw.canvas import MAX_LABEL, figure_style, heading, log_axis, new_figure, ratio_axis
 from palimpsa.analysis.statistics.learning_curves import finished_curves, mean_curve
 from palimpsa.analysis.style import ModelStyle, model_order, model_styles
 from palimpsa.analysis.titles import subtitle, title
+from palimpsa.config.text import shortened
 from palimpsa.runs.read import head_columns
 
 _CAPTION = (
@@ -20,6 +21,7 @@ _CAPTION = (
     "where fewer than half of them, or only one, remain.\nThe ratio is 0 without metaplasticity, and its axis linear "
     "below 1; the other baselines have no importance."
 )
+_MAX_PANEL_TITLE = 32
 _LAYER_DASHES = ["-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1))]
 _HEAD_PANELS = {"window/": "$N_t$ (tokens)", "metaplasticity/": "metaplasticity ratio"}
 
@@ -63,12 +65,12 @@ def figure3(rows: pd.DataFrame, curves: pd.DataFrame, chosen: pd.DataFrame, *, t
                 axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center")
             axes.set_title(name)
             axes.set_xlabel("training step")
-            axes.set_ylabel(unit)
+            axes.set_ylabel(unit, parse_math=True)
         heading(figure, f"Learning dynamics: {title(task)}", subtitle(scale))
         handles = [Line2D([], [], color=styles[m].color, linestyle=styles[m].linestyle, linewidth=1.8) for m in models]
         legend = figure.legend(
             handles,
-            [f"{by_model.loc[m, 'label']} · lr {by_model.loc[m, 'lr']:g}" for m in models],
+            [f"{shortened(by_model.loc[m, 'label'], MAX_LABEL)} · lr {by_model.loc[m, 'lr']:g}" for m in models],
             loc="outside lower center",
             ncols=min(len(models), 5 if len(models) <= 5 else 4) or 1,
             title=_CAPTION,
@@ -142,13 +144,14 @@ def figure3_heads(rows: pd.DataFrame, curves: pd.DataFrame, chosen: pd.DataFrame
                 if reason:
                     place = {"transform": axes.transAxes, "ha": "center", "va": "center"}
                     axes.text(0.5, 0.5, reason, **place, color="#777777", fontsize=9)
-            panel_row[0].set_ylabel(_HEAD_PANELS[prefix])
+            panel_row[0].set_ylabel(_HEAD_PANELS[prefix], parse_math=True)
             if prefix == "window/":
                 log_axis(panel_row[0])
             else:
                 ratio_axis(panel_row[0])
         for axes, model in zip(grid[0], models, strict=True):
-            axes.set_title(f"{by_model.loc[model, 'label']}\nlr {by_model.loc[model, 'lr']:g}", fontsize=9.5)
+            label = shortened(by_model.loc[model, "label"], _MAX_PANEL_TITLE)
+            axes.set_title(f"{label}\nlr {by_model.loc[model, 'lr']:g}", fontsize=9.5)
         for axes in grid[-1]:
             axes.set_xlabel("training step")
             axes.xaxis.set_major_locator(MaxNLocator(4))

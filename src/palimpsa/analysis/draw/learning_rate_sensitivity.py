@@ -12,10 +12,19 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from palimpsa.analysis.draw.canvas import FAILED_COLOR, draw_failures, failed_mark, figure_style, heading, new_figure
+from palimpsa.analysis.draw.canvas import (
+    FAILED_COLOR,
+    MAX_LABEL,
+    draw_failures,
+    failed_mark,
+    figure_style,
+    heading,
+    new_figure,
+)
 from palimpsa.analysis.statistics.learning_rate import STAGE, choice_text, finished_stages
 from palimpsa.analysis.style import ModelStyle, model_order, model_styles
 from palimpsa.analysis.titles import subtitle, title
+from palimpsa.config.text import shortened
 
 POINT_COLUMNS = ["model", "lr", "seed", *STAGE, "test_accuracy"]
 
@@ -94,13 +103,19 @@ def learning_rate_sensitivity(rows: pd.DataFrame, chosen: pd.DataFrame, *, task:
             grid[0, 0].set_title("all models, means", fontsize=9)
         heading(figure, f"Learning-rate sensitivity: {title(task)}", subtitle(scale))
         caption = _CAPTION.format(choice=choice_text(rows))
-        _legend(figure, caption, {m: labels[m] for m in models} if overview else {}, styles, any_failed=any_failed)
+        _legend(
+            figure,
+            caption,
+            {m: shortened(labels[m], MAX_LABEL) for m in models} if overview else {},
+            styles,
+            any_failed=any_failed,
+        )
     return figure
 
 
 def _column_title(label: str, chosen_lr: float) -> str:
     rate = "no finished run" if np.isnan(chosen_lr) else f"lr {chosen_lr:g}"
-    words = label.replace(" (", "\n(").splitlines()
+    words = shortened(label, MAX_LABEL).replace(" (", "\n(").splitlines()
     return "\n".join([*(textwrap.fill(part, 17) for part in words), rate])
 
 

@@ -9,6 +9,7 @@ from matplotlib.patches import Patch
 from palimpsa.analysis.collect.benchmark_columns import OPERATORS
 from palimpsa.analysis.draw.canvas import figure_style, heading, length_axis, log_axis, new_figure, origin_line
 from palimpsa.analysis.style import MODEL_STYLES, ModelStyle
+from palimpsa.config.text import shortened
 
 # Those of the models that are built on them, in the other figures.
 OPERATOR_STYLES = dict(
@@ -23,6 +24,7 @@ OPERATOR_STYLES = dict(
 )
 _MARKERS = dict(zip(OPERATORS, "oosD^v", strict=True))
 _GROUP_WIDTH = 0.8
+_MAX_SHAPE_NAME = 20
 
 
 def cost_against_length(rows: pd.DataFrame) -> Figure:
@@ -148,7 +150,9 @@ def sizes_text(rows: pd.DataFrame) -> str:
 
 def _shape_label(rows: pd.DataFrame, shape: str) -> str:
     row = rows.loc[rows["shape"] == shape].iloc[0]
-    return f"{shape}\nB {row['B']}, T {row['T']:,}\nH {row['H']}, K {row['K']}, V {row['V']}"
+    return (
+        f"{shortened(shape, _MAX_SHAPE_NAME)}\nB {row['B']}, T {row['T']:,}\nH {row['H']}, K {row['K']}, V {row['V']}"
+    )
 
 
 def benchmark_subtitle(rows: pd.DataFrame) -> str:

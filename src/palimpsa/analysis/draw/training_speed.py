@@ -5,8 +5,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from palimpsa.analysis.draw.canvas import figure_style, heading, length_axis, log_axis, new_figure, origin_line
+from palimpsa.analysis.draw.canvas import (
+    MAX_LABEL,
+    figure_style,
+    heading,
+    length_axis,
+    log_axis,
+    new_figure,
+    origin_line,
+)
 from palimpsa.analysis.style import model_order, model_styles
+from palimpsa.config.text import shortened
 
 _MARKERS = "os^Dv<>pP*X"
 
@@ -41,7 +50,7 @@ def training_speed(rows: pd.DataFrame) -> Figure:
         labels = dict(zip(rows["model"], rows["label"], strict=True))
         figure.legend(
             [_legend_handle(model, models) for model in models],
-            [labels[model] for model in models],
+            [shortened(labels[model], MAX_LABEL) for model in models],
             loc="outside lower center",
             ncols=min(len(models), 4),
             title=_caption(rows),

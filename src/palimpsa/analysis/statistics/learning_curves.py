@@ -50,11 +50,12 @@ def mean_curve(own: pd.DataFrame, column: str, *, geometric: bool = False) -> pd
     grid = np.unique(steps)
     # Every k-th step: figures of long runs should stay small.
     grid = grid[:: max(1, -(-len(grid) // MAX_POINTS))]
-    by_seed = np.full((len(np.unique(seeds)), len(grid)), np.nan)
-    for row, seed in zip(by_seed, np.unique(seeds), strict=True):
-        order = np.flatnonzero(seeds == seed)
-        order = order[np.argsort(steps[order], kind="stable")]
-        row[:] = np.interp(grid, steps[order], values[order], left=np.nan, right=np.nan)
+    order = np.lexsort((steps, seeds))
+    starts = np.unique(seeds[order], return_index=True)[1]
+    by_seed = np.full((len(starts), len(grid)), np.nan)
+    # Without the empty part before the first seed.
+    for row, own_rows in zip(by_seed, np.split(order, starts)[1:], strict=True):
+        row[:] = np.interp(grid, steps[own_rows], values[own_rows], left=np.nan, right=np.nan)
     num_seeds = np.isfinite(by_seed).sum(axis=0)
     mean = np.nansum(by_seed, axis=0) / np.maximum(num_seeds, 1)
     squares = np.nansum((by_seed - mean) ** 2, axis=0)
