@@ -12,6 +12,7 @@ from typing import Any
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.keys import MAX_NAME, is_file_name, rules
 from palimpsa.config.schema import TrainConfig
+from palimpsa.config.text import is_line
 
 # Bytes of a file's name on any file system of today's; and of a run's directory, which leaves room for its files.
 MAX_FILE_NAME = 255
@@ -59,10 +60,11 @@ def _check_agreement(config: TrainConfig) -> None:
             f"variant: got {config.variant!r}, expected letters, digits, '_', '-', '+' and '.', and with model.name "
             f"{MAX_NAME} bytes at most (a directory's name)"
         )
-    # A result without them would be refused when it is read, after the training.
-    for group, name in (("model", "label"), ("model", "name"), ("scale", "name"), ("task", "name")):
-        if not (text := getattr(getattr(config, group), name)).strip():
-            raise ConfigError(f"{group}.{name}: got {text!r}, expected what figures and tables call it")
+    # A result without one would be refused when it is read, after the training.
+    if not is_line(config.model.label):
+        raise ConfigError(
+            f"model.label: got {config.model.label!r}, expected what figures and tables call it: a line of text"
+        )
     for name in ("results_dir", "run_dir"):
         path = getattr(config, name)
         if not path or "\0" in path:

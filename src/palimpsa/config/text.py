@@ -22,6 +22,11 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+def is_line(text: str) -> bool:
+    """Whether a text is a line that says something: not of white space alone, and without control characters."""
+    return bool(text.strip()) and re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", text) is None
+
+
 def shortened(text: str, length: int) -> str:
     """At most `length` characters of a text.
 

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from palimpsa.config.errors import RunDirectoryError
-from palimpsa.runs.files import LockHeldError, hold_lock, lock_holder, open_regular, read_regular, remove_abandoned, write_atomic
+from palimpsa.runs.files import (
+    LockHeldError,
+    hold_lock,
+    lock_holder,
+    open_regular,
+    read_regular,
+    remove_abandoned,
+    write_atomic,
+)
 from palimpsa.runs.identity import config_hash, differences, upgraded
 from palimpsa.runs.result import read_json_object, read_result
 from palimpsa.runs.rows import history_of

@@ -1,12 +1,12 @@
 """What the result files hold: the columns of the CSV files, and what a value of a result.json may be."""
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from palimpsa.config.keys import FILE_NAME_TEXT, is_file_name
+from palimpsa.config.text import is_line
 
 # Of result.json. 1 had keys of the config where they were then, and no status for a run that diverged; 2 had no
 # checksum.
@@ -165,7 +165,7 @@ def matches(value: Any, kind: str) -> bool:
         case "words":
             return isinstance(value, str) and bool(value.strip())
         case "text":
-            return matches(value, "words") and not re.search(r"[\x00-\x1f\x7f-\x9f]", value)
+            return isinstance(value, str) and is_line(value)
         case "string":
             return isinstance(value, str)
         case "status":
