@@ -170,7 +170,8 @@ def test_a_directory_that_may_not_be_entered_is_one_line(tmp_path, monkeypatch):
 
 
 def test_a_path_of_any_language_is_taken_in_quotes(tmp_path):
-    assert plan_command_line([f"results_dir='{tmp_path}/a ü, 日本'"], multirun=False) is None
+    config = plan_command_line([f"results_dir='{tmp_path}/a ü, 日本'"], multirun=False)
+    assert config.results_dir == f"{tmp_path}/a ü, 日本"
 
 
 def test_a_sweep_over_nothing_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -170,5 +171,5 @@ def _compose_with_hydra(config_name: str, overrides: Sequence[str]) -> DictConfi
 def _check_run(config: TrainConfig, *, elsewhere: bool) -> None:
     check_run(config, elsewhere=elsewhere)
     # One that has ended may lie where nobody can write any more.
-    if not RunDirectory(config.run_dir).result_file.exists():
+    if not os.path.exists(RunDirectory(config.run_dir).result_file):
         check_writable(config.results_dir, Path(config.run_dir))
