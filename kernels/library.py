@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 from . import scan
 from .reference import step_in_place
@@ -325,11 +326,18 @@ def call_step(path: str, *args: Any) -> tuple[Tensor, Tensor]:
     """`step` by the fastest way there is here."""
     if torch.compiler.is_compiling() or not are_plain(args):
         return step(path, *args)
-    if path == "triton":
-        if under_transforms():
+    mean, importance = args[6:8]
+    if under_transforms():
+        if path == "triton":
             raise NotImplementedError("palimpsa_step under torch.func needs PALIMPSA_PATH=chunked: Triton has no rule")
-        mean, importance = args[6:8]
-        if not mean.is_inference():
-            # So that autograd notices if it kept one of them; PyTorch's own operations do that by themselves.
-            torch.autograd.graph.increment_version((mean, importance))
+        is_mapped = any(is_batchedtensor(x) for x in args if isinstance(x, Tensor))
+        for name, x in (("mean", mean), ("importance", importance)):
+            if is_mapped and not is_batchedtensor(x):
+                raise ValueError(
+                    f"state.{name} is not mapped over by torch.vmap, but another argument is: it is updated in place, "
+                    "and every entry needs its own"
+                )
+    if path == "triton" and not mean.is_inference():
+        # So that autograd notices if it kept one of them; PyTorch's own operations do that by themselves.
+        torch.autograd.graph.increment_version((mean, importance))
     return _step(path, *args)

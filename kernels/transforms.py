@@ -13,6 +13,8 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
 Rule = Callable[..., tuple[Any, Any]]
+# What torch.autograd.grad itself makes batched gradients with: no type checker knows them.
+_FUNCTIONS: Any = torch._VF
 
 
 def stand_in(
@@ -102,11 +104,12 @@ def _map_batched_gradients(rule: Rule, call: Callable[..., Any], args: tuple[Any
     level, size = max(levels)
     in_dims = tuple(0 if own == level else None for own, _ in levels)
     bare = [
-        x if dim is None else torch._remove_batch_dim(x, level, size, 0) for x, dim in zip(args, in_dims, strict=True)
+        x if dim is None else _FUNCTIONS._remove_batch_dim(x, level, size, 0)
+        for x, dim in zip(args, in_dims, strict=True)
     ]
     results, out_dims = _map_any_size(rule, call, size, in_dims, tuple(bare))
     return tuple(
-        x if dim is None else torch._add_batch_dim(x, dim, level) for x, dim in zip(results, out_dims, strict=True)
+        x if dim is None else _FUNCTIONS._add_batch_dim(x, dim, level) for x, dim in zip(results, out_dims, strict=True)
     )
 
 
@@ -117,9 +120,9 @@ def _level_and_size(x: Tensor) -> tuple[int, int]:
     level = size = 0
     while is_legacy_batchedtensor(x):
         level += 1
-        size, other = (torch._remove_batch_dim(x, level, n, 0).shape[0] for n in (0, 1))
+        size, other = (_FUNCTIONS._remove_batch_dim(x, level, n, 0).shape[0] for n in (0, 1))
         if size == other:
-            x = torch._remove_batch_dim(x, level, size, 0)
+            x = _FUNCTIONS._remove_batch_dim(x, level, size, 0)
     return level, size
 
 

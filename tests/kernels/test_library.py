@@ -295,6 +295,21 @@ def test_a_step_under_transforms_is_each_entrys_own(Problem, assert_equal):
         assert_equal({"o": found[i], "mean": states[0][i]}, {"o": expected.o, "mean": state.mean}, 1e-12)
 
 
+@pytest.mark.parametrize("name", ["mean", "importance"])
+def test_a_state_that_all_entries_of_a_step_share_is_one_clear_error(Problem, name):
+    problem = Problem((2, 1, 2, 4, 5))
+    token = [x if x.ndim == 1 else x[:, 0] for x in problem.args]
+    state = {key: torch.stack([problem[key]] * 2) for key in ("mean", "importance")}
+    state[name] = problem[name]
+
+    def step(q, *state):
+        return palimpsa_step(q, *token[1:], state).o
+
+    in_dims = (0, *(None if key == name else 0 for key in state))
+    with pytest.raises(ValueError, match=f"state.{name} is not mapped over by torch.vmap"):
+        torch.func.vmap(step, in_dims=in_dims)(torch.stack([token[0]] * 2), *state.values())
+
+
 def test_a_backward_without_what_the_forward_kept_is_right(Problem):
     tensors = list(Problem((2, 9, 2, 4, 5)).tensors.values())
     o, _, _, _, kept = LIBRARY.forward("chunked", *tensors, None, 0.5, 1, 4, True, False, False)

@@ -24,7 +24,8 @@ def test_without_beta_on_a_gpu_a_missing_library_is_named(Problem, monkeypatch):
 def test_without_beta_the_library_is_called_as_it_should_be(Problem, assert_equal, monkeypatch, packed):
     """The library's kernel needs a GPU: here its definition stands in for it."""
 
-    def chunk_simple_gla(q, k, v, g, scale, output_final_state, cu_seqlens):
+    def chunk_simple_gla(q, k, v, g, scale, initial_state, output_final_state, cu_seqlens):
+        assert initial_state is None
         assert torch.isfinite(g).all()
         bounds = [0, q.shape[1]] if cu_seqlens is None else cu_seqlens.tolist()
         outputs, states = [], []
@@ -54,3 +55,31 @@ def test_without_beta_the_library_is_called_as_it_should_be(Problem, assert_equa
     options = {"cu_seqlens": bounds}
     assert_equal(problem.run(operator, **options), problem.run(palimpsa_reference, **options), 1e-5)
     assert_equal(problem.gradients(operator, **options), problem.gradients(palimpsa_reference, **options), 1e-5)
+
+
+@pytest.mark.parametrize(("K", "V"), [(17, 31), (3, 100)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bounds", [None, (0, 3, 45)])
+def test_the_librarys_kernel_gets_even_heads_in_half_precision(Problem, monkeypatch, K, V, dtype, bounds):
+    """Of an odd width its way back ends in an assertion."""
+    linear = importlib.import_module("palimpsa.kernels.linear")
+    recurrences = importlib.import_module("palimpsa.kernels.fla.recurrences")
+
+    def kernel(q, k, v, g, *, scale, initial_state, output_final_state, cu_seqlens):
+        assert q.shape[-1] % 2 == v.shape[-1] % 2 == 0
+        operands = (q.float() * (scale * q.shape[-1] ** 0.5), k, v.float(), g[..., None])
+        return recurrences._by_reference(recurrences._gated_recurrence, operands, initial_state, cu_seqlens)
+
+    monkeypatch.setattr(linear, "guarded_chunk_simple_gla", lambda device: kernel)
+    problem = Problem((1, 45, 2, K, V), dtype, beta=False, state=False)
+    cu_seqlens = None if bounds is None else torch.tensor(bounds)
+
+    def by_library(q, k, v, beta, g, prior, initial_state, output_final_state, output_variance, cu_seqlens):
+        return linear.linear_attention(q, k, v, g, prior, K**-0.5, output_final_state, output_variance, cu_seqlens)
+
+    options = {"cu_seqlens": cu_seqlens}
+    exact = problem.to(torch.float64)
+    found, expected = problem.gradients(by_library, **options), exact.gradients(palimpsa_reference, **options)
+    for name, x in expected.items():
+        assert found[name].shape == x.shape
+        assert (found[name].double() - x).abs().max() <= 2e-2 * x.abs().max().clamp(min=1)

@@ -1,8 +1,6 @@
 """The models that fall out of the recurrence as special cases, each against its own independent formula."""
 
 # B batch, T time, H heads, K key dim, V value dim
-import importlib
-
 import pytest
 import torch
 
@@ -37,34 +35,6 @@ def test_without_plasticity_it_is_gated_linear_attention(Problem, operator, zero
     torch.testing.assert_close(out.final_state.importance, importance, rtol=1e-14, atol=0)
     variance = (0.7 * q).square().sum(-1, keepdim=True) / prior[:, None]
     torch.testing.assert_close(out.variance, variance.expand_as(v), rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize(("K", "V"), [(17, 31), (3, 100)])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("bounds", [None, (0, 3, 45)])
-def test_the_librarys_kernel_gets_even_heads_in_half_precision(Problem, monkeypatch, K, V, dtype, bounds):
-    """Of an odd width its way back ends in an assertion."""
-    linear = importlib.import_module("palimpsa.kernels.linear")
-    recurrences = importlib.import_module("palimpsa.kernels.fla.recurrences")
-
-    def kernel(q, k, v, g, *, scale, initial_state, output_final_state, cu_seqlens):
-        assert q.shape[-1] % 2 == v.shape[-1] % 2 == 0
-        operands = (q.float() * (scale * q.shape[-1] ** 0.5), k, v.float(), g[..., None])
-        return recurrences._by_reference(recurrences._gated_recurrence, operands, initial_state, cu_seqlens)
-
-    monkeypatch.setattr(linear, "guarded_chunk_simple_gla", lambda device: kernel)
-    problem = Problem((1, 45, 2, K, V), dtype, beta=False, state=False)
-    cu_seqlens = None if bounds is None else torch.tensor(bounds)
-
-    def by_library(q, k, v, beta, g, prior, initial_state, output_final_state, output_variance, cu_seqlens):
-        return linear.linear_attention(q, k, v, g, prior, K**-0.5, output_final_state, output_variance, cu_seqlens)
-
-    options = {"cu_seqlens": cu_seqlens}
-    exact = problem.to(torch.float64)
-    found, expected = problem.gradients(by_library, **options), exact.gradients(palimpsa_reference, **options)
-    for name, x in expected.items():
-        assert found[name].shape == x.shape
-        assert (found[name].double() - x).abs().max() <= 2e-2 * x.abs().max().clamp(min=1)
 
 
 @every_operator

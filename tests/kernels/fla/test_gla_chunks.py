@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from palimpsa.kernels.fla.gla_chunks import chunk_gla
+from palimpsa.kernels.fla.guards import call_padded
 
 SCALE = 0.3
 
@@ -161,3 +162,21 @@ def test_batched_gradients_and_transforms_are_those_of_single_ones(library, with
     torch.testing.assert_close(mapped[1], run(*(x.detach() / 2 for x in wanted)))
     with pytest.raises(RuntimeError, match="chunk_gla is differentiable once, and backwards"):
         torch.func.jacfwd(lambda q: run(q, *(x.detach() for x in wanted[1:])))(wanted[0].detach())
+
+
+def test_it_is_no_break_in_a_compiled_graph(library):
+    """With what stands before it: heads of odd width that are filled up."""
+    operands, state = arguments(6, 3, 5)
+    q, k, v, g = operands
+    operands = [q.bfloat16(), k.bfloat16(), v.bfloat16(), g]
+
+    def run(*operands):
+        return call_padded(
+            chunk_gla, operands, scale=SCALE, initial_state=state, output_final_state=True, cu_seqlens=None
+        )
+
+    torch.compiler.reset()
+    compiled = torch.compile(run, backend="eager", fullgraph=True)
+    for one, other in zip(compiled(*operands), run(*operands), strict=True):
+        assert torch.equal(one, other)
+    assert one.shape == state.shape
