@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
+from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
 
 Rule = Callable[..., tuple[Any, Any]]
 # What torch.autograd.grad itself makes batched gradients with: no type checker knows them.
@@ -95,6 +95,11 @@ def are_plain(args: tuple[Any, ...]) -> bool:
 def are_batched_gradients(args: tuple[Any, ...]) -> bool:
     """Whether torch.autograd.grad(is_grads_batched=True) made one of these: a tensor of another kind than vmap's."""
     return any(isinstance(x, Tensor) and is_legacy_batchedtensor(x) for x in args)
+
+
+def is_mapped(x: Tensor) -> bool:
+    """Whether x stands for many tensors, by vmap or torch.autograd.grad(is_grads_batched=True): it has no data."""
+    return is_batchedtensor(x) or is_legacy_batchedtensor(x)
 
 
 def _map_batched_gradients(rule: Rule, call: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:

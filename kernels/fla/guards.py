@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..transforms import are_batched_gradients
+from ..transforms import is_mapped
 
 # Triton 3.7.1 compiles the library's kernel of dq, dk and dg for Hopper so that its configurations of four warps read
 # outside of their shared memory where a tile of keys is at most this wide: wrong gradients, or an illegal access.
@@ -82,7 +82,7 @@ def call_padded(
 
 
 def refuse_batched_gradients(*results: Any) -> None:
-    """Makes torch.autograd.grad(is_grads_batched=True) through results of the library's functions one clear error.
+    """Makes batched gradients through results of the library's functions one clear error.
 
     Their way back hands the gradients to kernels, which read memory that those do not have.
     """
@@ -93,10 +93,10 @@ def refuse_batched_gradients(*results: Any) -> None:
 
 
 def _refuse_batched(gradient: Tensor) -> None:
-    if are_batched_gradients((gradient,)):
+    if is_mapped(gradient):
         raise NotImplementedError(
-            "flash-linear-attention's kernels take no batched gradients (is_grads_batched=True): "
-            "torch.func.jacrev and torch.func.vmap run on other code and do"
+            "flash-linear-attention takes no batched gradients (is_grads_batched=True, vmap of autograd.grad): "
+            "torch.func.jacrev, and torch.func.vmap of the whole function, run on other code and do"
         )
 
 

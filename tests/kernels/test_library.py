@@ -207,6 +207,8 @@ def batched_and_one_by_one(function, leaves):
     weights = torch.randn(3, len(y), generator=torch.Generator().manual_seed(0), dtype=y.dtype)
     found = torch.autograd.grad(y, leaves, weights, is_grads_batched=True, retain_graph=True)
     each = [torch.autograd.grad(y, leaves, w, retain_graph=True) for w in weights]
+    by_vmap = torch.func.vmap(lambda w: torch.autograd.grad(y, leaves, w, retain_graph=True))(weights)
+    assert_all_close(by_vmap, found)
     return found, [torch.stack(xs) for xs in zip(*each, strict=True)]
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from palimpsa.kernels.transforms import are_batched_gradients
+from palimpsa.kernels.transforms import is_mapped
 from palimpsa.kernels.validation import under_transforms
 from palimpsa.mixers.layers import at_least_fp32
 
@@ -60,8 +60,7 @@ class _RowKernel(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,), upstream = ctx.saved_tensors, gradients[0]
         # Times one, it would be read and written once more: of 16,384 rows of 8,192 classes 268 MB each way.
-        is_plain = not are_batched_gradients((upstream,))
-        is_unit = is_plain and upstream.data_ptr() == unit_gradient(upstream.device).data_ptr()
+        is_unit = not is_mapped(upstream) and upstream.data_ptr() == unit_gradient(upstream.device).data_ptr()
         return gradient if is_unit else gradient * upstream, None
 
 

@@ -86,6 +86,9 @@ def test_no_row_gives_no_result():
 def test_batched_gradients_are_those_of_torchs():
     logits, labels = torch.randn(5, 7, device=DEVICE, requires_grad=True), torch.tensor([0, 1, 2, 3, 6], device=DEVICE)
     gradients = torch.tensor([1.0, 2.0, 3.0], device=DEVICE)
+    loss, _ = _RowKernel.apply(logits, labels)
+    by_vmap = torch.func.vmap(lambda w: torch.autograd.grad(loss, logits, w, retain_graph=True)[0])(gradients)
+    torch.testing.assert_close(by_vmap, torch.autograd.grad(loss, logits, gradients, is_grads_batched=True)[0])
     found, expected = (
         torch.autograd.grad(loss, logits, gradients, is_grads_batched=True)
         for loss in (_RowKernel.apply(logits, labels)[0], F.cross_entropy(logits, labels))
