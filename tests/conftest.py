@@ -81,6 +81,7 @@ SLOW = (
     "sweeps/test_plan.py",
     "sweeps/test_slurm.py",
     "sweeps/test_sweep.py",
+    "sweeps/test_terminals.py",
     "test_makefile.py",
     "test_packaging.py",
     "test_readme.py",

@@ -49,6 +49,13 @@ def test_every_encoding_prints_every_character(tmp_path, environment, expected, 
     assert (out.strip(), err.strip()) == (expected, expected)
 
 
+def test_other_packages_read_their_files_as_utf8_in_any_locale(tmp_path):
+    """torch reads its sources, which are no ASCII, as the locale says: no model with a library's kernels began."""
+    (tmp_path / "file").write_text("\u00b1", encoding="utf-8")
+    out, err = start("print(ascii(open('file').read()))", tmp_path, environment=C_LOCALE).communicate()
+    assert (out, err) == (b"'\\xb1'\n", b"")
+
+
 def test_a_file_name_that_is_no_text_can_be_printed(tmp_path):
     out, err = start("print(b'run\\xff'.decode('utf-8', 'surrogateescape'))", tmp_path).communicate()
     assert (out, err) == (b"run\\udcff\n", b"")
@@ -130,6 +137,16 @@ def test_a_folder_that_cannot_be_written_ends_no_import(tmp_path, name):
     err = process.communicate()[1].decode()
     assert process.returncode == 0, err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "20", "many", "80", "200"])
+def test_a_table_in_a_file_is_not_cut(monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    table = Table("a column", "another", "a third")
+    table.add_row("9" * 20, "8" * 20, "7" * 20)
+    plain_console().print(table)
+    out = capsys.readouterr().out
+    assert all(number * 20 in out for number in "987")
 
 
 def test_a_console_prints_text_as_it_is(capsys):

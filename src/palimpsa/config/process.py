@@ -9,6 +9,7 @@ import codecs
 import contextlib
 import importlib.util
 import io
+import locale
 import os
 import select
 import sys
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 # What a terminal without these characters shows; of all others their number.
 _SPELLED_OUT = {"±": "+-", "·": "-", "×": "x", "–": "-", "—": "-", "…": "...", "≥": ">=", "≤": "<=", "→": "->"}
+# The first is glibc's, the last macOS's.
+_UTF8_LOCALES = ("C.UTF-8", "en_US.UTF-8", "UTF-8")
+_FILE_WIDTH = 80
 _SPELL_OUT = "palimpsa.spell_out"
 
 
@@ -34,27 +38,34 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
 
 
 def prepare_process() -> None:
-    """Makes printing end no process, and matplotlib importable, whatever the environment says; twice is once.
+    """Makes printing and reading end no process, whatever the environment says, and no import of matplotlib.
 
     What stdout's encoding lacks is spelled out ("+-"). What nobody reads any more, after `| head` say, is dropped. Of
-    another error, a full disk's say, stderr tells once. matplotlib reads the settings that it brought with it alone:
-    no figure here needs others, and a notebook's MPLBACKEND may name a package that is not installed.
+    another error, a full disk's say, stderr tells once. Files are read as UTF-8 in any locale. matplotlib reads the
+    settings that it brought with it alone: no figure here needs others, and a notebook's MPLBACKEND may name a package
+    that is not installed. Twice is once.
     """
     codecs.register_error(_SPELL_OUT, _spell_out)
     sys.stdout = _lasting(sys.stdout, sys.__stdout__)
     sys.stderr = _lasting(sys.stderr, sys.__stderr__)
+    _read_files_as_utf8()
     _shield_matplotlib()
 
 
 def plain_console(*, stderr: bool = False, **options: Any) -> Console:
     """A rich console that prints text as it is: "[ours]" is no markup, ":x:" no picture, and no number has a colour.
 
+    Its tables are cut to a terminal's width alone: in a file they have 80 columns at least, whatever COLUMNS says.
+
     Args:
         options: more of rich's Console.
     """
     from rich.console import Console
 
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
+    if console.width < (1 if console.is_terminal else _FILE_WIDTH):
+        console.width = _FILE_WIDTH
+    return console
 
 
 class _LastingOutput(io.FileIO):
@@ -110,6 +121,16 @@ def _spell_out(error: UnicodeError) -> tuple[str, int]:
         raise error
     text = error.object[error.start : error.end]
     return "".join(_SPELLED_OUT.get(one) or ascii(one)[1:-1] for one in text), error.end
+
+
+def _read_files_as_utf8() -> None:
+    """Also those that other packages read without a word about their encoding, torch its own sources in UTF-8 say."""
+    if sys.flags.utf8_mode or codecs.lookup(locale.getencoding()).name == "utf-8":
+        return
+    for name in _UTF8_LOCALES:
+        with contextlib.suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, name)
+            return
 
 
 def _shield_matplotlib() -> None:

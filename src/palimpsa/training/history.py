@@ -33,9 +33,9 @@ class History(L.Callback):
     def write(self, path: Path) -> dict[str, Any]:
         """Writes the curves as CSV, one row a step, one column a metric; returns what a result says of the file."""
         frame = pd.DataFrame([{"step": step, **row} for step, row in sorted(self.rows.items())])
-        if "loss" not in frame:
-            # A run that diverged before its first row of training.
-            frame["loss"] = math.nan
+        # Of a run that ended before its first row, or before its first one of training.
+        for name in [one for one in ("step", "stage", "loss") if one not in frame]:
+            frame[name] = math.nan
         content = frame.to_csv(index=False, lineterminator="\n").encode()
         write_atomic(path, content)
         return {"history_rows": len(frame), "history_sha256": hashlib.sha256(content).hexdigest()}
