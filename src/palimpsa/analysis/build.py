@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -68,8 +67,7 @@ def file_stem(kind: str, task: str, scale: str) -> str:
     'figure2_..%2Fa b'
     """
     parts = [kind, *([] if task == DEFAULT_TASK else [task.removeprefix("mqar_")]), scale]
-    # What no file name holds, a slash say, is spelled out.
-    return quote("_".join(parts), safe=" ")
+    return "_".join(parts)
 
 
 def build_runs(results: Path, *, required_scale: str | None = None) -> Iterator[Report]:

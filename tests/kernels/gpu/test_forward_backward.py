@@ -565,7 +565,8 @@ class TestOnTheGpu:
     def test_the_priors_gradient_is_exact_beside_the_sizes_of_its_terms(self, Problem, device):
         problem, cotangents = cancelling(Problem, 256, torch.bfloat16, BOUNDS)
         found = the_priors_gradient(palimpsa, problem, cotangents, BOUNDS, device)
-        assert_the_priors_gradient_is_exact(found, problem, cotangents, BOUNDS, PART_LOST[torch.bfloat16])
+        # An H200 loses 2^-26 here; the bound of bfloat16 would not see the variance's part missing at this shape.
+        assert_the_priors_gradient_is_exact(found, problem, cotangents, BOUNDS, PART_LOST[torch.float32])
 
     def test_odd_heads_are_as_exact_as_the_reference(self, Problem, failures, triton):
         problem = Problem((1, 70, 2, 17, 31), torch.bfloat16, num_states=2)
