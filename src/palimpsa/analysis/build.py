@@ -63,8 +63,6 @@ def file_stem(kind: str, task: str, scale: str) -> str:
     'figure2_laptop'
     >>> file_stem("figure2", "mqar_scratch", "laptop")
     'figure2_scratch_laptop'
-    >>> file_stem("figure2", "mqar_curriculum", "../a b")
-    'figure2_..%2Fa b'
     """
     parts = [kind, *([] if task == DEFAULT_TASK else [task.removeprefix("mqar_")]), scale]
     return "_".join(parts)
