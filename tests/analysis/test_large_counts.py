@@ -53,7 +53,7 @@ def test_any_number_of_seeds_has_a_table(many, num_seeds):
     assert f"| {num_seeds:,} |" in to_markdown(summary, rows, chosen, **EXPERIMENT)
 
 
-@pytest.mark.parametrize("sizes", [{"rates": 1_000}, {"models": 200}], ids=str)
+@pytest.mark.parametrize("sizes", [{"rates": 1_000}, {"models": 60}], ids=str)
 def test_many_rates_and_models_have_tables(many, sizes):
     rows, _ = many(**sizes)
     text, summary, chosen = printed(rows)
@@ -71,7 +71,7 @@ def test_lengths_and_failures_of_any_size_are_printed(many):
 
 
 @pytest.mark.parametrize(
-    "sizes", [{}, {"seeds": 1_000}, {"models": 40}, {"rates": 300, "seeds": 2}, {"models": 3, "rates": 3}], ids=str
+    "sizes", [{}, {"seeds": 1_000}, {"models": 16}, {"rates": 120, "seeds": 2}, {"models": 3, "rates": 3}], ids=str
 )
 def test_figures_of_any_counts_are_drawn(many, tmp_path, png_only, sizes):
     rows, curves = many(**sizes)

@@ -170,9 +170,10 @@ TRANSFORMS = {
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
-@pytest.mark.parametrize(("widths", "with_bias"), [((5,), True), ((2, 0, 3), False)])
+@pytest.mark.parametrize(("widths", "with_bias"), [((2,), True), ((1, 0, 2), False)])
 def test_transforms_are_those_of_the_definition(transform, widths, with_bias):
-    x, weight, bias, _ = arguments((2, 4, 5, 3), torch.float32, with_bias)
+    # In the interpreter each entry of a Jacobian is a kernel of its own.
+    x, weight, bias, _ = arguments((1, 3, sum(widths), 2), torch.float32, with_bias)
 
     def joined(x, weight):
         return torch.cat(convolve_in_parts(x, weight, bias, widths), 2)
