@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import logging
@@ -104,9 +105,12 @@ def read_checkpoint(path: Path, callbacks: Sequence[L.Callback]) -> dict[str, An
             _check_archive(file)
             content = torch.load(file, weights_only=True, map_location="cpu")
             _check_content(content, callbacks)
-        except (OSError, CheckpointError):
+        except CheckpointError:
             raise
         except Exception as error:
+            # Of a disk. A damaged file may ask for a place that no file has, which is an invalid argument.
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise
             # What a damaged file makes of torch's reader is anybody's guess.
             raise CheckpointError(f"{type(error).__name__}: {' '.join(str(error).split())[:120]}") from error
     return content
