@@ -103,7 +103,7 @@ def test_any_flipped_bit_is_seen_or_changes_nothing(resumed):
     path, flips = directory.checkpoint_file, random.Random(0)
     whole = path.read_bytes()
     expected, seen = read_checkpoint(path, [])[CHECKSUM_KEY], 0
-    for _ in range(1_000):
+    for _ in range(500):
         content = bytearray(whole)
         content[flips.randrange(len(content))] ^= 1 << flips.randrange(8)
         path.write_bytes(content)
@@ -112,7 +112,7 @@ def test_any_flipped_bit_is_seen_or_changes_nothing(resumed):
         except CheckpointError:
             seen += 1
     # Some lie in the padding between tensors.
-    assert seen > 700
+    assert seen > 350
 
 
 MISSING = {
