@@ -266,7 +266,7 @@ def check_step_inputs(
         raise ValueError("state.mean and state.importance are one tensor, expected two: both are updated in place")
     for name in ("state.mean", "state.importance"):
         x = tensors[name]
-        if any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)):
+        if x.numel() and any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)):
             raise ValueError(
                 f"{name} is an expanded view (strides {x.stride()}), which cannot be updated in place: "
                 "pass a contiguous copy"

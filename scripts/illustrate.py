@@ -101,7 +101,7 @@ def compute(folder: Path) -> None:
             # Before they are imported: what is edited meanwhile is not what they are made from.
             sources = source_digests(module)
             text = as_csv(rows(), COLUMNS[name])
-            inputs = _read_inputs(folder) | {name: {"content": _digest(text), "sources": sources}}
+            inputs = _read_inputs(folder) | {name: {"content": _digest(text.encode()), "sources": sources}}
             ordered = json.dumps({one: inputs[one] for one in COMPUTED if one in inputs}, indent=1)
             write_all_atomic({folder / name: text, folder / "inputs.json": ordered + "\n"})
 
@@ -111,6 +111,7 @@ def out_of_date(folder: Path, *names: str) -> list[str]:
 
     Raises ResultError: inputs.json is not what `compute` writes.
     """
+    from palimpsa.runs.files import read_regular
     from palimpsa.theory.sources import source_digests
 
     inputs, found = _read_inputs(folder), []
@@ -121,7 +122,7 @@ def out_of_date(folder: Path, *names: str) -> list[str]:
             found.append(f"{path}: not there")
         elif made_from is None:
             found.append(f"{path}: out of date, {folder / 'inputs.json'} does not say what it was made from")
-        elif made_from["content"] != _digest(path.read_text(encoding="utf-8")):
+        elif made_from["content"] != _digest(read_regular(path)):
             found.append(f"{path}: out of date, it was changed since it was computed")
         elif changed := [source for source in {**now, **made_from["sources"]} if not _same(source, made_from, now)]:
             found.append(f"{path}: out of date, {' and '.join(changed)} changed since it was computed")
@@ -147,8 +148,8 @@ def _read_inputs(folder: Path) -> dict[str, Any]:
     return inputs
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def as_csv(rows: Rows, columns: tuple[str, ...]) -> str:

@@ -3,7 +3,6 @@
 Takes the command line of train.py: python scripts/reproduce.py -m +sweep=mqar_figure2 results_dir=elsewhere.
 """
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -32,12 +31,13 @@ def collect_and_draw(configs: Sequence[dict[str, Any]], code: int) -> int:
     results = Path(configs[0]["results_dir"])
     places = [Path(config["run_dir"]).absolute() for config in configs]
     runs = results / "runs"
+    roots = [runs]
     if not all(place.is_relative_to(runs.absolute()) for place in places):
-        # A run_dir of one's own.
-        runs = Path(os.path.commonpath(places))
+        # A run_dir of one's own, beside which other runs may lie.
+        roots = [place for place in places if (place / "result.json").exists()] or [runs]
     for kind in dict.fromkeys(config["task"]["kind"] for config in configs):
         out = results / kind
-        collected = _run(collect_results, "--runs", str(runs), "--out", str(out))
+        collected = _run(collect_results, "--runs", *_collected(roots), "--out", str(out))
         if collected not in (0, 3):
             return 1
         code = code or int(collected != 0)
@@ -54,6 +54,12 @@ def collect_and_draw(configs: Sequence[dict[str, Any]], code: int) -> int:
             file=sys.stderr,
         )
     return code
+
+
+def _collected(roots: Sequence[Path]) -> list[str]:
+    """The folders of runs as arguments of --runs."""
+    first, *others = map(str, roots)
+    return [first, *(["--from", *others] if others else [])]
 
 
 def _run(script: Any, *arguments: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,23 @@ def test_no_matplotlibrc_ends_the_import_of_matplotlib(tmp_path, text, place):
     program = "import matplotlib.style, os; print(os.getcwd())"
     out, err = start(program, where, environment=environment).communicate()
     assert (out.decode().strip(), err) == (str(where), b"")
+
+
+@pytest.mark.parametrize("variable", ["HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR"])
+def test_no_style_of_ones_own_ends_the_drawing(tmp_path, variable):
+    below = {"HOME": ".config/matplotlib", "XDG_CONFIG_HOME": "matplotlib", "MPLCONFIGDIR": "."}[variable]
+    folder = tmp_path / "own" / below / "stylelib"
+    folder.mkdir(parents=True)
+    (folder / "mine.mplstyle").write_bytes(b"\xff\xfe: 1\n")
+    code = "from palimpsa.config.process import prepare_process as p; p(); import matplotlib.pyplot"
+    environment = {**os.environ, "HOME": str(tmp_path / "home"), variable: str(tmp_path / "own")}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path).returncode == 0
+
+
+def test_streams_that_are_closed_take_what_is_printed(tmp_path):
+    code = "from palimpsa.config.process import prepare_process as p; p(); import sys; print(sys.stdout.write('a'))"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["MPLCONFIGDIR", "HOME"])

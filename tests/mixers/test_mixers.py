@@ -183,6 +183,10 @@ def test_of_nothing_every_gradient_is_zeros(name, shape, device):
         for parameter_name, parameter in mixer.named_parameters():
             assert parameter.grad is not None, parameter_name
             assert not parameter.grad.any(), parameter_name
+    if shape[0] == 0:
+        with torch.no_grad():
+            step = mixer.step(torch.zeros(0, D_MODEL, device=device), mixer.new_cache(0))
+        assert step.shape == (0, D_MODEL)
 
 
 @each_mixer

@@ -69,6 +69,17 @@ def test_what_a_killed_writer_leaves_the_next_one_removes(tmp_path):
         assert sorted(file.name for file in tmp_path.iterdir()) == [".lock", "runs.csv"]
 
 
+def test_nothing_is_written_into_what_lies_at_the_place_of_a_temporary_file(tmp_path):
+    """A pipe would hang the run, and a link would have its checkpoint overwrite somebody's file."""
+    theirs = tmp_path / "theirs"
+    theirs.write_text("mine")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(theirs)
+    for name in ("pipe", "link"):
+        assert write_atomic(tmp_path / "last.ckpt", name, partial=tmp_path / name).read_text() == name
+    assert theirs.read_text() == "mine"
+
+
 def test_what_others_are_writing_stays(tmp_path):
     mine = f".a.csv.{re.sub(r'[^a-zA-Z0-9_]', '_', socket.gethostname())}.{os.getppid()}.{'0' * 32}.tmp"
     theirs, abandoned = (f".a.csv.elsewhere.1.{digit * 32}.tmp" for digit in "12")

@@ -116,6 +116,9 @@ def test_git_variables_of_another_repository_are_not_followed(tree, tmp_path):
     assert record(folder, **other) == (f"{revision} False", "")
     other |= {"GIT_INDEX_FILE": str(tmp_path / "other/.git/index"), "GIT_CEILING_DIRECTORIES": str(tmp_path)}
     assert record(folder, **other) == (f"{revision} False", "")
+    edited = next(folder.rglob("*.py"))
+    edited.write_text(f"{edited.read_text()}# edited\n")
+    assert record(folder, **other, GIT_LITERAL_PATHSPECS="1") == (f"{revision} True", "")
     shutil.rmtree(folder / ".git")
     assert record(folder, **other) == ("None None", "")
 

@@ -32,6 +32,10 @@ REFUSED = {
     "hydra/sweeper=basic": "hydra/sweeper: got 'basic', expected phased",
     "+hydra.sweeper.mine=1": "hydra.sweeper.mine: got 1, expected nothing",
     "hydra.searchpath=[file:///no/such]": "hydra.searchpath: got '/no/such', expected a folder of configs",
+    "hydra.searchpath=[foo://x]": "hydra.searchpath=[foo://x]",
+    "hydra.launcher=null": "hydra.launcher: got None, expected the keys of a launcher",
+    "+hydra.launcher.foo=1": "hydra.launcher.foo: unknown key, expected one of _target_",
+    "hydra.sweeper.params=3": "hydra.sweeper.params: got 3, expected keys with their values",
     "hydra.mode=SWEEP": "hydra.mode: Invalid value 'SWEEP'",
 }
 

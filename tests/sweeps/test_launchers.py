@@ -120,6 +120,12 @@ def test_packages_are_looked_for_without_importing_them():
     [
         ("hydra/launcher=joblib hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs: got 0, expected runs at a time"),
         ("hydra/launcher=joblib hydra.launcher.batch_size=0", "hydra.launcher.batch_size: got 0, expected 1 or more"),
+        (
+            "hydra/launcher=joblib hydra.launcher.pre_dispatch=0",
+            "hydra.launcher.pre_dispatch: got 0, expected 1 or more",
+        ),
+        ("hydra/launcher=joblib hydra.launcher.pre_dispatch=2/0", "hydra.launcher.pre_dispatch: got 2/0, expected 1"),
+        ("hydra/launcher=joblib hydra.launcher.max_nbytes=foo", "hydra.launcher: joblib refuses it: "),
         ("hydra/launcher=joblib hydra.launcher.pre_dispatch=foo", "hydra.launcher.pre_dispatch: got foo, expected all"),
         (
             "hydra/launcher=joblib hydra.launcher.timeout=-1",

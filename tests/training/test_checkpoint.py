@@ -7,6 +7,8 @@ import random
 import shutil
 import stat
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -119,6 +121,8 @@ MISSING = {
     "optimiser": lambda content: content.pop("optimizer_states"),
     "empty optimiser": lambda content: content["optimizer_states"].clear(),
     "moment": lambda content: content["optimizer_states"][0]["state"][0].pop("exp_avg"),
+    "moments": lambda content: content["optimizer_states"][0]["state"].clear(),
+    "loop": lambda content: content["loops"].clear(),
     "schedule": lambda content: content.pop("lr_schedulers"),
     "version": lambda content: content.pop("pytorch-lightning_version"),
     "callbacks": lambda content: content.pop("callbacks"),
@@ -138,12 +142,43 @@ def test_a_checkpoint_that_lacks_something_or_was_changed_is_none(resumed, name)
     rewrite(path, MISSING[name])
     with pytest.raises(CheckpointError, match="its checksum is not that of its content"):
         read_checkpoint(path, stateful)
-    if name in ("moment", "another stage"):
+    if name == "another stage":
         return
     # One of an older tree, which has no checksum.
     rewrite(path, lambda content: content.pop(CHECKSUM_KEY))
     with pytest.raises(CheckpointError, match="it lacks "):
         read_checkpoint(path, stateful)
+
+
+CHANGED = {
+    "stage": lambda content: content["callbacks"]["Curriculum"].update(stage_index=77),
+    "finished stages": lambda content: content["callbacks"]["Curriculum"].update(finished_stages=[{}] * 3),
+    "rows": lambda content: content["callbacks"]["History"].update(rows=[{}]),
+    "weights": lambda content: content.update(state_dict=dict.fromkeys(content["state_dict"], "x")),
+    "model": lambda content: content.update(model_config="abc"),
+    "step": lambda content: content.update(global_step="many"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_what_an_older_trees_checkpoint_cannot_hold_is_damage(resumed, name):
+    path, stateful = resumed[0].checkpoint_file, training_callbacks()
+    rewrite(path, lambda content: (content.pop(CHECKSUM_KEY), CHANGED[name](content)))
+    before = [callback.state_dict() for callback in stateful]
+    with pytest.raises(CheckpointError):
+        read_checkpoint(path, stateful)
+    assert [callback.state_dict() for callback in stateful] == before
+
+
+def test_another_runs_checkpoint_is_not_taken_up(resumed, tiny_config):
+    """Its numbers would be neither run's."""
+    directory, _, _ = resumed
+    other = tiny_config(*OVERRIDES, "seed=2")
+    place = RunDirectory(other.run_dir).checkpoint_file
+    place.parent.mkdir(parents=True)
+    shutil.copy(directory.checkpoint_file, place)
+    with pytest.raises(RunDirectoryError, match=r"last\.ckpt is a checkpoint of another run, whose config_hash is"):
+        run(other)
 
 
 def test_a_checkpoint_that_lacks_something_is_passed_over(resumed):
@@ -158,7 +193,8 @@ def training_callbacks():
     from palimpsa.training.history import History, StepLog
 
     history = History()
-    return [history, Curriculum(None, StepLog(history), validation_every=1, log_every=1, report=ignore)]  # type: ignore
+    task: Any = SimpleNamespace(stages=[None, None])
+    return [history, Curriculum(task, StepLog(history), validation_every=1, log_every=1, report=ignore)]
 
 
 @pytest.mark.parametrize("content", [b"", b"half a checkpoint"])

@@ -115,7 +115,10 @@ def state_text(size: float) -> str:
 def _steps(steps: float) -> str:
     if pd.isna(steps):
         return "-"
-    return "never" if math.isinf(steps) else f"{steps:g}"
+    if math.isinf(steps):
+        return "never"
+    # A median of an even number of seeds may be a half.
+    return f"{steps:.0f}" if float(steps).is_integer() else f"{steps:.1f}"
 
 
 class Markdown(str):

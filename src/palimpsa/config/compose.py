@@ -80,7 +80,7 @@ def composition(overrides: Sequence[str], config_dir: str | None = None) -> Iter
             raise ConfigError(explain(error, overrides)) from error
         except ValueError as error:
             # Hydra's own, of a group that is set to something else than a name.
-            if "Config group override" not in str(error):
+            if not any(words in str(error) for words in ("Config group override", "No config source registered")):
                 raise
             raise ConfigError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
 

@@ -46,6 +46,10 @@ def prepare_process() -> None:
     that is not installed. Twice is once.
     """
     codecs.register_error(_SPELL_OUT, _spell_out)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # Closed by whoever started this process: nobody reads it.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     sys.stdout = _lasting(sys.stdout, sys.__stdout__)
     sys.stderr = _lasting(sys.stderr, sys.__stderr__)
     _read_files_as_utf8()
@@ -133,8 +137,20 @@ def _read_files_as_utf8() -> None:
             return
 
 
+def _leave_out_styles() -> None:
+    """Sends matplotlib past a folder of somebody's styles, which it reads whole, and of which one may be no text."""
+    home = Path(os.environ.get("HOME") or os.sep)
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "matplotlib"
+    own = os.environ.get("MPLCONFIGDIR")
+    if (Path(own) if own else config).joinpath("stylelib").exists() or home.joinpath(".matplotlib/stylelib").exists():
+        # Where it keeps its list of fonts without that variable.
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "matplotlib"
+        os.environ["MPLCONFIGDIR"] = str(cache)
+
+
 def _shield_matplotlib() -> None:
     os.environ["MPLBACKEND"] = "agg"
+    _leave_out_styles()
     found = importlib.util.find_spec("matplotlib")
     if found is None or found.origin is None:
         return

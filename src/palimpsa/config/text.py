@@ -2,6 +2,7 @@
 
 import html
 import re
+import unicodedata
 
 # No XML has them, no terminal should be sent them, and no UTF-8 holds the last but two.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -23,8 +24,9 @@ def one_line(text: str) -> str:
 
 
 def is_line(text: str) -> bool:
-    """Whether a text is a line that says something: not of white space alone, and without control characters."""
-    return bool(text.strip()) and re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", text) is None
+    """Whether a text is a line that shows something: more than white space, and without control characters."""
+    visible = any(unicodedata.category(one)[0] not in "ZC" for one in text)
+    return visible and re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", text) is None
 
 
 def shortened(text: str, length: int) -> str:

@@ -65,7 +65,9 @@ def write_all_atomic(
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_abandoned(path.parent, path.name)
-            with temporary[path].open("wb") as file:
+            # Whatever lies there, a pipe that a kill could not leave, is not written to.
+            temporary[path].unlink(missing_ok=True)
+            with temporary[path].open("xb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())

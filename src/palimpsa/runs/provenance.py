@@ -14,13 +14,10 @@ from typing import Any
 
 REVISION_VARIABLE = "PALIMPSA_REVISION"
 MAX_REVISION_LENGTH = 100
+# Of git's variables: settings, whose directories are safe among them, and where git itself is.
+GIT_KEPT = ("GIT_CONFIG", "GIT_EXEC_PATH", "GIT_TEST_")
 # This tree, whose revision is asked for: a folder of Python's packages where it is installed.
 TOP = Path(__file__).resolve().parents[3]
-# What sends git to another repository than the one it stands in.
-_OTHER_REPOSITORY = (
-    *("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX"),
-    *("GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_NAMESPACE", "GIT_CEILING_DIRECTORIES"),
-)
 # Whose versions may change a number, beside Python's.
 PACKAGES = (
     "torch",
@@ -105,7 +102,10 @@ def _revision_from_git() -> tuple[str | None, bool | None]:
 
 def _git(*arguments: str) -> str:
     """What git prints in this tree. Raises OSError or SubprocessError where it does not answer."""
-    environment = {name: value for name, value in os.environ.items() if name not in _OTHER_REPOSITORY}
+    # Of git's variables many lead it to another repository, or have it read paths otherwise.
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name.startswith(GIT_KEPT)
+    }
     # A look at the status takes no lock that a person's git would find.
     environment["GIT_OPTIONAL_LOCKS"] = "0"
     return subprocess.run(

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from palimpsa.config.compose import parse_overrides
 from palimpsa.config.errors import ConfigError
+from palimpsa.config.moved import unknown_key
 from palimpsa.runs.identity import flatten
 
 # What a command may set; the last two are texts of --help.
@@ -53,14 +54,38 @@ def check_hydra_keys(config: DictConfig) -> None:
     for source in config.hydra.runtime.config_sources:
         if source.provider.startswith("hydra.searchpath") and source.schema == "file" and not _is_folder(source.path):
             raise ConfigError(f"hydra.searchpath: got {source.path!r}, expected a folder of configs")
+    _check_launcher_keys(config)
     sweeper = config.hydra.runtime.choices.get("hydra/sweeper")
     if sweeper != "phased" or not OmegaConf.is_dict(config.hydra.sweeper):
         raise ConfigError(f"hydra/sweeper: got {sweeper!r}, expected phased")
+    params = config.hydra.sweeper.get("params")
+    if params is not None and not OmegaConf.is_dict(params):
+        raise ConfigError(f"hydra.sweeper.params: got {params!r}, expected keys with their values, or null")
     own, expected = _fixed_keys(config), _shipped_keys()
     for key in sorted(own.keys() | expected.keys()):
         if own.get(key) != expected.get(key):
             got, wanted = (repr(keys[key]) if key in keys else "nothing" for keys in (own, expected))
             raise ConfigError(f"hydra.{key}: got {got}, expected {wanted}; {ADVICE}")
+
+
+def _check_launcher_keys(config: DictConfig) -> None:
+    """Raises ConfigError for a launcher that is none, or that has a key which its file does not know."""
+    launcher, choice = config.hydra.launcher, config.hydra.runtime.choices.get("hydra/launcher")
+    if not OmegaConf.is_dict(launcher):
+        raise ConfigError(f"hydra.launcher: got {launcher!r}, expected the keys of a launcher")
+    if choice is None:
+        return
+    known = _launcher_keys(choice)
+    for name in launcher:
+        if name not in known:
+            raise ConfigError(unknown_key(f"hydra.launcher.{name}", known))
+
+
+@functools.cache
+def _launcher_keys(choice: str) -> list[str]:
+    return [
+        str(name) for name in compose("train", [f"hydra/launcher={choice}"], return_hydra_config=True).hydra.launcher
+    ]
 
 
 def _fixed_keys(config: DictConfig) -> dict[str, Any]:

@@ -140,6 +140,31 @@ def _check_joblib(launcher: DictConfig) -> None:
     ):
         if not is_right:
             raise ConfigError(f"hydra.launcher.{key}: got {launcher[key]}, expected {expected}")
+    _check_dispatch(dispatch, launcher.n_jobs)
+    import joblib
+
+    # Which looks at the rest when it is made, a size of memory say.
+    options = {str(name): value for name, value in launcher.items() if name != "_target_"}
+    # As the plugin takes them.
+    options |= {name: int(value) for name, value in options.items() if isinstance(value, str) and value.isdecimal()}
+    try:
+        joblib.Parallel(**options)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"hydra.launcher: joblib refuses it: {' '.join(str(error).split())}") from error
+
+
+def _check_dispatch(dispatch: str, num_jobs: int) -> None:
+    """Raises ConfigError for a `pre_dispatch` of sums and products that comes to no run at all."""
+    if dispatch == "all":
+        return
+    num_jobs = num_jobs if num_jobs > 0 else os.cpu_count() or 1
+    try:
+        # Numbers and signs alone: see PRE_DISPATCH.
+        number = eval(dispatch.replace("n_jobs", str(num_jobs)), {"__builtins__": {}})
+    except (ArithmeticError, SyntaxError):
+        number = 0
+    if number < 1:
+        raise ConfigError(f"hydra.launcher.pre_dispatch: got {dispatch}, expected 1 or more runs")
 
 
 def runs_on_other_machines(cfg: DictConfig) -> bool:

@@ -20,10 +20,11 @@ from torch import Tensor
 from palimpsa.config.errors import RunDirectoryError
 from palimpsa.runs.directory import RunDirectory, config_changes, shortened
 from palimpsa.runs.files import open_regular, write_atomic
-from palimpsa.runs.identity import with_key_expansion
+from palimpsa.runs.identity import config_hash, with_key_expansion
 
-# Where a checkpoint keeps the config of its model, and the checksum of all else.
+# Where a checkpoint keeps the config of its model, the hash of its run's, and the checksum of all else.
 MODEL_CONFIG_KEY = "model_config"
+RUN_KEY = "run_config_hash"
 CHECKSUM_KEY = "sha256"
 # What Lightning and a run need of one; those of older trees have no checksum that would tell.
 NEEDED = (
@@ -47,18 +48,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Args:
         directory: whose last checkpoint is kept as its previous one.
+        run_hash: of the run's config.
         damaged: one that could not be read, and that is kept apart.
     """
 
-    def __init__(self, directory: RunDirectory, damaged: Path | None = None) -> None:
+    def __init__(self, directory: RunDirectory, run_hash: str, damaged: Path | None = None) -> None:
         super().__init__()
         self.directory = directory
+        self.run_hash = run_hash
         self.damaged = damaged
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path, content = Path(path), io.BytesIO()
         # Not to the file: where a write fails, torch's archive would say that its end is missing. And not by
         # Lightning, which writes it to /tmp first: two disks can be full then.
+        checkpoint = {**checkpoint, RUN_KEY: self.run_hash}
         torch.save({**checkpoint, CHECKSUM_KEY: checksum(checkpoint)}, content)
         keep = self.directory.previous_checkpoint_file
         if path == self.damaged:
@@ -132,12 +136,38 @@ def _check_content(content: Any, callbacks: Sequence[L.Callback]) -> None:
         raise CheckpointError("its checksum is not that of its content")
     missing = [name for name in NEEDED if name not in content]
     if not missing:
-        for callback in callbacks:
-            own, stored = callback.state_dict(), content["callbacks"].get(callback.state_key, {})
-            missing += [f"callbacks.{callback.state_key}.{name}" for name in own if name not in stored]
-        missing += [name for name in ("optimizer_states", "lr_schedulers") if not content[name]]
+        missing = _missing_parts(content, callbacks)
     if missing:
         raise CheckpointError(f"it lacks {', '.join(missing)}")
+    if not isinstance(content["global_step"], int) or not isinstance(content.get(MODEL_CONFIG_KEY, {}), dict):
+        raise CheckpointError("its global_step or model_config is of another kind")
+    if not all(isinstance(weight, Tensor) for weight in content["state_dict"].values()):
+        raise CheckpointError("its weights are none")
+    for callback in callbacks:
+        before = callback.state_dict()
+        try:
+            # Which says whether it can be taken up.
+            callback.load_state_dict(content["callbacks"][callback.state_key])
+        finally:
+            callback.load_state_dict(before)
+
+
+def _missing_parts(content: dict[str, Any], callbacks: Sequence[L.Callback]) -> list[str]:
+    missing = [name for name in ("optimizer_states", "lr_schedulers") if not content[name]]
+    missing += [] if "fit_loop" in content["loops"] else ["loops.fit_loop"]
+    for callback in callbacks:
+        own, stored = callback.state_dict(), content["callbacks"].get(callback.state_key, {})
+        missing += [f"callbacks.{callback.state_key}.{name}" for name in own if name not in stored]
+    for optimizer in content["optimizer_states"]:
+        # A step has made moments of every parameter.
+        moments = optimizer["state"]
+        trained = [number for group in optimizer["param_groups"] for number in group["params"]]
+        missing += [
+            f"optimizer_states.state.{number}"
+            for number in trained
+            if content["global_step"] and not {"step", "exp_avg", "exp_avg_sq"} <= set(moments.get(number, ()))
+        ]
+    return missing
 
 
 def find_checkpoint(
@@ -176,6 +206,7 @@ def find_checkpoint(
 
 
 def _check_model(path: Path, content: dict[str, Any], weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    stated = content.get(RUN_KEY)
     stored = with_key_expansion(content.get(MODEL_CONFIG_KEY, {}), config["model"])
     changes = config_changes({"model": stored}, {"model": config["model"]}) if stored else []
     old, new = ({key: list(value.shape) for key, value in one.items()} for one in (content["state_dict"], weights))
@@ -188,6 +219,11 @@ def _check_model(path: Path, content: dict[str, Any], weights: Mapping[str, Tens
         raise RunDirectoryError(
             f"model: {path} is a checkpoint of another model, expected one of this run's "
             f"{config['model']['name']} ({shortened(changes)}). Delete it to start the run again"
+        )
+    if stated not in (None, config_hash(config)):
+        raise RunDirectoryError(
+            f"run_dir: {path} is a checkpoint of another run, whose config_hash is {stated}, expected "
+            f"{config_hash(config)}. Delete it to start the run again"
         )
 
 

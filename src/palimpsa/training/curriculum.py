@@ -59,8 +59,12 @@ class Curriculum(L.Callback):
         return self.task.stages[self.stage_index]
 
     @property
+    def num_stages(self) -> int:
+        return len(self.task.stages)
+
+    @property
     def done(self) -> bool:
-        return len(self.finished_stages) == len(self.task.stages)
+        return len(self.finished_stages) == self.num_stages
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.step_log.restart_clock()
@@ -133,6 +137,9 @@ class Curriculum(L.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        index, num_finished, num_stages = state_dict["stage_index"], len(state_dict["finished_stages"]), self.num_stages
+        if num_finished > num_stages or index != min(num_finished, num_stages - 1) or state_dict["stage_step"] < 0:
+            raise ValueError(f"a state at stage {index} of {num_stages} with {num_finished} of them finished")
         self.stage_index = state_dict["stage_index"]
         self.stage_step = state_dict["stage_step"]
         self.plateau_exit_step = state_dict["plateau_exit_step"]

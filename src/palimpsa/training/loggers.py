@@ -58,6 +58,9 @@ def check_logger(config: TrainConfig) -> None:
         if name.startswith("WANDB_"):
             with _one_line_error(name, value, refused):
                 settings({name: value})
+    path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
+    if path and not os.path.isfile(path):
+        raise ConfigError(f"WANDB_SWEEP_PARAM_PATH: got {path!r}, expected a file")
     with _one_line_error("logger.project", logger.project, refused):
         settings({}, project=logger.project)
     with _one_line_error("logger", "these settings together with WANDB_* of the environment", refused):

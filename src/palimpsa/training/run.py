@@ -111,7 +111,10 @@ def _train(
         return result
 
     try:
-        return record(FINISHED, None, training.fit(show_bar=show_bar))
+        summary = training.fit(show_bar=show_bar)
+        if not training.curriculum.done:
+            raise RuntimeError(f"training ended with {len(training.curriculum.finished_stages)} stages done")
+        return record(FINISHED, None, summary)
     except (ConfigError, RunDirectoryError):
         # A damaged checkpoint, say: the directory is left as it is.
         raise
@@ -229,7 +232,7 @@ class TrainingRun:
         # The probe comes first: at the last step of a stage it still looks at that stage.
         own = [self.history, probe, self.curriculum, checkpoint, *([RichProgressBar()] if show_bar else [])]
         options = trainer_options(config.accelerator, config.gpus)
-        checkpoints = AtomicCheckpointIO(self.directory)
+        checkpoints = AtomicCheckpointIO(self.directory, config_hash(plain(self.config)))
         trainer = L.Trainer(
             **{**options, "plugins": [checkpoints, *options["plugins"]]},
             accelerator=config.accelerator,

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from palimpsa.analysis.build import build_illustrations
+from palimpsa.analysis.collect.illustration_files import COLUMNS, read_illustration_csv
 from palimpsa.analysis.draw.capacity import capacity_figure
 from palimpsa.runs.schema import ResultError
 from palimpsa.theory.capacity import RULES, capacity
@@ -159,3 +160,22 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, script, monkeypatch,
     monkeypatch.setattr(sys, "argv", ["illustrate.py", "--results", str(tmp_path / "file" / "out")])
     assert script.main() == 1
     assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "cell"),
+    [
+        ("recall_by_age.csv", "age", "x"),
+        ("recall_by_age.csv", "similarity", ""),
+        ("recall_by_age.csv", "memory", ""),
+        ("capacity.csv", "rule", "another"),
+        ("capacity.csv", "num_pairs", "inf"),
+        ("capacity.csv", "num_candidates", "x"),
+    ],
+)
+def test_an_odd_cell_is_one_error_that_names_its_column(tmp_path, name, column, cell):
+    rows = pd.read_csv(ROOT / "results/illustrations" / name, dtype=str)
+    rows.loc[1, column] = cell
+    rows.to_csv(tmp_path / name, index=False)
+    with pytest.raises(ResultError, match=rf"{name}: column {column} holds what"):
+        read_illustration_csv(tmp_path / name, COLUMNS[name])

@@ -17,6 +17,10 @@ from palimpsa.config.text import from_cell, printable
 from palimpsa.runs.files import read_regular
 from palimpsa.runs.schema import FileUnreadableError, ResultError
 
+# What figures are drawn against and by.
+SIZES = {"B", "T", "H", "K", "V", "seq_len"}
+MAX_SIZE = 2**40
+
 
 def read_operator_csv(folder: Path, kind: str, slug: str) -> pd.DataFrame:
     """The rows of KIND_SLUG.csv (operators or throughput), none where there is no such file.
@@ -69,6 +73,11 @@ def _read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     wrong = [name for name in numbers if not pd.api.types.is_numeric_dtype(rows.dtypes[name])]
     if wrong:
         raise ResultError(f"{path}: {wrong[0]} holds something else than numbers")
+    for name in SIZES & set(columns):
+        # Of a copy, of bytes alone, there are none.
+        sizes = rows.loc[rows["case"] != "copy", name] if "case" in rows else rows[name]
+        if not (sizes.between(1, MAX_SIZE) & (sizes % 1 == 0)).all():
+            raise ResultError(f"{path}: {name} holds something else than whole numbers from 1 on")
     # Times, sizes, counts and shares of them.
     wrong = [name for name in numbers if ((values := rows[name].to_numpy()) < 0).any() or np.isinf(values).any()]
     if wrong:

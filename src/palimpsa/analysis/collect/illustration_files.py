@@ -17,6 +17,9 @@ RECALL_COLUMNS: tuple[str, ...] = ("memory", "age", "similarity", "similarity_st
 CAPACITY_COLUMNS: tuple[str, ...] = (
     *("rule", "num_heads", "K", "V", "num_candidates", "num_pairs", "beta", "accuracy", "gain", "gain_error"),
 )
+# What a row is about; all other columns hold numbers.
+TEXT_COLUMNS = ("memory", "rule")
+RULES = ("linear attention", "delta rule", "Palimpsa", "full covariance")
 COLUMNS = {"recall_by_age.csv": RECALL_COLUMNS, "capacity.csv": CAPACITY_COLUMNS}
 
 
@@ -54,4 +57,14 @@ def read_illustration_csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     missing = [name for name in columns if name not in rows]
     if missing or rows.empty:
         raise ResultError(f"{path}: no {', '.join(missing) or 'rows'}, expected columns {', '.join(columns)}")
+    for name in columns:
+        values = rows[name]
+        if name in TEXT_COLUMNS:
+            wrong = bool(values.isna().any()) or (name == "rule" and not set(values) <= set(RULES))
+        else:
+            numeric = pd.api.types.is_numeric_dtype(values.dtype)
+            # A number that is none, or beyond what an axis has, is neither.
+            wrong = not numeric or not values.between(-1e9, 1e9).all()
+        if wrong:
+            raise ResultError(f"{path}: column {name} holds what scripts/illustrate.py does not write")
     return rows

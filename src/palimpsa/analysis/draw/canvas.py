@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib.style
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -50,10 +50,20 @@ _STYLE = {
 }
 
 
+# All settings but those of windows and of the machine.
+_DRAWN = {
+    name: value
+    for name, value in matplotlib.rcParamsDefault.items()
+    if not name.startswith(("backend", "interactive", "toolbar"))
+}
+
+
 @contextmanager
 def figure_style() -> Iterator[None]:
     """Matplotlib's defaults and the style of this project's figures, whatever matplotlibrc says."""
-    with matplotlib.style.context(["default", _STYLE]):
+    # Not by matplotlib.style, which reads the styles of whoever is logged in.
+    settings: Any = _DRAWN | _STYLE
+    with matplotlib.rc_context(settings):
         yield
 
 
