@@ -106,6 +106,9 @@ def test_runs_in_a_place_of_their_own_are_found_and_scales_are_siblings(reproduc
         (tmp_path / group).mkdir(parents=True)
         text = (ROOT / f"configs/{group}/{name}.yaml").read_text().replace("name: laptop", "name: small")
         (tmp_path / f"{group}/small.yaml").write_text(text)
+    # Somebody else's run beside them is none of this sweep's: read, it would be an error.
+    (tmp_path / "own/theirs").mkdir(parents=True)
+    (tmp_path / "own/theirs/result.json").write_text("{")
     code, _, err = reproduce(
         "-m", "model=mamba2", "seed=1", *tiny_overrides, f"results_dir={tmp_path}/results", place, *budgets
     )

@@ -85,6 +85,7 @@ REFUSED = {
     "a slash in the entity": (["logger.entity=a/b"], {}, r"logger\.entity: got 'a/b', expected a name without /"),
     "a long group": ([f"logger.group={'g' * 129}"], {}, r"logger\.group: got 'g+', expected 1 to 128 characters"),
     "a long label of ours": ([f"variant=_{'v' * 105}"], {}, r"the name of a run \(model\.name, variant\): got 'pal"),
+    "no file": ([], {"WANDB_SWEEP_PARAM_PATH": "/no/such"}, "WANDB_SWEEP_PARAM_PATH: got '/no/such', expected a file"),
     "no address": ([], {"WANDB_BASE_URL": "nonsense"}, r"WANDB_BASE_URL: got 'nonsense', .*valid URL"),
     "the page, not the server": (
         [],

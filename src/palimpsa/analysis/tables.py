@@ -113,6 +113,10 @@ def state_text(size: float) -> str:
 
 
 def _steps(steps: float) -> str:
+    """
+    >>> _steps(1234567.0), _steps(12.5), _steps(math.inf), _steps(math.nan)
+    ('1234567', '12.5', 'never', '-')
+    """
     if pd.isna(steps):
         return "-"
     if math.isinf(steps):

@@ -49,6 +49,7 @@ def prepare_process() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             # Closed by whoever started this process: nobody reads it.
+            # No `with` (SIM115): it stays open for as long as the process lives.
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     sys.stdout = _lasting(sys.stdout, sys.__stdout__)
     sys.stderr = _lasting(sys.stderr, sys.__stderr__)

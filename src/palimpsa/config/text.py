@@ -24,7 +24,11 @@ def one_line(text: str) -> str:
 
 
 def is_line(text: str) -> bool:
-    """Whether a text is a line that shows something: more than white space, and without control characters."""
+    """Whether a text is a line that shows something: more than white space, and without control characters.
+
+    >>> is_line("GLA"), is_line(" \N{ZERO WIDTH SPACE}"), is_line("a\\nb")
+    (True, False, False)
+    """
     visible = any(unicodedata.category(one)[0] not in "ZC" for one in text)
     return visible and re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", text) is None
 
