@@ -1,11 +1,12 @@
 """The recurrence in plain PyTorch, chunk by chunk, with its own backward (scan.py): the CPU's training path."""
 
-# B batch, T time, H heads, K key dim, V value dim, N sequences packed along T, C chunk size
+# B batch, T time, H heads, K key dim, V value dim, G precisions a head, N sequences packed along T, C chunk size
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from .groups import num_precisions
 from .library import call_forward, needs_backward
 from .scan import Plan, make_plan
 from .sequences import linked, map_sequences
@@ -76,13 +77,12 @@ def _run(
     B, T, H, _ = q.shape
     K, V = q.shape[-1], v.shape[-1]
     if T == 0 or v.numel() == 0:
-        inputs = (q, k, beta, g)
-        return no_tokens(v, inputs, importance_prior, B, K, initial_state, output_final_state, output_variance)
+        return no_tokens(q, k, v, beta, g, importance_prior, B, initial_state, output_final_state, output_variance)
     if beta is None and initial_state is None:
         chunk_size = chunk_size or 32
         return _linear_attention(q, k, v, g, importance_prior, scale, output_final_state, output_variance, chunk_size)
     if beta is None:
-        beta = torch.zeros_like(v)
+        beta = zero_precisions(v, initial_state)
     mean, importance = (None, None) if initial_state is None else initial_state
     tensors = (q, k, v, beta, g, importance_prior, mean, importance)
     plan: Plan = make_plan(B, T, H, K, V, q.device, chunk_size)
@@ -97,27 +97,34 @@ def _run(
     )
 
 
+def zero_precisions(v: Tensor, initial_state: PalimpsaState | None) -> Tensor:
+    """What beta = None stands for where importances change: zeros [B, T, H, G], with the state's G."""
+    return v.new_zeros(*v.shape[:-1], num_precisions(v, None, initial_state))
+
+
 def no_tokens(
+    q: Tensor,
+    k: Tensor,
     v: Tensor,
-    inputs: tuple[Tensor | None, ...],
+    beta: Tensor | None,
+    g: Tensor,
     importance_prior: Tensor,
     num_states: int,
-    key_dim: int,
     initial_state: PalimpsaState | None,
     output_final_state: bool,
     output_variance: bool,
 ) -> PalimpsaOutput:
-    """The result for an empty v: its states are those before the first token. `inputs`: what it depends on besides."""
-    _, _, H, V = v.shape
+    """The result for an empty v: its states are those before the first token."""
+    (H, K), V = q.shape[2:], v.shape[-1]
     dtype = compute_dtype(v.dtype)
     state = None
     if output_final_state and initial_state is not None:
         # Copies: a decode step writes into the final state.
         state = PalimpsaState(*(x.to(dtype, copy=True) for x in initial_state))
     elif output_final_state:
-        prior = importance_prior.to(dtype)[:, None, None].expand(num_states, H, key_dim, V)
-        state = PalimpsaState(torch.zeros_like(prior), prior.clone())
-    inputs = (v, *inputs, importance_prior, *(initial_state or ()))
+        prior = importance_prior.to(dtype)[:, None, None].expand(num_states, H, K, num_precisions(v, beta, None))
+        state = PalimpsaState(prior.new_zeros(num_states, H, K, V), prior.clone())
+    inputs = (q, k, v, beta, g, importance_prior, *(initial_state or ()))
     if state is not None:
         state = PalimpsaState(*(linked(x, inputs) for x in state))
     return PalimpsaOutput(linked(v, inputs), linked(v, inputs) if output_variance else None, state)

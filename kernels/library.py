@@ -2,10 +2,12 @@
 
 The operators take checked arguments and choose nothing: `path` is "chunked" (scan.py, and for a step reference.py)
 or "triton" (gpu/). Results that were not asked for are empty tensors, because an operator's results cannot be None. v
-holds at least one element.
+holds at least one element. beta is [B, T, H, G] and an importance [.., K, G]: where the path has a precision for every
+row, this is where those of groups are repeated, and where their results and gradients become those of groups again.
 """
 
-# B batch, T time, H heads, K key dim, V value dim, N sequences packed along T, X a dimension that vmap maps over
+# B batch, T time, H heads, K key dim, V value dim, G precisions a head, N sequences packed along T, X a dimension that
+# vmap maps over
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch._C._functorch import is_batchedtensor
 
 from . import scan
+from .groups import first_of_rows, place_in_first_rows, repeat_for_rows, sum_over_rows
 from .reference import step_in_place
 from .transforms import are_plain, fold, refuse, register_rule, stand_in, unfold
 from .validation import compute_dtype, under_transforms
@@ -56,8 +59,9 @@ def _forward(
         num_rows, chunk_size: of scan.Plan; for "chunked" alone.
         save: whether a backward will follow; for "chunked" alone. Without it a backward is right, and slower.
     """
-    kept = v.new_empty(0, dtype=compute_dtype(v.dtype))
+    kept, V, G = v.new_empty(0, dtype=compute_dtype(v.dtype)), v.shape[-1], beta.shape[-1]
     with torch.autocast(q.device.type, enabled=False):
+        beta, importance0 = _for_rows(beta, importance0, V)
         if path == "triton":
             from .gpu import forward as triton_forward
 
@@ -74,8 +78,14 @@ def _forward(
                 q, k, v, beta, g, importance_prior, mean0, importance0, scale, scan.Plan(num_rows, chunk_size),
                 save, output_final_state, output_variance,
             )  # fmt: skip
+    importance = None if importance is None else first_of_rows(importance, G)
     variance, mean, importance = (kept.new_empty(0) if x is None else x for x in (variance, mean, importance))
     return o, variance, mean, importance, kept
+
+
+def _for_rows(beta: Tensor, importance: Tensor | None, num_rows: int) -> tuple[Tensor, Tensor | None]:
+    """Precisions and an importance for every row."""
+    return repeat_for_rows(beta, num_rows), None if importance is None else repeat_for_rows(importance, num_rows)
 
 
 def _contiguous(x: Any) -> Any:
@@ -93,14 +103,15 @@ def _(
     (B, T, H, K), V = q.shape, v.shape[-1]
     kept = v.new_empty(0, dtype=compute_dtype(v.dtype))
     num_states = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    state = (num_states, H, K, V) if output_final_state else (0,)
+    mean = (num_states, H, K, V) if output_final_state else (0,)
+    importance = (num_states, H, K, beta.shape[-1]) if output_final_state else (0,)
     if path == "chunked" and save:
         num_chunks = (T + chunk_size - 1) // chunk_size
         size = (num_chunks * 2 * B * H * K * V,)
     else:
         size = (0,)
     variance = v.new_empty(v.shape) if output_variance else kept.new_empty(0)
-    return v.new_empty(v.shape), variance, kept.new_empty(state), kept.new_empty(state), kept.new_empty(size)
+    return v.new_empty(v.shape), variance, kept.new_empty(mean), kept.new_empty(importance), kept.new_empty(size)
 
 
 def _backward(
@@ -136,7 +147,13 @@ def _backward(
         needs_decay: whether g's or the prior's is.
     """
     inputs = (q, k, v, beta, g, importance_prior, mean0, importance0)
+    V, G = v.shape[-1], beta.shape[-1]
     with torch.autocast(q.device.type, enabled=False):
+        if G < V:
+            # In the dtype of the recurrence: what comes back is added over a group before it is rounded.
+            beta, importance0 = _for_rows(beta.to(compute_dtype(q.dtype)), importance0, V)
+            importance = None if importance is None else repeat_for_rows(importance, V)
+            d_importance = None if d_importance is None else place_in_first_rows(d_importance, V)
         if path == "triton":
             from .gpu import backward as triton_backward
 
@@ -151,14 +168,17 @@ def _backward(
                 gradients = run(*tensors, scale, *states, cu_seqlens, *flows)
         else:
             gradients = scan.backward(
-                *inputs, mean, importance, kept, d_o, d_variance, d_mean, d_importance, scale,
-                scan.Plan(num_rows, chunk_size), needs_beta, needs_decay,
+                q, k, v, beta, g, importance_prior, mean0, importance0, mean, importance, kept,
+                d_o, d_variance, d_mean, d_importance, scale, scan.Plan(num_rows, chunk_size), needs_beta, needs_decay,
             )  # fmt: skip
-    wanted = _wanted(mean0 is not None, needs_beta, needs_decay)
-    results = [
-        grad.to(x.dtype) if want and x is not None and grad is not None else q.new_empty(0)
-        for want, x, grad in zip(wanted, inputs, gradients, strict=True)
-    ]
+    results, wanted = [], _wanted(mean0 is not None, needs_beta, needs_decay)
+    for x, grad, want in zip(inputs, gradients, wanted, strict=True):
+        if not want or x is None or grad is None:
+            results.append(q.new_empty(0))
+            continue
+        # beta's and the initial importance's are one for every row.
+        grad = sum_over_rows(grad, G) if grad.shape[-1:] != x.shape[-1:] else grad
+        results.append(grad.to(x.dtype))
     # A tuple of any length to a type checker, of eight here.
     return tuple(results)  # type: ignore[return-value]
 
@@ -302,7 +322,7 @@ def _step(
 ) -> tuple[Tensor, Tensor]:
     """o and variance of `palimpsa_step`; writes into mean and importance."""
     with torch.autocast(q.device.type, enabled=False):
-        if path == "triton":
+        if path == "triton" and mean.shape[-1] == importance.shape[-1]:
             from .gpu import step as triton_step
 
             with torch.cuda.device_of(q):

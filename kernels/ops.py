@@ -1,6 +1,6 @@
 """The public operators, and the choice of the path that computes them."""
 
-# B batch, T time, H heads, K key dim, V value dim, N sequences packed along T
+# B batch, T time, H heads, K key dim, V value dim, G precisions a head, N sequences packed along T
 import importlib.util
 import os
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .chunked import no_tokens, palimpsa_chunked
+from .chunked import no_tokens, palimpsa_chunked, zero_precisions
 from .library import call_forward, call_step
 from .linear import linear_attention
 from .reference import palimpsa_reference
@@ -93,15 +93,14 @@ def _palimpsa_triton(
         cu_seqlens = cu_seqlens if cu_seqlens.dtype in (torch.int32, torch.int64) else cu_seqlens.long()
     with torch.autocast(q.device.type, enabled=False):
         if v.numel() == 0:
-            inputs = (q, k, beta, g)
-            return no_tokens(v, inputs, importance_prior, N, K, state, output_final_state, output_variance)
+            return no_tokens(q, k, v, beta, g, importance_prior, N, state, output_final_state, output_variance)
         # In float32 the library multiplies in tf32, its kernels do not run in Triton's interpreter, and torch.func has
         # no rules for them: there ours take zeros for beta.
         if beta is None and state is None and q.is_cuda and q.dtype != torch.float32 and not under_transforms():
             return linear_attention(
                 q, k, v, g, importance_prior, scale, output_final_state, output_variance, cu_seqlens
             )
-        beta = torch.zeros_like(v) if beta is None else beta
+        beta = zero_precisions(v, state) if beta is None else beta
         mean, importance = (None, None) if state is None else state
         o, variance, mean, importance, _ = call_forward(
             "triton", q, k, v, beta, g, importance_prior, mean, importance, cu_seqlens, scale, 1, 1, False,

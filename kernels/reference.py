@@ -3,12 +3,13 @@
 `step_in_place` is the same for one token, without autograd: what decodes on a CPU, and in float64 anywhere.
 """
 
-# B batch, T time, H heads, K key dim, V value dim
+# B batch, T time, H heads, K key dim, V value dim, G precisions a head, a divisor of V
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from .groups import num_precisions, repeat_for_rows
 from .sequences import linked, map_sequences
 from .types import PalimpsaOutput, PalimpsaState
 from .validation import check_sequence_inputs, compute_dtype
@@ -70,15 +71,16 @@ def _recurrence(
 ) -> PalimpsaOutput:
     out_dtype, dtype = v.dtype, compute_dtype(q.dtype)
     (B, T, H, K), V = q.shape, v.shape[-1]
-    # [B, T, H, K, V] by broadcasting: keys and queries stand along K, values and precisions along V.
+    # [B, T, H, K, V] by broadcasting: keys and queries stand along K, values along V, precisions along G.
+    G = num_precisions(v, beta, initial_state)
     q, k = q.to(dtype)[..., :, None], k.to(dtype)[..., :, None]
     v = v.to(dtype)[..., None, :]
     beta = None if beta is None else beta.to(dtype)[..., None, :]
     alpha = g.to(dtype).exp()[..., None, None]
-    prior = importance_prior.to(dtype)[:, None, None].expand(B, H, K, V)
+    prior = importance_prior.to(dtype)[:, None, None].expand(B, H, K, G)
 
     if initial_state is None:
-        mean, importance = torch.zeros_like(prior), prior.clone()
+        mean, importance = v.new_zeros(B, H, K, V), prior.clone()
     else:
         # Clones, so that a final state never shares memory with the initial one: a decode step writes into it.
         mean = initial_state.mean.to(dtype, copy=True)
@@ -90,16 +92,17 @@ def _recurrence(
         inputs = (q, k, v, beta, g, importance_prior, *(initial_state or ()))
         empty, mean, importance = (linked(x, inputs) for x in (empty, mean, importance))
     outputs, variances = [empty], [empty]
-    weighted_mean = importance * mean
+    weighted_mean = repeat_for_rows(importance, V) * mean
     for t in range(T):
         weighted_mean = alpha[:, t] * weighted_mean + k[:, t] * v[:, t]
         importance = alpha[:, t] * importance + (1 - alpha[:, t]) * prior
         if beta is not None:
             importance = importance + k[:, t].square() * beta[:, t]
-        mean = weighted_mean / importance
+        mean = weighted_mean / repeat_for_rows(importance, V)
         outputs.append(scale * (q[:, t] * mean).sum(-2)[:, None])
         if output_variance:
-            variances.append(scale**2 * (q[:, t].square() / importance).sum(-2)[:, None])
+            spread = (q[:, t].square() / importance).sum(-2)
+            variances.append(scale**2 * repeat_for_rows(spread, V)[:, None])
 
     return PalimpsaOutput(
         torch.cat(outputs, dim=1).to(out_dtype),
@@ -121,21 +124,28 @@ def step_in_place(
     scale: float,
     output_variance: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """o and the variance [B, H, V] of `palimpsa_step`, without checks; overwrites mean and importance [B, H, K, V]."""
+    """o and the variance [B, H, V] of `palimpsa_step`, without checks.
+
+    Overwrites mean [B, H, K, V] and importance [B, H, K, G].
+    """
     out_dtype, dtype = v.dtype, compute_dtype(q.dtype)
     q, k, v = q.to(dtype), k.to(dtype)[..., :, None], v.to(dtype)[..., None, :]
     alpha = g.to(dtype).exp()[..., None, None]
     prior = importance_prior.to(dtype)[:, None, None]
 
-    mean.mul_(importance).mul_(alpha).addcmul_(k, v)
+    # [B, H, K, G, V / G] beside [B, H, K, G, 1]: a view, whatever the strides.
+    (G, V), precisions = (importance.shape[-1], mean.shape[-1]), importance[..., None]
+    groups = mean.unflatten(-1, (G, V // max(G, 1)))
+    groups.mul_(precisions)
+    mean.mul_(alpha).addcmul_(k, v)
     importance.mul_(alpha).add_((1 - alpha) * prior)
     if beta is not None:
         importance.addcmul_(k.square(), beta.to(dtype)[..., None, :])
-    mean.div_(importance)
+    groups.div_(precisions)
 
     o = scale * (q[..., None, :] @ mean).squeeze(-2)
     variance = None
     if output_variance:
         variance = scale**2 * (q.square()[..., None, :] @ importance.reciprocal()).squeeze(-2)
-        variance = variance.to(out_dtype)
+        variance = repeat_for_rows(variance, V).to(out_dtype)
     return o.to(out_dtype), variance

@@ -1,6 +1,6 @@
 """The two result types of the operator."""
 
-# B batch, T time, H heads, K key dim, V value dim
+# B batch, T time, H heads, K key dim, V value dim, G precisions a head, a divisor of V
 from typing import NamedTuple
 
 from torch import Tensor
@@ -11,7 +11,8 @@ class PalimpsaState(NamedTuple):
 
     Attributes:
         mean: [B, H, K, V], the posterior mean mu of Eq. 26. Float32 (float64 for float64 inputs).
-        importance: [B, H, K, V], the posterior precision I of Eq. 25, > 0. Same dtype.
+        importance: [B, H, K, G], the posterior precision I of Eq. 25, > 0. Same dtype. Number j is that of the rows
+            j V / G up to (j + 1) V / G; G = V, one for every row, is the published form, G = 1 has one a head.
     """
 
     mean: Tensor

@@ -6,7 +6,7 @@ on for CPU tensors and off elsewhere, and the state of a step is not read. It ne
 torch.vmap and torch.func.grad, where values cannot be read.
 """
 
-# B batch, T time, H heads, K key dim, V value dim, N sequences packed along T
+# B batch, T time, H heads, K key dim, V value dim, G precisions a head, N sequences packed along T
 import math
 import numbers
 import os
@@ -52,6 +52,18 @@ def _check_shape(name: str, x: Tensor, expected: tuple[int, ...], layout: str) -
     if tuple(x.shape) != expected:
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}, expected {layout} = {expected} to agree with the other arguments"
+        )
+
+
+def _check_precisions(name: str, x: Tensor, lead: tuple[int, ...], value_dim: int, layout: str) -> None:
+    """A precision for every group of rows: [*lead, G] with G a divisor of V, which is 0 for V = 0 alone."""
+    groups = x.shape[-1] if x.ndim else 0
+    is_divisor = groups == value_dim or (groups > 0 and value_dim > 0 and value_dim % groups == 0)
+    if tuple(x.shape[:-1]) != lead or not is_divisor:
+        sizes = ", ".join(str(size) for size in (*lead, "G"))
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}, expected {layout} = ({sizes}) to agree with the other arguments, "
+            f"with G a divisor of V = {value_dim}: each precision serves V / G rows"
         )
 
 
@@ -180,14 +192,19 @@ def _check_common(
     _check_shape("k", k, (*lead, key_dim), f"[B, {time}H, K]")
     _check_shape("v", v, (*lead, value_dim), f"[B, {time}H, V]")
     if beta is not None:
-        _check_shape("beta", beta, (*lead, value_dim), f"[B, {time}H, V]")
+        _check_precisions("beta", beta, (*lead,), value_dim, f"[B, {time}H, G]")
     _check_shape("g", g, (*lead,), f"[B, {time}H]")
     _check_shape("importance_prior", importance_prior, (lead[-1],), "[H]")
     if state is not None:
         batch = lead[0] if num_states is None else num_states
-        layout = "[B, H, K, V]" if num_states is None else "[N, H, K, V], one row a sequence,"
-        for name in (f"{state_name}.mean", f"{state_name}.importance"):
-            _check_shape(name, tensors[name], (batch, lead[-1], key_dim, value_dim), layout)
+        start, end = ("B", "") if num_states is None else ("N", ", one row a sequence,")
+        sizes = (batch, lead[-1], key_dim)
+        _check_shape(f"{state_name}.mean", state.mean, (*sizes, value_dim), f"[{start}, H, K, V]{end}")
+        name, layout = f"{state_name}.importance", f"[{start}, H, K, G]{end}"
+        if beta is None:
+            _check_precisions(name, state.importance, sizes, value_dim, layout)
+        else:
+            _check_shape(name, state.importance, (*sizes, beta.shape[-1]), layout)
 
     _check_dtype("q", q, FLOAT_DTYPES)
     for name, x in (("k", k), ("v", v)):

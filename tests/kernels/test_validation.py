@@ -34,7 +34,16 @@ WRONG_TENSORS = [
     ("k", lambda x: x[:, :4], ValueError, r"k has shape \(2, 4, 3, 4\), expected \[B, T, H, K\] = \(2, 5, 3, 4\)"),
     ("k", lambda x: x[..., :3], ValueError, r"k has shape"),
     ("v", lambda x: x[:1], ValueError, r"v has shape \(1, 5, 3, 6\), expected \[B, T, H, V\] = \(2, 5, 3, 6\)"),
-    ("beta", lambda x: x[..., :1], ValueError, r"beta has shape \(2, 5, 3, 1\)"),
+    (
+        "beta",
+        lambda x: x[..., :4],
+        ValueError,
+        r"beta has shape \(2, 5, 3, 4\), expected \[B, T, H, G\] = \(2, 5, 3, G\).*G a divisor of V = 6",
+    ),
+    ("beta", lambda x: x.repeat(1, 1, 1, 2), ValueError, r"beta has shape \(2, 5, 3, 12\), .*G a divisor of V = 6"),
+    ("beta", lambda x: x[..., :0], ValueError, r"beta has shape \(2, 5, 3, 0\), .*G a divisor of V = 6"),
+    ("beta", lambda x: x[0], ValueError, r"beta has shape \(5, 3, 6\), expected \[B, T, H, G\]"),
+    ("beta", lambda x: x[0, 0, 0, 0], ValueError, r"beta has shape \(\), expected \[B, T, H, G\]"),
     ("g", lambda x: x[..., None], ValueError, r"g has shape \(2, 5, 3, 1\), expected \[B, T, H\] = \(2, 5, 3\)"),
     ("g", lambda x: x.transpose(1, 2), ValueError, r"g has shape \(2, 3, 5\)"),
     ("importance_prior", lambda x: x[0], ValueError, r"importance_prior has shape \(\), expected \[H\] = \(3,\)"),
@@ -74,7 +83,17 @@ WRONG_OPTIONS = [
     (
         {"initial_state": (torch.zeros(2, 3, 4, 6), torch.ones(2, 3, 4, 5))},
         ValueError,
-        r"initial_state.importance has shape",
+        r"initial_state.importance has shape \(2, 3, 4, 5\), expected \[B, H, K, G\] = \(2, 3, 4, 6\)",
+    ),
+    (
+        {"initial_state": (torch.zeros(2, 3, 4, 6), torch.ones(2, 3, 4, 1))},
+        ValueError,
+        r"initial_state.importance has shape \(2, 3, 4, 1\), expected \[B, H, K, G\] = \(2, 3, 4, 6\)",
+    ),
+    (
+        {"beta": None, "initial_state": (torch.zeros(2, 3, 4, 6), torch.ones(2, 3, 4, 4))},
+        ValueError,
+        r"initial_state.importance has shape \(2, 3, 4, 4\), .*= \(2, 3, 4, G\).*G a divisor of V = 6",
     ),
     (
         {"initial_state": state_of(2, 3, 4, 6, dtype=torch.bfloat16)},
@@ -136,7 +155,7 @@ def test_wrong_tensors(arguments, operator, name, change, error, message):
 @pytest.mark.parametrize(("options", "error", "message"), WRONG_OPTIONS)
 def test_wrong_options(arguments, operator, options, error, message):
     with pytest.raises(error, match=message):
-        operator(**arguments, **options)
+        operator(**{**arguments, **options})
 
 
 @pytest.mark.parametrize(("cu_seqlens", "error", "message"), WRONG_BOUNDS)
@@ -192,7 +211,7 @@ def step_arguments(arguments):
         ("q", lambda x: 1, TypeError, r"q must be a torch.Tensor, got int"),
         ("k", lambda x: x[:1], ValueError, r"k has shape \(1, 3, 4\), expected \[B, H, K\] = \(2, 3, 4\)"),
         ("v", lambda x: x[:, :1], ValueError, r"v has shape"),
-        ("beta", lambda x: x[..., :1], ValueError, r"beta has shape"),
+        ("beta", lambda x: x[..., :4], ValueError, r"beta has shape \(2, 3, 4\), expected \[B, H, G\] = \(2, 3, G\)"),
         ("g", lambda x: x[..., None], ValueError, r"g has shape \(2, 3, 1\), expected \[B, H\] = \(2, 3\)"),
         ("g", lambda x: -x, ValueError, r"g must be <= 0"),
         ("v", nan_in, ValueError, r"v contains NaN"),
@@ -210,6 +229,11 @@ def test_wrong_tensors_of_a_step(arguments, name, change, error, message):
     [
         (None, TypeError, r"state must be a PalimpsaState or a pair \(mean, importance\), got NoneType"),
         (state_of(1, H, K, V), ValueError, r"state.mean has shape \(1, 3, 4, 6\), expected \[B, H, K, V\]"),
+        (
+            (torch.zeros(B, H, K, V), torch.ones(B, H, K, 2)),
+            ValueError,
+            r"state.importance has shape \(2, 3, 4, 2\), expected \[B, H, K, G\] = \(2, 3, 4, 6\)",
+        ),
         (state_of(B, H, K, V, dtype=torch.float64), TypeError, r"state.mean has dtype float64, expected float32"),
         (
             (torch.zeros(B, H, K, V), torch.ones(1, 1, 1, 1).expand(B, H, K, V)),
