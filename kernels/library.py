@@ -322,7 +322,7 @@ def _step(
 ) -> tuple[Tensor, Tensor]:
     """o and variance of `palimpsa_step`; writes into mean and importance."""
     with torch.autocast(q.device.type, enabled=False):
-        if path == "triton" and mean.shape[-1] == importance.shape[-1]:
+        if path == "triton":
             from .gpu import step as triton_step
 
             with torch.cuda.device_of(q):

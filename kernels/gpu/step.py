@@ -1,10 +1,10 @@
 """One token in place in Triton, for decoding: reads the state once and writes it once.
 
-kernels/README.md has the equations.
+kernels/README.md has the equations. A precision for every row and precisions of groups have a kernel each.
 """
 
-# B batch, H heads, K key dim, V value dim
-from typing import Any
+# B batch, H heads, K key dim, V value dim, G precisions a head, a divisor of V
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -12,6 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .primitives import cdiv, next_power_of_2, smallest_cover
+
+NUM_WARPS = 4
+THREADS = tl.constexpr(32 * NUM_WARPS)
 
 
 @triton.jit
@@ -47,6 +50,9 @@ def _step_kernel(
         key = kk.to(tl.int64)[:, None]
         precision = tl.load(importance_at + key * importance_k, mask=in_tile, other=1.0)
         M = tl.load(mean_at + key * mean_k, mask=in_tile, other=0.0) * precision
+        if KT * VT < THREADS:
+            # Several threads read one entry: all of them before one writes it.
+            tl.debug_barrier()
         k_t = tl.load(k_at + kk, mask=in_k, other=0.0).to(tl.float32)[:, None]
         q_t = tl.load(q_at + kk, mask=in_k, other=0.0).to(tl.float32)[:, None]
         M = M * alpha + k_t * v_t
@@ -63,6 +69,111 @@ def _step_kernel(
     tl.store(o + out, tl.sum(reads, 0) * scale, mask=in_v)
     if HAS_VARIANCE:
         tl.store(variance + out, tl.sum(spreads, 0) * (scale * scale), mask=in_v)
+
+
+@triton.jit
+def _mean_at(mean, b, h, keys, rows, mean_b, mean_h, mean_k, mean_v, V: tl.constexpr, IS_DENSE: tl.constexpr):
+    """Where the means of some keys and rows lie; IS_DENSE: one after the other in a head, which begins at 16 bytes."""
+    if IS_DENSE:
+        return mean + tl.multiple_of(b * mean_b + h * mean_h, 4) + keys * V + rows
+    else:
+        return mean + b * mean_b + h * mean_h + keys.to(tl.int64) * mean_k + rows.to(tl.int64) * mean_v
+
+
+# Sizes and strides are numbers of the call: one compiled version serves them all, 1 and multiples of 16 too.
+@triton.jit(
+    do_not_specialize=[
+        "H", "q_b", "q_h", "k_b", "k_h", "v_b", "v_h", "beta_b", "beta_h", "beta_g", "g_b", "g_h", "mean_b", "mean_h",
+        "mean_k", "mean_v", "importance_b", "importance_h", "importance_k", "importance_g",
+    ]
+)  # fmt: skip
+def _grouped_step_kernel(
+    q, k, v, beta, g, prior, mean, importance, o, variance, scale, H,
+    q_b, q_h, k_b, k_h, v_b, v_h, beta_b, beta_h, beta_g, g_b, g_h,
+    mean_b, mean_h, mean_k, mean_v, importance_b, importance_h, importance_k, importance_g,
+    K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, GROUPS: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr,
+    IS_DENSE: tl.constexpr, HAS_BETA: tl.constexpr, HAS_VARIANCE: tl.constexpr,
+):  # fmt: skip
+    """All keys and all rows of GROUPS groups of one head: nobody else reads the importances that it overwrites.
+
+    One tile of values where all rows fit; or one group in several of them, one after the other.
+    """
+    rows_each: tl.constexpr = V // G
+    num_rows: tl.constexpr = GROUPS * rows_each
+    is_wide: tl.constexpr = num_rows > VT
+    programs: tl.constexpr = (G + GROUPS - 1) // GROUPS
+    head = tl.program_id(0) // programs
+    first_group = (tl.program_id(0) % programs) * GROUPS
+    b, h = (head // H).to(tl.int64), (head % H).to(tl.int64)
+    kk, vv = tl.arange(0, KT), tl.arange(0, VT)
+    in_k, first_row = (kk < K)[:, None], first_group * rows_each
+    if G % GROUPS == 0:
+        end = num_rows
+    else:
+        # The last program has fewer.
+        end = tl.minimum(num_rows, V - first_row)
+
+    # Precisions: a column where all rows of the program are of one group, else one for every row.
+    row = tl.arange(0, 1) if is_wide else vv
+    group = (first_group + row // rows_each)[None, :]
+    in_group = in_k & (row < end)[None, :]
+    importance_at = importance + b * importance_b + h * importance_h
+    importance_at += kk.to(tl.int64)[:, None] * importance_k + group.to(tl.int64) * importance_g
+    before = tl.load(importance_at, mask=in_group, other=1.0)
+    next_rows = (first_row + vv)[None, :]
+    next_at = _mean_at(mean, b, h, kk[:, None], next_rows, mean_b, mean_h, mean_k, mean_v, V, IS_DENSE)
+    next_mean = tl.load(next_at, mask=in_k & (vv < end)[None, :], other=0.0)
+
+    alpha = tl.exp(tl.load(g + b * g_b + h * g_h).to(tl.float32))
+    k_t = tl.load(k + b * k_b + h * k_h + kk, mask=kk < K, other=0.0).to(tl.float32)[:, None]
+    q_t = tl.load(q + b * q_b + h * q_h + kk, mask=kk < K, other=0.0).to(tl.float32)[:, None]
+    kept = before * alpha
+    after = kept + (1 - alpha) * tl.load(prior + h).to(tl.float32)
+    if HAS_BETA:
+        beta_at = beta + b * beta_b + h * beta_h + group.to(tl.int64) * beta_g
+        after += (k_t * k_t) * tl.load(beta_at, mask=(row < end)[None, :], other=0.0).to(tl.float32)
+    # Several threads read one importance: all of them before one writes it.
+    tl.debug_barrier()
+    tl.store(importance_at, after, mask=in_group & (row % rows_each == 0)[None, :])
+
+    v_at = v + b * v_b + h * v_h + first_row + vv
+    out = head.to(tl.int64) * V + first_row + vv
+    for v0 in tl.static_range(0, num_rows, VT):
+        in_v = v0 + vv < end
+        old_mean, mean_at = next_mean, next_at
+        if v0 + VT < num_rows:
+            # On its way while this tile is worked on.
+            next_rows = (first_row + v0 + VT + vv)[None, :]
+            next_at = _mean_at(mean, b, h, kk[:, None], next_rows, mean_b, mean_h, mean_k, mean_v, V, IS_DENSE)
+            next_mean = tl.load(next_at, mask=in_k & (v0 + VT + vv < end)[None, :], other=0.0)
+        v_t = tl.load(v_at + v0, mask=in_v, other=0.0).to(tl.float32)[None, :]
+        mu = (old_mean * kept + k_t * v_t) / after
+        tl.store(mean_at, mu, mask=in_k & in_v[None, :])
+        tl.store(o + out + v0, tl.sum(q_t * mu, 0) * scale, mask=in_v)
+        if HAS_VARIANCE:
+            # Of a group as often as it has rows.
+            spread = tl.sum((q_t * q_t) / after, 0) * (scale * scale)
+            tl.store(variance + out + v0, spread + tl.zeros([VT], tl.float32), mask=in_v)
+
+
+class GroupedPlan(NamedTuple):
+    """Groups a program, keys and rows a tile."""
+
+    num_groups: int
+    KT: int
+    VT: int
+
+
+def plan_groups(K: int, V: int, G: int) -> GroupedPlan:
+    """All keys a tile, and 2,048 elements where there are so many, as `tile_sizes`; 128, one a thread, at least."""
+    KT = max(16, next_power_of_2(K))
+    largest, rows_each = min(64, 2048 // KT), V // G
+    if rows_each <= largest:
+        # Whole groups, as many as fit, or somewhat fewer so that all programs have as many: their loads are wider.
+        fit = min(G, largest // rows_each)
+        num_groups = next((n for n in range(fit, fit // 2, -1) if G % n == 0), fit)
+        return GroupedPlan(num_groups, KT, max(8, next_power_of_2(num_groups * rows_each)))
+    return GroupedPlan(1, KT, smallest_cover(rows_each, tuple(tile for tile in (64, 32, 16, 8) if tile <= largest)))
 
 
 def tile_sizes(K: int, V: int) -> tuple[int, int]:
@@ -85,10 +196,10 @@ def step(
 ) -> tuple[Tensor, Tensor | None]:
     """o and the variance [B, H, V] of `palimpsa_step`, without checks and up to float32.
 
-    Overwrites mean and importance, float32 [B, H, K, V] of any strides; contiguous along V they are fastest.
+    Overwrites mean [B, H, K, V] and importance [B, H, K, G], float32 of any strides; contiguous along V is fastest.
     """
     B, H, K = q.shape
-    V = v.shape[-1]
+    V, G = v.shape[-1], importance.shape[-1]
     o = v.new_empty(B, H, V)
     variance = torch.empty_like(o) if output_variance else None
     if o.numel() == 0:
@@ -99,13 +210,24 @@ def step(
         return x if x.stride(-1) == 1 else x.contiguous()
 
     q, k, v = rows(q), rows(k), rows(v)
+    shared: Any = {"HAS_BETA": beta is not None, "HAS_VARIANCE": output_variance, "num_warps": NUM_WARPS}
+    if G < V:
+        beta = v if beta is None else beta
+        plan = plan_groups(K, V, G)
+        is_dense = mean.stride()[2:] == (V, 1) and all(stride % 4 == 0 for stride in mean.stride()[:3])
+        grouped: Any = _grouped_step_kernel[(B * H * cdiv(G, plan.num_groups),)]
+        grouped(
+            q, k, v, beta, g, importance_prior.contiguous(), mean, importance, o, o if variance is None else variance,
+            scale, H, *(stride for x in (q, k, v) for stride in x.stride()[:2]), *beta.stride(), *g.stride(),
+            *mean.stride(), *importance.stride(), K, V, G, *plan, is_dense, **shared,
+        )  # fmt: skip
+        return o, variance
     row_beta = v if beta is None else rows(beta)
     KT, VT = tile_sizes(K, V)
     launch: Any = _step_kernel[(B * H * cdiv(V, VT),)]
     launch(
         q, k, v, row_beta, g, importance_prior.contiguous(), mean, importance, o, o if variance is None else variance,
         scale, H, *(stride for x in (q, k, v, row_beta) for stride in x.stride()[:2]), *g.stride(),
-        *mean.stride(), *importance.stride(),
-        K, V, KT, VT, HAS_BETA=beta is not None, HAS_VARIANCE=output_variance, num_warps=4,
+        *mean.stride(), *importance.stride(), K, V, KT, VT, **shared,
     )  # fmt: skip
     return o, variance

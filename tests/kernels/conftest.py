@@ -1,6 +1,6 @@
 """Random arguments of the operator, and test ids that carry their sizes: [B2-T63-H4-K48-V96-f64]."""
 
-# B batch, T time, H heads, K key dim, V value dim, N sequences packed along T
+# B batch, T time, H heads, K key dim, V value dim, G precisions a head, N sequences packed along T
 import os
 import subprocess
 import sys
@@ -33,9 +33,12 @@ def pytest_make_parametrize_id(config, val, argname):
 
 
 class Problem:
-    """Arguments of one call. `tensors` holds q, k, v, beta, g, importance_prior, mean and importance by name."""
+    """Arguments of one call. `tensors` holds q, k, v, beta, g, importance_prior, mean and importance by name.
 
-    def __init__(self, shape, dtype=torch.float64, *, seed=0, beta=True, state=True, num_states=None):
+    `groups` is G; V if None.
+    """
+
+    def __init__(self, shape, dtype=torch.float64, *, seed=0, beta=True, state=True, num_states=None, groups=None):
         B, T, H, K, V = shape
         generator = torch.Generator().manual_seed(seed)
         state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
@@ -48,17 +51,18 @@ class Problem:
             return (low + (high - low) * x).to(dtype)
 
         N = B if num_states is None else num_states
+        G = V if groups is None else groups
         self.tensors = {
             "q": normal(B, T, H, K),
             "k": normal(B, T, H, K),
             "v": normal(B, T, H, V),
-            "beta": uniform(0, 2, B, T, H, V) if beta else None,
+            "beta": uniform(0, 2, B, T, H, G) if beta else None,
             # Windows from 2 to about 1,000 tokens.
             "g": -torch.exp(uniform(-7, -0.4, B, T, H, dtype=state_dtype)),
             "importance_prior": uniform(0.5, 2, H, dtype=state_dtype),
             "mean": normal(N, H, K, V, dtype=state_dtype) if state else None,
             # Also below the prior: nothing in the recurrence forbids it.
-            "importance": uniform(0.3, 3, N, H, K, V, dtype=state_dtype) if state else None,
+            "importance": uniform(0.3, 3, N, H, K, G, dtype=state_dtype) if state else None,
         }
 
     def __getitem__(self, name):

@@ -4,7 +4,7 @@ The interpreter takes what the compiler refuses: an argument of 1, for one, is a
 Prints how many versions of each there are.
 """
 
-# B batch, T time, H heads, K key dim, V value dim, N sequences packed along T
+# B batch, T time, H heads, K key dim, V value dim, G precisions a head, N sequences packed along T
 import importlib
 import itertools
 
@@ -62,6 +62,11 @@ def main() -> None:
         backward.backward(*args)
     token = torch.ones(1, 1, 48), torch.ones(1, 1, 48), torch.ones(1, 1, 96)
     step.step(*token, None, torch.zeros(1, 1), torch.ones(1), *torch.ones(2, 1, 1, 48, 96), 1.0, True)
+    # Groups of several tiles, of one, and several groups a tile of which the last is not full.
+    for (B, H, K, V), G in (((1, 1, 48, 96), 1), ((2, 16, 48, 96), 1), ((2, 2, 96, 192), 16), ((1, 2, 33, 30), 5)):
+        q, k, v, beta = (torch.ones(B, H, size, dtype=torch.bfloat16) for size in (K, K, V, G))
+        state = torch.ones(B, H, K, V), torch.ones(B, H, K, G)
+        step.step(q, k, v, beta, torch.zeros(B, H), torch.ones(H), *state, 1.0, True)
     for x, bias in ((torch.ones(1, 1, 1), None), (torch.ones(2, 9, 200, dtype=torch.bfloat16), torch.ones(200))):
         weight = torch.ones(x.shape[2], 4)
         convolution.forward(x, weight, bias, [x.shape[2]])

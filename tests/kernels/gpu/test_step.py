@@ -1,6 +1,6 @@
 """One token in Triton against the reference: in Triton's interpreter, or on the GPU where there is one."""
 
-# B batch, T time, H heads, K key dim, V value dim
+# B batch, T time, H heads, K key dim, V value dim, G precisions a head
 import math
 
 import pytest
@@ -19,8 +19,9 @@ def steps(device):
         assert output_final_state
         B, T, H, K = q.shape
         if initial_state is None:
-            start = prior.to(torch.float32)[:, None, None].expand(B, H, K, v.shape[-1])
-            initial_state = torch.zeros_like(start), start
+            G = v.shape[-1] if beta is None else beta.shape[-1]
+            start = prior.to(torch.float32)[:, None, None].expand(B, H, K, G)
+            initial_state = torch.zeros(B, H, K, v.shape[-1]), start
         state = PalimpsaState(*(x.to(device, copy=True).contiguous() for x in initial_state))
         q, k, v, beta, g, prior = (None if x is None else x.to(device) for x in (q, k, v, beta, g, prior))
         tokens = []
@@ -62,6 +63,37 @@ def test_a_step_is_as_exact_as_the_reference(Problem, flat, steps, shape, dtype,
     assert failures(steps, Problem(shape, dtype, beta=beta), flat) == {}
 
 
+# Groups of several tiles, of one that they fill or do not, several a tile, and a program with fewer than the others.
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [
+        *(((2, 3, 2, 5, 8), 1), ((2, 3, 2, 5, 8), 4), ((1, 2, 2, 20, 66), 1), ((1, 2, 1, 48, 96), 1)),
+        *(((1, 2, 1, 48, 96), 16), ((1, 2, 2, 48, 96), 2), ((1, 2, 1, 33, 62), 31), ((1, 2, 1, 96, 20), 4)),
+        *(((1, 1, 1, 256, 256), 1), ((1, 2, 2, 1, 2), 1)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("beta", [True, False])
+def test_a_step_of_groups_is_as_exact_as_the_reference(Problem, flat, steps, shape, groups, dtype, beta):
+    assert failures(steps, Problem(shape, dtype, beta=beta, groups=groups), flat) == {}
+
+
+def test_a_step_of_wrongly_assigned_groups_fails_the_comparison(Problem, flat, steps):
+    problem = Problem((2, 3, 2, 5, 8), torch.float32, groups=2)
+
+    def interleaved(q, k, v, *args, initial_state, **options):
+        # As if row r were of group r % G.
+        order = torch.arange(8).view(4, 2).T.flatten()
+        back = order.argsort()
+        mean, importance = initial_state
+        out = steps(q, k, v[..., order], *args, initial_state=(mean[..., order], importance), **options)
+        state = PalimpsaState(out.final_state.mean[..., back], out.final_state.importance)
+        return PalimpsaOutput(out.o[..., back], out.variance[..., back], state)
+
+    assert failures(steps, problem, flat) == {}
+    assert failures(interleaved, problem, flat).keys() == {"o", "variance", "mean"}
+
+
 @pytest.mark.parametrize("g", [-math.inf, -50.0, -1e-6, 0.0])
 @pytest.mark.parametrize("state", [True, False])
 def test_extreme_decays(Problem, flat, steps, g, state):
@@ -91,18 +123,25 @@ def test_without_beta_importance_changes_by_forgetting_alone(Problem, device):
         torch.testing.assert_close(state[1].cpu(), expected, rtol=0 if g == 0 else 1e-6, atol=0)
 
 
-def test_strides_change_nothing(Problem, device):
-    problem = Problem((2, 1, 3, 5, 8), torch.float32)
+@pytest.mark.parametrize("groups", [8, 2, 1])
+def test_strides_change_nothing(Problem, device, groups):
+    problem = Problem((2, 1, 3, 5, 8), torch.float32, groups=groups)
     token = [x.to(device) if x.ndim == 1 else x[:, 0].to(device) for x in problem.args]
     plain = PalimpsaState(*(x.to(device, copy=True) for x in problem.state))
     expected = palimpsa_step(*token, plain, output_variance=True)
-    larger = torch.ones(2, 3, 8, 10, device=device)
-    strided = [larger.clone().mT[:, :, ::2].copy_(x) for x in problem.state]
+    strided = [torch.ones(2, 3, x.shape[3], 10, device=device).mT[:, :, ::2].copy_(x) for x in problem.state]
+    # A row of a state of several layers: aligned, and not one after the other.
+    layers = [torch.ones(2, 4, *x.shape[1:], device=device)[:, 1].copy_(x) for x in problem.state]
     # Every second entry of larger tensors, and views that repeat one entry.
     token = [torch.stack([x, x * torch.nan], -1)[..., 0] for x in token]
-    out = palimpsa_step(*token, strided, output_variance=True)
-    for x, y in zip((out.o, out.variance, *strided), (expected.o, expected.variance, *plain), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+    for state in (strided, layers):
+        out = palimpsa_step(*token, state, output_variance=True)
+        for x, y in zip((out.o, out.variance, *state), (expected.o, expected.variance, *plain), strict=True):
+            torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+    # One precision that all tokens and heads share, as a view.
+    token[3] = token[3][:1, :1, :1].expand_as(token[3])
+    expected = palimpsa_step(*(x.contiguous() for x in token), plain)
+    torch.testing.assert_close(palimpsa_step(*token, layers).o, expected.o, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(0, 1, 2, 4, 5), (2, 1, 0, 4, 5), (2, 1, 2, 4, 0)])
