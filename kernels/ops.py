@@ -150,8 +150,11 @@ def palimpsa(
     Args:
         q, k: [B, T, H, K], queries and keys: float64, float32, bfloat16 or float16.
         v: [B, T, H, V], values, already weighted by their input gate; q's dtype.
-        beta: [B, T, H, V], >= 0, the observation precision: how strongly a token consolidates each row. q's dtype
-            or float32. None means 0: importance is never earned. Without an initial state that is simple gated
+        beta: [B, T, H, G], >= 0, the observation precision: how strongly a token consolidates each row. q's dtype
+            or float32. G is a divisor of V, and precision j serves V / G rows, j V / G up to (j + 1) V / G: G = V has
+            one for every row, the published form; G = 1 has one a head. The result is that of beta repeated over its
+            rows, from an importance of K G numbers a head instead of K V: the state of G = 1 is K V + K numbers.
+            None means 0: importance is never earned. Without an initial state that is simple gated
             linear attention divided by I_prior: in half precision on a GPU by flash-linear-attention, at its cost (to
             be installed with it, and as exact as it is). In float32, which the library would round to tf32, and with
             an initial state, where importance returns from what it was to the prior, beta = 0 is what runs.
@@ -162,8 +165,8 @@ def palimpsa(
             1e-15 and 1e14, where the product of two is a float32, and an initial one far below the prior loses as many
             digits as it is smaller: the memory is kept as importance minus prior.
         scale: a finite number; K ** -0.5 by default.
-        initial_state: a PalimpsaState or any pair (mean, importance), each [B, H, K, V], or [N, H, K, V] with
-            `cu_seqlens`; float32 or float64, importance > 0.
+        initial_state: a PalimpsaState or any pair (mean, importance), [B, H, K, V] and [B, H, K, G], or [N, H, K, V]
+            and [N, H, K, G] with `cu_seqlens`; float32 or float64, importance > 0. With beta=None, G is any divisor.
         output_final_state: also return the memory after the last token.
         output_variance: also return var.
         cu_seqlens: [N + 1] integers that start at 0, end at T and do not decrease: token cu_seqlens[n] up to
@@ -171,7 +174,8 @@ def palimpsa(
 
     Returns:
         PalimpsaOutput(o, variance, final_state): o and variance [B, T, H, V] in v's dtype; final_state
-        [B, H, K, V] ([N, H, K, V]) float32, float64 for float64 inputs. What was not asked for is None.
+        [B, H, K, V] and [B, H, K, G] (N for B) float32, float64 for float64 inputs, with the G of beta, or without it
+        that of the initial state, or V. What was not asked for is None.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected. Values (signs, NaN, infinities)
@@ -198,6 +202,15 @@ def palimpsa(
         >>> state = palimpsa(*half[0], prior, output_final_state=True).final_state
         >>> rest = palimpsa(*half[1], prior, initial_state=state)
         >>> torch.allclose(rest.o, out.o[:, 3:], atol=1e-6)
+        True
+
+        One precision a head:
+
+        >>> one = beta.mean(-1, keepdim=True)
+        >>> out = palimpsa(q, k, v, one, g, prior, output_final_state=True)
+        >>> out.final_state.mean.shape, out.final_state.importance.shape
+        (torch.Size([2, 3, 4, 6]), torch.Size([2, 3, 4, 1]))
+        >>> torch.allclose(out.o, palimpsa(q, k, v, one.expand_as(beta), g, prior).o, atol=1e-6)
         True
     """
     # What is not a tensor is refused by any path.
@@ -236,11 +249,13 @@ def palimpsa_step(
 
     Args:
         q, k: [B, H, K].
-        v, beta: [B, H, V]; beta may be None.
+        v: [B, H, V].
+        beta: [B, H, G], G a divisor of V, or None.
         g: [B, H], <= 0.
         importance_prior: [H], > 0.
-        state: (mean, importance), each [B, H, K, V], float32 (float64 for float64 inputs): the `final_state` of
-            `palimpsa` or of the step before. Overwritten.
+        state: (mean, importance), [B, H, K, V] and [B, H, K, G], float32 (float64 for float64 inputs): the
+            `final_state` of `palimpsa` or of the step before. Overwritten. On a GPU each number is read and written
+            once: with small G a step costs half of what it costs with G = V.
         scale: a finite number; K ** -0.5 by default.
         output_variance: also return var.
 

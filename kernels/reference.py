@@ -147,5 +147,5 @@ def step_in_place(
     variance = None
     if output_variance:
         variance = scale**2 * (q.square()[..., None, :] @ importance.reciprocal()).squeeze(-2)
-        variance = repeat_for_rows(variance, V).to(out_dtype)
+        variance = repeat_for_rows(variance, V).to(out_dtype).contiguous()
     return o.to(out_dtype), variance

@@ -130,6 +130,9 @@ def test_steps_equal_the_sequence(Problem, assert_equal, groups, beta):
     for t in range(7):
         token = [x if x is None or x.ndim == 1 else x[:, t] for x in problem.args]
         outs.append(palimpsa_step(*token, state, output_variance=True))
+        # Not a view of what is one a group.
+        assert outs[-1].o.is_contiguous()
+        assert outs[-1].variance.is_contiguous()
     o, variance = (torch.stack([getattr(out, name) for out in outs], 1) for name in ("o", "variance"))
     assert_equal(expected._replace(o=o, variance=variance, final_state=state), expected, 1e-12)
 

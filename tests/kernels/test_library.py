@@ -1,6 +1,6 @@
 """The operators as PyTorch knows them: torch.compile, opcheck, torch.func and torch.vmap."""
 
-# B batch, T time, H heads, K key dim, V value dim
+# B batch, T time, H heads, K key dim, V value dim, G precisions a head
 import importlib
 
 import pytest
@@ -13,19 +13,21 @@ LIBRARY = importlib.import_module("palimpsa.kernels.library")
 
 # Without beta it is many small operations, which take inductor most of a minute.
 @pytest.mark.parametrize(
-    ("backend", "beta", "state"),
+    ("backend", "beta", "state", "groups"),
     [
-        ("eager", True, True),
-        ("aot_eager", True, True),
-        ("aot_eager", True, False),
-        ("aot_eager", False, False),
-        ("inductor", True, True),
-        ("inductor", True, False),
+        ("eager", True, True, 6),
+        ("aot_eager", True, True, 6),
+        ("aot_eager", True, True, 2),
+        ("aot_eager", True, False, 1),
+        ("aot_eager", False, True, 3),
+        ("aot_eager", False, False, 6),
+        ("inductor", True, True, 2),
+        ("inductor", True, False, 6),
     ],
 )
-def test_compiled_code_gives_the_same(Problem, assert_equal, backend, beta, state):
+def test_compiled_code_gives_the_same(Problem, assert_equal, backend, beta, state, groups):
     torch.compiler.reset()
-    problem = Problem((1, 9, 2, 4, 5), beta=beta, state=state)
+    problem = Problem((1, 9, 2, 4, 6), beta=beta, state=state, groups=groups)
     compiled = torch.compile(palimpsa, backend=backend, fullgraph=True)
     tolerance = 1e-12 if backend == "inductor" else 0
     assert_equal(problem.run(compiled), problem.run(palimpsa), tolerance)
@@ -41,10 +43,10 @@ def test_code_compiled_for_any_length_gives_the_same(Problem, assert_equal):
         assert_equal(problem.gradients(compiled), problem.gradients(palimpsa), 1e-12)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_a_compiled_step_writes_into_its_state(Problem, assert_equal, backend):
+@pytest.mark.parametrize(("backend", "groups"), [("aot_eager", 6), ("aot_eager", 2), ("inductor", 1)])
+def test_a_compiled_step_writes_into_its_state(Problem, assert_equal, backend, groups):
     torch.compiler.reset()
-    problem = Problem((2, 1, 2, 4, 5))
+    problem = Problem((2, 1, 2, 4, 6), groups=groups)
     token = [x if x.ndim == 1 else x[:, 0] for x in problem.args]
     found = []
     for function in (palimpsa_step, torch.compile(palimpsa_step, backend=backend, fullgraph=True)):
@@ -57,15 +59,17 @@ def test_a_compiled_step_writes_into_its_state(Problem, assert_equal, backend):
 
 @pytest.mark.parametrize("outputs", [True, False])
 @pytest.mark.parametrize("state", [True, False])
-def test_opcheck_of_forward(Problem, outputs, state):
-    problem = Problem((2, 6, 2, 4, 5), torch.float32, state=state)
+@pytest.mark.parametrize("groups", [6, 2])
+def test_opcheck_of_forward(Problem, outputs, state, groups):
+    problem = Problem((2, 6, 2, 4, 6), torch.float32, state=state, groups=groups)
     tensors = [None if x is None else x.requires_grad_() for x in problem.tensors.values()]
     torch.library.opcheck(LIBRARY.forward, ("chunked", *tensors, None, 0.5, 1, 4, True, outputs, outputs))
 
 
 @pytest.mark.parametrize("flows", [(True, True, True, True), (True, False, False, False), (False, False, True, False)])
-def test_opcheck_of_backward(Problem, flows):
-    tensors = Problem((2, 6, 2, 4, 5), torch.float32).tensors.values()
+@pytest.mark.parametrize("groups", [6, 2])
+def test_opcheck_of_backward(Problem, flows, groups):
+    tensors = Problem((2, 6, 2, 4, 6), torch.float32, groups=groups).tensors.values()
     o, variance, mean, importance, kept = LIBRARY.forward("chunked", *tensors, None, 0.5, 1, 4, True, True, True)
     outputs = (o, variance, mean, importance)
     gradients = [torch.randn_like(x) if flow else None for x, flow in zip(outputs, flows, strict=True)]
@@ -74,8 +78,9 @@ def test_opcheck_of_backward(Problem, flows):
 
 
 @pytest.mark.parametrize("beta", [True, False])
-def test_opcheck_of_step(Problem, beta):
-    problem = Problem((2, 1, 2, 4, 5), torch.float32, beta=beta)
+@pytest.mark.parametrize("groups", [6, 2])
+def test_opcheck_of_step(Problem, beta, groups):
+    problem = Problem((2, 1, 2, 4, 6), torch.float32, beta=beta, groups=groups)
     token = [x if x is None or x.ndim == 1 else x[:, 0] for x in problem.args]
     torch.library.opcheck(LIBRARY.step, ("chunked", *token, *problem.state, 0.5, True))
 
@@ -98,7 +103,7 @@ class Mapped:
     """Three problems, some of whose arguments are stacked for vmap; the others are the first problem's."""
 
     def __init__(self, Problem, names, in_dim=0, **kwargs):
-        problems = [Problem((2, 6, 2, 4, 5), seed=seed, **kwargs) for seed in range(3)]
+        problems = [Problem((2, 6, 2, 4, 6), seed=seed, **kwargs) for seed in range(3)]
         first = problems[0]
         names = [name for name in names if first[name] is not None]
         self.each = [[p[name] if name in names else first[name] for name in NAMES] for p in problems]
@@ -121,25 +126,26 @@ def assert_all_close(actual, expected):
 
 
 @every_mapping
-@pytest.mark.parametrize("in_dim", [0, 1])
-def test_vmap(Problem, names, in_dim):
-    mapped = Mapped(Problem, names, in_dim)
+@pytest.mark.parametrize(("in_dim", "groups"), [(0, 6), (1, 6), (1, 2), (0, 1)])
+def test_vmap(Problem, names, in_dim, groups):
+    mapped = Mapped(Problem, names, in_dim, groups=groups)
     found = torch.func.vmap(outputs_of, in_dims=mapped.in_dims)(*mapped.args)
     for i, tensors in enumerate(mapped.each):
         assert_all_close([x[i] for x in found], outputs_of(*tensors))
 
 
-@pytest.mark.parametrize("state", [True, False])
-def test_vmap_without_beta(Problem, state):
-    mapped = Mapped(Problem, NAMES, beta=False, state=state)
+@pytest.mark.parametrize(("state", "groups"), [(True, 6), (True, 2), (False, 6)])
+def test_vmap_without_beta(Problem, state, groups):
+    mapped = Mapped(Problem, NAMES, beta=False, state=state, groups=groups)
     found = torch.func.vmap(outputs_of, in_dims=mapped.in_dims)(*mapped.args)
     for i, tensors in enumerate(mapped.each):
         assert_all_close([x[i] for x in found], outputs_of(*tensors))
 
 
 @every_mapping
-def test_vmap_of_grad(Problem, names):
-    mapped = Mapped(Problem, names)
+@pytest.mark.parametrize("groups", [6, 2])
+def test_vmap_of_grad(Problem, names, groups):
+    mapped = Mapped(Problem, names, groups=groups)
     gradient = torch.func.grad(loss_of, argnums=mapped.argnums)
     found = torch.func.vmap(gradient, in_dims=mapped.in_dims)(*mapped.args)
     for i, tensors in enumerate(mapped.each):
@@ -147,9 +153,9 @@ def test_vmap_of_grad(Problem, names):
 
 
 @every_mapping
-@pytest.mark.parametrize("functional", [True, False])
-def test_grad_through_vmap(Problem, names, functional):
-    mapped = Mapped(Problem, names)
+@pytest.mark.parametrize(("functional", "groups"), [(True, 6), (False, 6), (False, 2)])
+def test_grad_through_vmap(Problem, names, functional, groups):
+    mapped = Mapped(Problem, names, groups=groups)
 
     def total(*args):
         return torch.func.vmap(loss_of, in_dims=mapped.in_dims)(*args).sum()
@@ -175,9 +181,10 @@ def test_nested_vmap(Problem):
     assert_all_close([x[1, 1] for x in found], outputs_of(*tensors))
 
 
-def test_vmap_over_packed_sequences(Problem):
+@pytest.mark.parametrize("groups", [6, 3])
+def test_vmap_over_packed_sequences(Problem, groups):
     bounds = torch.tensor([0, 2, 2, 6])
-    problems = [Problem((1, 6, 2, 4, 5), seed=seed, num_states=3) for seed in range(2)]
+    problems = [Problem((1, 6, 2, 4, 6), seed=seed, num_states=3, groups=groups) for seed in range(2)]
     stacked = [torch.stack([p[name] for p in problems]) for name in NAMES]
     found = torch.func.vmap(lambda *tensors: outputs_of(*tensors, cu_seqlens=bounds))(*stacked)
     for i, problem in enumerate(problems):
@@ -215,11 +222,11 @@ def batched_and_one_by_one(function, leaves):
 # A user who asks for a Jacobian in one call would have lost it.
 @pytest.mark.parametrize("path", ["reference", "chunked"])
 @pytest.mark.parametrize(("beta", "state"), [(True, True), (True, False), (False, True), (False, False)])
-@pytest.mark.parametrize("bounds", [None, (0, 2, 2, 6)])
-def test_batched_gradients(Problem, monkeypatch, path, beta, state, bounds):
+@pytest.mark.parametrize(("bounds", "groups"), [(None, 6), ((0, 2, 2, 6), 6), (None, 2), ((0, 2, 2, 6), 1)])
+def test_batched_gradients(Problem, monkeypatch, path, beta, state, bounds, groups):
     monkeypatch.setenv("PALIMPSA_PATH", path)
-    shape, num_states = ((2, 6, 2, 4, 5), None) if bounds is None else ((1, 6, 2, 4, 5), 3)
-    problem = Problem(shape, beta=beta, state=state, num_states=num_states)
+    shape, num_states = ((2, 6, 2, 4, 6), None) if bounds is None else ((1, 6, 2, 4, 6), 3)
+    problem = Problem(shape, beta=beta, state=state, num_states=num_states, groups=groups)
     cu_seqlens = None if bounds is None else torch.tensor(bounds)
     names = [name for name in NAMES if problem[name] is not None]
 
@@ -237,8 +244,9 @@ def test_batched_gradients_of_some_outputs(Problem):
         assert_all_close(*batched_and_one_by_one(lambda *xs, part=part: outputs_of(*xs)[part], leaves))
 
 
-def test_nested_batched_gradients(Problem):
-    leaves = [x.requires_grad_() for x in Problem((2, 4, 2, 3, 2)).tensors.values()]
+@pytest.mark.parametrize("groups", [2, 1])
+def test_nested_batched_gradients(Problem, groups):
+    leaves = [x.requires_grad_() for x in Problem((2, 4, 2, 3, 2), groups=groups).tensors.values()]
     y = outputs_of(*leaves)[0]
     weights = torch.randn(2, 3, *y.shape, dtype=y.dtype)
 
@@ -282,8 +290,9 @@ def test_the_reference_has_a_hessian_and_a_forward_mode(Problem, monkeypatch):
             transform(lambda q: loss_of(q, *rest))(q)
 
 
-def test_a_step_under_transforms_is_each_entrys_own(Problem, assert_equal):
-    problems = [Problem((2, 1, 2, 4, 5), seed=seed) for seed in range(3)]
+@pytest.mark.parametrize("groups", [6, 2])
+def test_a_step_under_transforms_is_each_entrys_own(Problem, assert_equal, groups):
+    problems = [Problem((2, 1, 2, 4, 6), seed=seed, groups=groups) for seed in range(3)]
     tokens = [[x if x.ndim == 1 else x[:, 0] for x in p.args] for p in problems]
     states = [torch.stack([p[name] for p in problems]) for name in ("mean", "importance")]
 
@@ -312,8 +321,9 @@ def test_a_state_that_all_entries_of_a_step_share_is_one_clear_error(Problem, na
         torch.func.vmap(step, in_dims=in_dims)(torch.stack([token[0]] * 2), *state.values())
 
 
-def test_a_backward_without_what_the_forward_kept_is_right(Problem):
-    tensors = list(Problem((2, 9, 2, 4, 5)).tensors.values())
+@pytest.mark.parametrize("groups", [6, 2])
+def test_a_backward_without_what_the_forward_kept_is_right(Problem, groups):
+    tensors = list(Problem((2, 9, 2, 4, 6), groups=groups).tensors.values())
     o, _, _, _, kept = LIBRARY.forward("chunked", *tensors, None, 0.5, 1, 4, True, False, False)
     found = [
         LIBRARY.backward(
