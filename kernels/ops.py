@@ -255,7 +255,7 @@ def palimpsa_step(
         importance_prior: [H], > 0.
         state: (mean, importance), [B, H, K, V] and [B, H, K, G], float32 (float64 for float64 inputs): the
             `final_state` of `palimpsa` or of the step before. Overwritten. On a GPU each number is read and written
-            once: with small G a step costs half of what it costs with G = V.
+            once, so that with G = 1 a step moves half of the bytes that it moves with G = V.
         scale: a finite number; K ** -0.5 by default.
         output_variance: also return var.
 
