@@ -70,10 +70,10 @@ def test_norms_round_once():
 
 
 def test_plasticity_is_fp32():
-    for plasticity in (Plasticity(16, 2, 3), Plasticity(16, 2, 3, per_row=False), ConstantPlasticity(2, 3)):
+    for plasticity, G in ((Plasticity(16, 2, 3), 3), (Plasticity(16, 2, 1), 1), (ConstantPlasticity(2, 3), 3)):
         beta = plasticity.bfloat16()(normal(1, 2, 16).bfloat16(), torch.ones(1, 2, 2))
         assert beta.dtype == torch.float32
-        assert beta.shape == (1, 2, 2, 3)
+        assert beta.shape == (1, 2, 2, G)
 
 
 def test_angles_far_out_are_not_those_of_bf16():

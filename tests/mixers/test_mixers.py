@@ -19,9 +19,13 @@ MIXERS = {
     "palimpsa_d_nometa": (PalimpsaD, {"metaplastic": False}),
     "palimpsa_d_prior3": (PalimpsaD, {"importance_prior": 3.0}),
     "palimpsa_d_scalar": (PalimpsaD, {"plasticity": "scalar"}),
+    "palimpsa_d_grouped": (PalimpsaD, {"plasticity": "grouped", "num_precisions": 3}),
     "palimpsa_d_constant": (PalimpsaD, {"plasticity": "constant"}),
     "palimpsa_d_two_keys": (PalimpsaD, {"key_expansion": 2}),
     "palimpsa_m": (PalimpsaM, {}),
+    "palimpsa_m_scalar": (PalimpsaM, {"plasticity": "scalar"}),
+    "palimpsa_m_grouped": (PalimpsaM, {"plasticity": "grouped", "num_precisions": 2}),
+    "palimpsa_m_constant": (PalimpsaM, {"plasticity": "constant"}),
     "palimpsa_m_one_group": (PalimpsaM, {"num_groups": 1}),
     "palimpsa_m_two_norm_groups": (PalimpsaM, {"num_norm_groups": 2}),
     "palimpsa_m_biased": (PalimpsaM, {"projection_bias": True}),
@@ -59,6 +63,11 @@ def inputs(*shape: int, seed: int = 1):
 
 def key_width(name: str) -> int:
     return K * MIXERS[name][1].get("key_expansion", 1)
+
+
+def precisions(arguments: dict) -> int:
+    """G of a metaplastic mixer."""
+    return 1 if arguments.get("plasticity") == "scalar" else arguments.get("num_precisions", V)
 
 
 @each_mixer
@@ -201,7 +210,8 @@ def test_state_size_is_what_the_cache_holds(name):
         assert mixer.state_size == 0
         assert mixer.state_growth > 0
     else:
-        assert mixer.state_size == (2 if name in IMPORTANCE else 1) * HEADS * key_width(name) * V
+        columns = V + (precisions(MIXERS[name][1]) if name in IMPORTANCE else 0)
+        assert mixer.state_size == HEADS * key_width(name) * columns
 
 
 def test_the_cache_of_attention_grows_by_a_key_and_a_value_a_token():
@@ -244,7 +254,8 @@ def test_memory_trace(name):
     if not isinstance(mixer, PalimpsaD | PalimpsaM):
         assert trace.importance is None
         return
-    assert trace.importance.shape == (3, HEADS, key_width(name), V)
+    columns = precisions(MIXERS[name][1]) if name in IMPORTANCE else V
+    assert trace.importance.shape == (3, HEADS, key_width(name), columns)
     prior = 3.0 if name == "palimpsa_d_prior3" else 1.0
     if "nometa" in name or "mamba2" in name:
         assert (trace.importance == prior).all()
@@ -263,9 +274,31 @@ def test_what_never_forgets_has_an_infinite_window(zero):
     assert mean_window(torch.full((1, 3, 1), zero)).item() == float("inf")
 
 
-@pytest.mark.parametrize("plasticity", ["vector", "scalar", "constant", None])
+# What the precisions of a head's V rows are made of, one a row.
+PLASTICITY = {
+    "vector": {"plasticity": "vector"},
+    "grouped": {"plasticity": "grouped", "num_precisions": 3},
+    "grouped_alone": {"plasticity": "grouped", "num_precisions": V},
+    "scalar": {"plasticity": "scalar"},
+    "constant": {"plasticity": "constant"},
+}
+
+
+def beta_of_each_row(mixer, x, input_gate):
+    """[B, T, H, V] by the equations of a plasticity."""
+    scale = F.softplus(mixer.plasticity.scale)[:, None]
+    if not hasattr(mixer.plasticity, "up"):
+        rows = scale / 2 * torch.sigmoid(mixer.plasticity.logit).view(HEADS, V)
+        return rows.expand(*x.shape[:2], HEADS, V)
+    u = torch.sigmoid(x @ mixer.plasticity.down.weight.T @ mixer.plasticity.up.weight.T).unflatten(-1, (HEADS, -1))
+    # Row r belongs to group r // (V / G).
+    group = torch.arange(V) // (V // u.shape[-1])
+    return input_gate[..., None] * scale * u[..., group]
+
+
+@pytest.mark.parametrize("plasticity", [*PLASTICITY, None])
 def test_palimpsa_d_is_its_equations(plasticity):
-    changes = {"plasticity": plasticity} if plasticity else {"metaplastic": False}
+    changes = PLASTICITY[plasticity] if plasticity else {"metaplastic": False}
     mixer, x = make("palimpsa_d", **changes).double(), inputs(2, 9, D_MODEL).double()
 
     def heads(y):
@@ -279,15 +312,10 @@ def test_palimpsa_d_is_its_equations(plasticity):
     value = heads(conv(mixer.v_conv, x @ mixer.v_proj.weight.T))
     b = torch.sigmoid(x @ mixer.input_gate_proj.weight.T)
     d = F.softplus(x @ mixer.decay_proj.weight.T + mixer.decay.bias)
-    beta = None
     if plasticity == "constant":
         with torch.no_grad():
             mixer.plasticity.logit.copy_(inputs(HEADS * V))
-        beta = F.softplus(mixer.plasticity.scale)[:, None] / 2 * torch.sigmoid(mixer.plasticity.logit).view(HEADS, V)
-        beta = beta.expand(2, 9, HEADS, V)
-    elif plasticity:
-        u = torch.sigmoid(heads(x @ mixer.plasticity.down.weight.T @ mixer.plasticity.up.weight.T))
-        beta = (b[..., None] * F.softplus(mixer.plasticity.scale)[:, None] * u).expand(2, 9, HEADS, V)
+    beta = beta_of_each_row(mixer, x, b) if plasticity else None
     g = -mixer.decay.log_rate.exp() * d
     o = palimpsa_reference(q, k, b[..., None] * value, beta, g, torch.ones(HEADS).double(), scale=K**-0.5).o
     y = o + mixer.skip[:, None] * value
@@ -322,9 +350,12 @@ def test_biases_of_palimpsa_ms_projections_start_at_zero_and_count():
         assert not torch.allclose(mixer(x), plain(x) + 1, atol=0.1)
 
 
-@pytest.mark.parametrize(("metaplastic", "num_groups"), [(True, 2), (True, 1), (False, 2)])
-def test_palimpsa_m_is_its_equations(metaplastic, num_groups):
-    mixer = make("palimpsa_m", metaplastic=metaplastic, num_groups=num_groups).double()
+@pytest.mark.parametrize(
+    ("plasticity", "num_groups"), [*((plasticity, 2) for plasticity in PLASTICITY), ("vector", 1), (None, 2)]
+)
+def test_palimpsa_m_is_its_equations(plasticity, num_groups):
+    changes = PLASTICITY[plasticity] if plasticity else {"metaplastic": False}
+    mixer = make("palimpsa_m", **changes, num_groups=num_groups).double()
     x = inputs(2, 9, D_MODEL).double()
     width, keys = HEADS * V, num_groups * K
     z, mixed, logits = (x @ mixer.in_proj.weight.T).split([width, width + 2 * keys, HEADS], dim=-1)
@@ -334,10 +365,7 @@ def test_palimpsa_m_is_its_equations(metaplastic, num_groups):
     group = torch.arange(HEADS) * num_groups // HEADS
     q, k = (y.unflatten(-1, (num_groups, K))[:, :, group] for y in (q, k))
     d = F.softplus(logits + mixer.decay.bias)
-    beta = None
-    if metaplastic:
-        u = torch.sigmoid(x @ mixer.plasticity.down.weight.T @ mixer.plasticity.up.weight.T)
-        beta = d[..., None] * F.softplus(mixer.plasticity.scale)[:, None] * u.unflatten(-1, (HEADS, V))
+    beta = beta_of_each_row(mixer, x, d) if plasticity else None
     g = -mixer.decay.log_rate.exp() * d
     o = palimpsa_reference(q, k, d[..., None] * value, beta, g, torch.ones(HEADS).double(), scale=1.0).o
     y = (o + mixer.skip[:, None] * value).flatten(-2) * F.silu(z)
@@ -345,6 +373,30 @@ def test_palimpsa_m_is_its_equations(metaplastic, num_groups):
     y = y.unflatten(-1, (num_groups, -1))
     y = (y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt()).flatten(-2) * mixer.o_norm.weight
     torch.testing.assert_close(mixer(x), y @ mixer.out_proj.weight.T, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["palimpsa_d", "palimpsa_m"])
+@pytest.mark.parametrize("plasticity", ["grouped", "scalar"])
+def test_few_precisions_are_those_of_all_rows_with_their_gradients(name, plasticity):
+    """As they were computed before the operator knew groups: expanded over the rows of the head."""
+    mixer, x = make(name, **PLASTICITY[plasticity]).double(), inputs(2, 9, D_MODEL).double()
+
+    def values_and_gradients():
+        leaf = x.clone().requires_grad_()
+        y = mixer(leaf)
+        return [y, *torch.autograd.grad((y * inputs(*y.shape, seed=2)).sum(), [leaf, *mixer.parameters()])]
+
+    found = values_and_gradients()
+    rows = V // mixer.plasticity.num_precisions
+    assert rows > 1
+    mixer.plasticity.register_forward_hook(lambda module, args, beta: beta.repeat_interleave(rows, dim=-1))
+    for one, other in zip(found, values_and_gradients(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-11, rtol=1e-10)
+
+
+def test_operations_are_counted_by_what_there_is_of_importances():
+    for name, G in (("palimpsa_d", V), ("palimpsa_d_grouped", 3), ("palimpsa_m_scalar", 1), ("mamba2", 0)):
+        assert make(name).memory_flops(9) == 5 * HEADS * K * (V + G)
 
 
 def test_gla_is_the_librarys_recurrence():
@@ -432,6 +484,12 @@ def test_token_positions_restart_at_every_boundary():
         (PalimpsaD, {"plasticity": "row"}, "plasticity"),
         (PalimpsaD, {"plasticity": "row", "metaplastic": False}, "plasticity"),
         (PalimpsaD, {"plasticity": "constant", "initial_plasticity": (0.1, 1.0)}, "initial_plasticity"),
+        (PalimpsaM, {"plasticity": "row"}, "plasticity"),
+        *((PalimpsaD, {"plasticity": "grouped", "num_precisions": G}, "num_precisions") for G in (None, 0, -3, 4, 12)),
+        (PalimpsaM, {"plasticity": "grouped"}, "num_precisions"),
+        *((PalimpsaM, {"plasticity": kind, "num_precisions": 1}, "num_precisions") for kind in ("vector", "scalar")),
+        (PalimpsaD, {"plasticity": "constant", "num_precisions": V}, "num_precisions"),
+        (PalimpsaD, {"metaplastic": False, "num_precisions": 2}, "num_precisions"),
         (PalimpsaM, {"step_size_limit": (2.0, 1.0)}, "step_size_limit"),
         (Attention, {"rope_base": 1.0}, "rope_base"),
         *((mixer_class, {"conv_init_std": 0.0}, "conv_init_std") for mixer_class in sorted(WITH_CONVOLUTION, key=str)),

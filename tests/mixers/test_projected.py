@@ -19,9 +19,11 @@ NUM_SEQUENCES, NUM_TOKENS = 60, 5
 MIXERS = {
     "palimpsa_d": PalimpsaD,
     "palimpsa_d_scalar": partial(PalimpsaD, plasticity="scalar"),
+    "palimpsa_d_grouped": partial(PalimpsaD, plasticity="grouped", num_precisions=3),
     "palimpsa_d_constant": partial(PalimpsaD, plasticity="constant"),
     "palimpsa_d_nometa": partial(PalimpsaD, metaplastic=False),
     "palimpsa_m": PalimpsaM,
+    "palimpsa_m_scalar": partial(PalimpsaM, plasticity="scalar"),
     "palimpsa_m_biased": partial(PalimpsaM, projection_bias=True),
     "mamba2_one_group": partial(PalimpsaM, metaplastic=False, num_groups=1),
     "gla": GLA,
@@ -67,9 +69,11 @@ def assert_the_same(compiled, mixer, x):
 PRODUCTS = {
     "palimpsa_d": 1 + 1 + 2 + 1,
     "palimpsa_d_scalar": 1 + 1 + 2 + 1,
+    "palimpsa_d_grouped": 1 + 1 + 2 + 1,
     "palimpsa_d_constant": 1 + 1 + 2,
     "palimpsa_d_nometa": 1 + 1 + 2,
     "palimpsa_m": 1 + 1 + 2 + 1,
+    "palimpsa_m_scalar": 1 + 1 + 2 + 1,
     # What has a bias is projected as it stands.
     "palimpsa_m_biased": 1 + 1 + 1 + 1,
     "mamba2_one_group": 1 + 1 + 2,

@@ -49,6 +49,16 @@ def test_the_flow_of_palimpsa_m():
 
 
 @pytest.mark.parametrize("mixer", [PalimpsaD, PalimpsaM])
+@pytest.mark.parametrize(
+    ("plasticity", "num_precisions", "width"), [("vector", None, 16), ("grouped", 4, 8), ("scalar", None, 2)]
+)
+def test_the_plasticity_makes_as_many_precisions_as_a_token_has(mixer, plasticity, num_precisions, width):
+    made = mixer(**SIZES, plasticity=plasticity, num_precisions=num_precisions)
+    boxes, _ = flow(made)
+    assert boxes[operands(made)["beta"]]["width"] == width
+
+
+@pytest.mark.parametrize("mixer", [PalimpsaD, PalimpsaM])
 def test_without_metaplasticity_nothing_reaches_beta(mixer):
     assert set(operands(mixer(**SIZES, metaplastic=False))) == {"q", "k", "v", "g"}
 

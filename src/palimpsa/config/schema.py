@@ -35,6 +35,7 @@ MIXER_DEFAULTS = {
     "norm_eps": 1e-6,
     "num_groups": None,
     "num_norm_groups": None,
+    "num_precisions": None,
     "plasticity": "vector",
     "projection_bias": False,
     "rope_base": 10_000.0,

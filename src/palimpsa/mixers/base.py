@@ -1,6 +1,7 @@
 """The interface of a mixer: x [B, T, D] -> y [B, T, D], in parallel over a context or token by token."""
 
-# B batch, T time, S all tokens so far, D model width, C channels, H heads, K key dim, V value dim, W convolution width
+# B batch, T time, S all tokens so far, D model width, C channels, H heads, K key dim, V value dim, G precisions a head,
+# W convolution width
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ class MemoryTrace(NamedTuple):
     """What a memory did with a context.
 
     window: [B, H], N_t = 1 / (1 - alpha_t) in tokens, averaged over the context (and over key channels where the decay
-    has them), or None where nothing decays: an infinite window. importance: [B, H, K, V], the importance left at the
-    end, or None for a mixer that carries none.
+    has them), or None where nothing decays: an infinite window. importance: [B, H, K, G], the importance left at the
+    end, each for V / G rows of the memory, or None for a mixer that carries none.
     """
 
     window: Tensor | None
@@ -32,7 +33,8 @@ class MixerCache:
     """Everything a mixer carries from token to token.
 
     conv: one [B, C, W-1] tensor of past inputs per short convolution. state: tuple of recurrent state tensors
-    [B, H, K, V], fp32; of attention, the keys and values so far, [B, H, S, K] each, which grow with the context.
+    [B, H, K, V], fp32, of Palimpsa also the importance [B, H, K, G]; of attention, the keys and values so far,
+    [B, H, S, K] each, which grow with the context.
     """
 
     conv: list[Tensor]
@@ -58,7 +60,7 @@ class Mixer(nn.Module):
 
     Attributes:
         num_heads, head_k_dim, head_v_dim: H, K, V.
-        flops_per_entry: operations a token on each entry of a [K, V] memory: see `memory_flops`.
+        flops_per_entry: operations a token on each entry of the recurrent state: see `memory_flops`.
         min_conv_width: the smallest conv_width; 0 where a mixer does without a short convolution.
 
     Raises:
@@ -89,7 +91,7 @@ class Mixer(nn.Module):
         self.head_v_dim = head_v_dim
 
     def state_shapes(self) -> tuple[tuple[int, int, int], ...]:
-        """Shape (H, K, V) of each recurrent state of one sequence."""
+        """Shape (H, K, V) of each recurrent state of one sequence; of an importance (H, K, G)."""
         raise NotImplementedError
 
     @property
@@ -108,12 +110,12 @@ class Mixer(nn.Module):
     def memory_flops(self, context: int) -> int:
         """Floating-point operations of one token's write to and read from the memory, in the recurrent form.
 
-        A multiply-add is two; operations on K or V numbers beside those on K * V are left out.
+        A multiply-add is two; operations on K or V numbers beside those on the state are left out.
 
         Args:
             context: tokens of the context; what is averaged over its positions where the memory grows.
         """
-        return self.flops_per_entry * self.num_heads * self.head_k_dim * self.head_v_dim
+        return self.flops_per_entry * self.state_size
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
         """The state before the first token: zeros, [B, H, K, V] each, unless a mixer says otherwise.

@@ -1,6 +1,6 @@
 """Palimpsa-D and Palimpsa-M: the layers around the operator, with and without metaplasticity."""
 
-# B batch, T time, D model width, H heads, K key dim, V value dim, G key groups
+# B batch, T time, D model width, H heads, K key dim, V value dim, G precisions a head
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from palimpsa.mixers.projected import project_and_convolve, project_in_parts
 
 
 class _Operands(NamedTuple):
-    """q, k [B,T,H,K]; v, beta [B,T,H,V]; log_decay [B,T,H]; value [B,T,H,V] for the skip; gate [B,T,H*V]."""
+    """q, k [B,T,H,K]; v [B,T,H,V]; beta [B,T,H,G]; log_decay [B,T,H]; value [B,T,H,V] for the skip; gate [B,T,H*V]."""
 
     q: Tensor
     k: Tensor
@@ -33,24 +33,27 @@ class PalimpsaMixer(Mixer):
     """What Palimpsa-D and Palimpsa-M share: the memory, its skip and the order of things.
 
     Args:
-        d_model: D.
-        num_heads, head_v_dim: H, V.
+        d_model, num_heads, head_v_dim: D, H, V.
         head_k_dim, key_expansion: their product is K, the memory's key width. A control without importance has as many
-            recurrent numbers as a metaplastic mixer, mean and importance, with key_expansion = 2.
-        conv_width: width of the short convolutions, tokens.
-        conv_init_std: taps start from N(0, conv_init_std^2); None: from U(-W^-1/2, W^-1/2).
+            recurrent numbers as mean and importance of a precision a row ("vector") with key_expansion = 2.
+        conv_width: W, tokens. conv_init_std: taps start from N(0, conv_init_std^2); None: from U(-W^-1/2, W^-1/2).
         metaplastic: False leaves out the importance (beta = 0): simple gated linear attention in Palimpsa-D's block,
             Mamba-2 in Palimpsa-M's.
         importance_prior: I_prior > 0, the same for all heads, not trained.
         forgetting: "small" or "normal", the initial decay.
         initial_plasticity: (low, high), the range of the log-uniform draw of softplus(s), of language models; None: s
             starts at 1.
+        plasticity, num_precisions: how many precisions a token has in a head, G, and how they are made: see
+            `make_plasticity`. The importances are K G numbers a head.
         norm_eps: of the output norm.
 
     Raises:
-        ValueError: for a size below 1, a number that is not > 0 and finite, a range that is none, or another name.
+        ValueError: for a size below 1, a number that is not > 0 and finite, a range that is none, another name, or
+            what `make_plasticity` refuses.
     """
 
+    # M 3, the read 2 for each entry of the mean; I 4, the division 1 for each of the importance.
+    flops_per_entry = 5
     scale: float | None = None
     importance_prior: Tensor
 
@@ -68,6 +71,7 @@ class PalimpsaMixer(Mixer):
         key_expansion: int,
         step_size_limit: tuple[float, float] | None = None,
         plasticity: str = "vector",
+        num_precisions: int | None = None,
     ) -> None:
         super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
         if key_expansion < 1:
@@ -78,23 +82,21 @@ class PalimpsaMixer(Mixer):
         step_size_limit = checked_range("step_size_limit", step_size_limit, above_zero=False)
         self.decay = Decay(*initial_decay(num_heads, forgetting), step_size_limit)
         self.plasticity = make_plasticity(
-            plasticity, d_model, num_heads, head_v_dim, initial_plasticity, metaplastic=metaplastic
+            plasticity, d_model, num_heads, head_v_dim, num_precisions, initial_plasticity, metaplastic=metaplastic
         )
-        # With importance: I 4, M 3, the mean 1, the read 2; without: M 3, the read 2.
-        self.flops_per_entry = 10 if metaplastic else 5
         self.skip = nn.Parameter(torch.ones(num_heads))
         self.register_buffer("importance_prior", torch.full((num_heads,), float(importance_prior)))
 
     def state_shapes(self) -> tuple[tuple[int, int, int], ...]:
-        shape = (self.num_heads, self.head_k_dim, self.head_v_dim)
-        return (shape,) if self.plasticity is None else (shape, shape)
+        mean = (self.num_heads, self.head_k_dim, self.head_v_dim)
+        return (mean,) if self.plasticity is None else (mean, (*mean[:2], self.plasticity.num_precisions))
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, ...]:
         states = super().initial_state(batch_size)
-        return states if self.plasticity is None else (states[0], self._prior_importance(states[0]).clone())
+        return states if self.plasticity is None else (states[0], self._prior_importance(states[1]).clone())
 
-    def _prior_importance(self, mean: Tensor) -> Tensor:
-        return self.importance_prior[:, None, None].to(mean.dtype).expand_as(mean)
+    def _prior_importance(self, like: Tensor) -> Tensor:
+        return self.importance_prior[:, None, None].to(like.dtype).expand_as(like)
 
     def _operands(self, x: Tensor, cache: MixerCache | None, cu_seqlens: Tensor | None) -> _Operands:
         raise NotImplementedError
@@ -109,7 +111,7 @@ class PalimpsaMixer(Mixer):
         return self.plasticity.input_projections
 
     def _beta(self, x: Tensor, input_gate: Tensor, dtype: torch.dtype, *projected: Tensor) -> Tensor | None:
-        """beta_t [B, T, H, V], for input_gate [B, T, H]; projected: x by `_plasticity_projections`."""
+        """beta_t [B, T, H, G], for input_gate [B, T, H]; projected: x by `_plasticity_projections`."""
         return None if self.plasticity is None else self.plasticity(x, input_gate, *projected).to(dtype)
 
     def forward(self, x: Tensor, cache: MixerCache | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
@@ -152,11 +154,7 @@ class PalimpsaD(PalimpsaMixer):
     """Palimpsa in Gated DeltaNet's block: its own input gate, normalised keys, a gated norm per head.
 
     b_t = sigmoid(W_b x); v_t = b_t value_t; beta_t = b_t softplus(s) u_t; q and k L2-normalised; scale K^-1/2;
-    y = W_o (RMSNorm(o + D value) silu(gate)). Shapes and errors: see `PalimpsaMixer`.
-
-    Args:
-        plasticity: "vector", u_t of V rows as published; "scalar", one u_t for all rows of a head; "constant", a
-            beta of V rows that is the same for every token: see `ConstantPlasticity`.
+    y = W_o (RMSNorm(o + D value) silu(gate)). Arguments, shapes and errors: see `PalimpsaMixer`.
     """
 
     def __init__(
@@ -174,10 +172,11 @@ class PalimpsaD(PalimpsaMixer):
         plasticity: str = "vector",
         key_expansion: int = 1,
         conv_init_std: float | None = None,
+        num_precisions: int | None = None,
     ) -> None:
         sizes = (d_model, num_heads, head_k_dim, head_v_dim, conv_width)
         memory = (metaplastic, importance_prior, forgetting, initial_plasticity, key_expansion)
-        super().__init__(*sizes, *memory, plasticity=plasticity)
+        super().__init__(*sizes, *memory, plasticity=plasticity, num_precisions=num_precisions)
         k_width, v_width = num_heads * self.head_k_dim, num_heads * head_v_dim
         self.q_proj = nn.Linear(d_model, k_width, bias=False)
         self.k_proj = nn.Linear(d_model, k_width, bias=False)
@@ -221,10 +220,10 @@ class PalimpsaM(PalimpsaMixer):
 
     One projection gives the gate z, the value x, the key B, the query C and d's logits; x, B and C pass the
     convolution together. v_t = d_t value_t; beta_t = d_t softplus(s) u_t; scale 1;
-    y = W_o RMSNorm((o + D value) silu(z)). Shapes and errors: see `PalimpsaMixer`.
+    y = W_o RMSNorm((o + D value) silu(z)). All other arguments, shapes and errors: see `PalimpsaMixer`.
 
     Args:
-        num_groups: G key groups, a divisor of num_heads; heads of a group share B and C. None: one per head.
+        num_groups: key groups, a divisor of num_heads; heads of a group share B and C. None: one per head.
         num_norm_groups: a divisor of num_heads * head_v_dim: the output norm is over each of so many parts of the
             width. None: one per key group, as Mamba-2 has it.
         conv_bias: whether the convolution has a bias.
@@ -253,10 +252,12 @@ class PalimpsaM(PalimpsaMixer):
         key_expansion: int = 1,
         conv_init_std: float | None = None,
         projection_bias: bool = False,
+        plasticity: str = "vector",
+        num_precisions: int | None = None,
     ) -> None:
         sizes = (d_model, num_heads, head_k_dim, head_v_dim, conv_width)
         memory = (metaplastic, importance_prior, forgetting, initial_plasticity, key_expansion)
-        super().__init__(*sizes, *memory, step_size_limit)
+        super().__init__(*sizes, *memory, step_size_limit, plasticity, num_precisions)
         self.num_groups = num_heads if num_groups is None else num_groups
         if self.num_groups < 1 or num_heads % self.num_groups:
             raise ValueError(f"num_groups: got {num_groups}, expected a divisor of num_heads = {num_heads}")

@@ -1,6 +1,6 @@
-"""The observation precision beta_t of Palimpsa's layers: how strongly a token consolidates each row of the memory."""
+"""The observation precision beta_t of Palimpsa's layers: how strongly a token consolidates the rows of the memory."""
 
-# B batch, T time, D model width, H heads, V value dim
+# B batch, T time, D model width, H heads, V value dim, G precisions a head
 
 from __future__ import annotations
 
@@ -13,34 +13,32 @@ from torch import Tensor, nn
 from palimpsa.mixers.base import checked_range
 from palimpsa.mixers.layers import at_least_fp32, softplus_inverse
 
-# As published, one u_t for all rows of a head, the same beta for every token.
-PLASTICITY_KINDS = ("vector", "scalar", "constant")
+PLASTICITY_KINDS = ("vector", "grouped", "scalar", "constant")
 
 
 class Plasticity(nn.Module):
-    """a_t softplus(s) sigmoid(W_up W_down x_t): the observation precision beta_t [B, T, H, V], fp32, >= 0.
+    """a_t softplus(s) sigmoid(W_up W_down x_t): the observation precision beta_t [B, T, H, G], fp32, >= 0.
 
     Takes x [B, T, D], the input gate a [B, T, H], and W_down x where it has been computed already.
 
+    num_precisions: G, sigmoids a head.
     initial_range: (low, high) of the log-uniform draw of softplus(s); None: s starts at 1.
-    per_row: a sigmoid for each of the V rows; False: one for all rows of a head.
     """
 
     def __init__(
         self,
         d_model: int,
         num_heads: int,
-        head_v_dim: int,
+        num_precisions: int,
         initial_range: tuple[float, float] | None = None,
-        per_row: bool = True,
     ) -> None:
         super().__init__()
         rank = max(1, d_model // 16)
         self.num_heads = num_heads
-        self.head_v_dim = head_v_dim
+        self.num_precisions = num_precisions
         self.initial_range = initial_range
         self.down = nn.Linear(d_model, rank, bias=False)
-        self.up = nn.Linear(rank, num_heads * (head_v_dim if per_row else 1), bias=False)
+        self.up = nn.Linear(rank, num_heads * num_precisions, bias=False)
         self.scale = nn.Parameter(torch.ones(num_heads))
         self.reset_parameters()
 
@@ -61,23 +59,24 @@ class Plasticity(nn.Module):
         projected = self.down(x) if projected is None else projected
         gate = torch.sigmoid(at_least_fp32(self.up(projected))).unflatten(-1, (self.num_heads, -1))
         # The small product first: the gradient of s is then a sum over it, and not over all of beta.
-        beta = (input_gate * F.softplus(at_least_fp32(self.scale)))[..., None] * gate
-        return beta.expand(*beta.shape[:-1], self.head_v_dim)
+        return (input_gate * F.softplus(at_least_fp32(self.scale)))[..., None] * gate
 
 
 class ConstantPlasticity(nn.Module):
-    """softplus(s) / 2 sigmoid(c): an observation precision that is the same for every token, fp32, [B, T, H, V].
+    """softplus(s) / 2 sigmoid(c): an observation precision that is the same for every token, fp32, [B, T, H, G].
 
-    s [H] starts at 1 and c [H * V] at 0: where `Plasticity` starts on average behind an input gate of 1/2.
+    s [H] starts at 1 and c [H * G] at 0: where `Plasticity` starts on average behind an input gate of 1/2,
+    which is Palimpsa-D's: that of Palimpsa-M, d_t, starts lower.
     """
 
     input_projections: tuple[nn.Linear, ...] = ()
 
-    def __init__(self, num_heads: int, head_v_dim: int) -> None:
+    def __init__(self, num_heads: int, num_precisions: int) -> None:
         super().__init__()
+        self.num_precisions = num_precisions
         self.scale = nn.Parameter(torch.ones(num_heads))
         # Flat: vectors do not decay.
-        self.logit = nn.Parameter(torch.zeros(num_heads * head_v_dim))
+        self.logit = nn.Parameter(torch.zeros(num_heads * num_precisions))
 
     def forward(self, x: Tensor, input_gate: Tensor) -> Tensor:
         rows = torch.sigmoid(at_least_fp32(self.logit)).unflatten(0, (len(self.scale), -1))
@@ -90,22 +89,45 @@ def make_plasticity(
     d_model: int,
     num_heads: int,
     head_v_dim: int,
+    num_precisions: int | None,
     initial_range: tuple[float, float] | None,
     *,
     metaplastic: bool,
 ) -> Plasticity | ConstantPlasticity | None:
     """A plasticity of one of PLASTICITY_KINDS, or None for a mixer that is not metaplastic.
 
+    Args:
+        kind: "vector", as published, a precision for each of the V rows of a head, G = V; "grouped", one for each
+            V / G rows, row r having number r // (V / G); "scalar", one for all rows, G = 1; "constant", G = V, the same
+            for every token.
+        num_precisions: G of "grouped", a divisor of V = head_v_dim; None of the others.
+
     Raises:
-        ValueError: for another kind, an initial_range that is none, or one of a constant plasticity.
+        ValueError: for another kind, a num_precisions that does not go with it, an initial_range that is none, or one
+            of a constant plasticity.
     """
-    if kind not in PLASTICITY_KINDS:
-        raise ValueError(f"plasticity: got {kind!r}, expected one of {', '.join(PLASTICITY_KINDS)}")
+    num_precisions = _checked_precisions(kind, head_v_dim, num_precisions)
     initial_range = checked_range("initial_plasticity", initial_range, above_zero=True)
     if not metaplastic:
         return None
     if kind != "constant":
-        return Plasticity(d_model, num_heads, head_v_dim, initial_range, per_row=kind == "vector")
+        return Plasticity(d_model, num_heads, num_precisions, initial_range)
     if initial_range is not None:
         raise ValueError(f"initial_plasticity: got {list(initial_range)}, expected null with plasticity: constant")
-    return ConstantPlasticity(num_heads, head_v_dim)
+    return ConstantPlasticity(num_heads, num_precisions)
+
+
+def _checked_precisions(kind: str, head_v_dim: int, num_precisions: int | None) -> int:
+    """G of a plasticity. Raises ValueError: see `make_plasticity`."""
+    if kind not in PLASTICITY_KINDS:
+        raise ValueError(f"plasticity: got {kind!r}, expected one of {', '.join(PLASTICITY_KINDS)}")
+    if kind != "grouped":
+        if num_precisions is not None:
+            raise ValueError(f"num_precisions: got {num_precisions}, expected null with plasticity: {kind}")
+        return 1 if kind == "scalar" else head_v_dim
+    if num_precisions is None or num_precisions < 1 or head_v_dim % num_precisions:
+        given = "null" if num_precisions is None else num_precisions
+        raise ValueError(
+            f"num_precisions: got {given}, expected a divisor of head_v_dim = {head_v_dim} with plasticity: grouped"
+        )
+    return num_precisions

@@ -1,6 +1,6 @@
 """The memory probe: windows and metaplasticity of a model in training."""
 
-# B batch, H heads, K key dim, V value dim
+# B batch, H heads, K key dim, G precisions a head
 
 from __future__ import annotations
 
@@ -87,6 +87,6 @@ def memory_metrics(traces: list[MemoryTrace]) -> dict[str, float]:
 
 
 def metaplasticity_ratio(importance: Tensor) -> Tensor:
-    """(I_max - I_min) / I_min over the entries of each head: importance [B, H, K, V] -> [B, H]."""
+    """(I_max - I_min) / I_min over the entries of each head: importance [B, H, K, G] -> [B, H]."""
     low, high = importance.flatten(2).aminmax(dim=2)
     return (high - low) / low
