@@ -26,6 +26,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 LABELS = {
     "palimpsa_d": "Palimpsa-D",
+    "palimpsa_d_scalar": "Palimpsa-D, scalar",
     "palimpsa_d_nometa": "D w/o Meta",
     "palimpsa_m": "Palimpsa-M",
     "mamba2": "Mamba-2 (M w/o Meta)",

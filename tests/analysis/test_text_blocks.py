@@ -62,6 +62,20 @@ def test_gaps_are_differences_of_means_with_their_standard_error(results):
     assert "At L 64 Palimpsa is ahead in 2 of 4 pairs of one rate." in " ".join(text.split())
 
 
+def test_a_model_joins_the_gaps_when_it_has_runs(run_writer, tmp_path):
+    add_run = run_writer(tmp_path)
+    for model, level in (("palimpsa_d_scalar", 0.8), ("palimpsa_d_nometa", 0.7)):
+        for seed in (1, 2):
+            add_run(model=model, lr=1e-2, seed=seed, validation=[level, level], test=[level, level], **H200)
+    write_collected(collect([tmp_path / "runs"], tmp_path / "mqar"), tmp_path / "mqar")
+    text = text_blocks.figure2_gaps(tmp_path)
+    assert table(text) == [
+        ["Palimpsa-D, scalar minus D w/o Meta, L 32", *["10.0 (0.0)"] * 3],
+        ["Palimpsa-D, scalar minus D w/o Meta, L 64", *["10.0 (0.0)"] * 3],
+    ]
+    assert "Palimpsa is ahead in 1 of 1 pairs of one rate." in " ".join(text.split())
+
+
 def test_the_ablation_shows_each_seed_and_the_seeds_of_figure_2(results):
     text = text_blocks.ablation_summary(results)
     assert table(text) == [["Palimpsa-D", "30.0 (30.0, 30.0)", "35.0 (30.0, 40.0)"]]

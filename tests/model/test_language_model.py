@@ -52,6 +52,28 @@ def test_a_wide_control_has_twice_the_keys_and_the_state_of_palimpsa_at_every_sc
         assert next(wide.mixers()).head_k_dim == 2 * next(palimpsa.mixers()).head_k_dim
 
 
+@pytest.mark.parametrize(
+    ("model", "twin"), [("palimpsa_d_scalar", "palimpsa_d_nometa"), ("palimpsa_m_scalar", "mamba2")]
+)
+def test_one_precision_a_head_adds_a_number_a_key_to_the_state_of_the_twin_at_every_scale(model, twin):
+    for scale in sorted(path.stem for path in (CONFIG_DIR / "scale").glob("*.yaml")):
+        scalar, plain = build(model, f"scale={scale}"), build(twin, f"scale={scale}")
+        mixer = next(scalar.mixers())
+        assert scalar.state_size == plain.state_size + mixer.num_heads * mixer.head_k_dim
+        assert mixer.head_k_dim == next(plain.mixers()).head_k_dim
+
+
+def test_the_ablations_scalar_beta_is_the_model_with_one_precision_a_head():
+    """Its runs, and their checkpoints, are of another name."""
+    one, other = (config(name) for name in ("palimpsa_d_scalar", "ablation/palimpsa_d_scalar_beta"))
+    assert one.mixer == other.mixer
+    weights = build("palimpsa_d_scalar").state_dict()
+    build("ablation/palimpsa_d_scalar_beta").load_state_dict(weights)
+    # As W_up was before: an output a head.
+    heads = one.mixer.num_heads
+    assert all(len(weight) == heads for name, weight in weights.items() if name.endswith("plasticity.up.weight"))
+
+
 @each_model
 def test_logits_at_positions_are_those_of_the_whole(name):
     model = build(name)
@@ -65,6 +87,8 @@ def test_logits_at_positions_are_those_of_the_whole(name):
 D, H, K, V, R, LAYERS, VOCABULARY = 128, 8, 16, 32, 8, 2, 8192
 SHARED = VOCABULARY * D + 2 * D + LAYERS * 2 * D  # embedding, final LayerNorm, a LayerNorm a layer
 PLASTICITY = D * R + R * H * V + H  # W_down, W_up, s
+SCALAR = D * R + R * H + H  # W_up has one output a head
+MEAN = H * K * V
 BLOCK_D = 2 * D * H * K + 3 * D * H * V + 2 * D * H + 4 * (2 * H * K + H * V) + 3 * H + V
 BLOCK_M = D * (2 * H * V + 2 * H * K + H) + 5 * (H * V + 2 * H * K) + 3 * H + H * V + D * H * V
 QKV = 2 * D * H * K + D * H * V + 4 * (2 * H * K + H * V)
@@ -78,27 +102,32 @@ BLOCK_ATTENTION = QKV + D * H * V
 
 
 @pytest.mark.parametrize(
-    ("name", "block", "num_states"),
+    ("name", "block", "state_size"),
     [
-        ("palimpsa_d", BLOCK_D + PLASTICITY, 2),
-        ("palimpsa_d_nometa", BLOCK_D, 1),
-        ("palimpsa_m", BLOCK_M + PLASTICITY, 2),
-        ("mamba2", BLOCK_M, 1),
-        ("gla", BLOCK_GLA, 1),
-        ("simple_gla", BLOCK_SIMPLE_GLA, 1),
-        ("deltanet", BLOCK_DELTA, 1),
-        ("gated_deltanet", BLOCK_GATED_DELTA, 1),
+        ("palimpsa_d", BLOCK_D + PLASTICITY, 2 * MEAN),
+        ("palimpsa_d_nometa", BLOCK_D, MEAN),
+        ("palimpsa_m", BLOCK_M + PLASTICITY, 2 * MEAN),
+        ("mamba2", BLOCK_M, MEAN),
+        # As much state as their twins, and K a head.
+        ("palimpsa_d_scalar", BLOCK_D + SCALAR, MEAN + H * K),
+        ("palimpsa_m_scalar", BLOCK_M + SCALAR, MEAN + H * K),
+        # Of the weights that its runs have left.
+        ("ablation/palimpsa_d_scalar_beta", BLOCK_D + SCALAR, MEAN + H * K),
+        ("gla", BLOCK_GLA, MEAN),
+        ("simple_gla", BLOCK_SIMPLE_GLA, MEAN),
+        ("deltanet", BLOCK_DELTA, MEAN),
+        ("gated_deltanet", BLOCK_GATED_DELTA, MEAN),
         # As much state as Palimpsa-D: twice the keys instead of two states.
-        ("palimpsa_d_nometa_wide", BLOCK_WIDE, 2),
-        ("mamba2_wide", BLOCK_M_WIDE, 2),
+        ("palimpsa_d_nometa_wide", BLOCK_WIDE, 2 * MEAN),
+        ("mamba2_wide", BLOCK_M_WIDE, 2 * MEAN),
         # Its memory has no fixed size.
         ("transformer", BLOCK_ATTENTION, 0),
     ],
 )
-def test_parameters_and_state_of_the_published_mqar_model(name, block, num_states):
+def test_parameters_and_state_of_the_published_mqar_model(name, block, state_size):
     model = build(name, "scale=h200")
     assert model.num_parameters == SHARED + LAYERS * block
-    assert model.state_size == num_states * H * K * V
+    assert model.state_size == state_size
 
 
 @pytest.mark.parametrize("name", ABLATION)

@@ -277,7 +277,7 @@ def test_a_results_directory_that_cannot_be_written_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "num_runs", "num_first"),
     [
-        (["+sweep=mqar_figure2"], 6 * (2 * 2 + 1), 6 * 2 * 2),
+        (["+sweep=mqar_figure2"], 7 * (2 * 2 + 1), 7 * 2 * 2),
         (["+sweep=mqar_figure2", "seed=2,1", "model=gla"], 4, 4),
         (["+sweep=mqar_figure2", "model=gla", "task.sweep.selection_seeds=3", "optimizer.lr=1e-3"], 3, 1),
         (["+sweep=mqar_figure2", "model=gla,mamba2", "hydra.sweeper.selection_seeds=[2]", "seed=range(1,9)"], 18, 4),

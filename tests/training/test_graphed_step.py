@@ -55,7 +55,7 @@ def test_graphs_change_no_bit(tiny_config, model, stages, compiled):
     "model",
     [
         *("palimpsa_d", "palimpsa_m", "gated_deltanet", "transformer"),
-        *("ablation/palimpsa_d_constant_beta", "ablation/palimpsa_d_scalar_beta"),
+        *("ablation/palimpsa_d_constant_beta", "palimpsa_d_scalar", "palimpsa_m_scalar"),
     ],
 )
 def test_compiled_blocks_train_as_eager_ones(tiny_config, model):

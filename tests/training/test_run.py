@@ -24,7 +24,8 @@ from palimpsa.training.run import run
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = sorted(path.stem for path in (ROOT / "configs/model").glob("*.yaml"))
-PALIMPSA = ("palimpsa_d", "palimpsa_d_nometa", "palimpsa_d_nometa_wide", "palimpsa_m", "mamba2", "mamba2_wide")
+WITHOUT_IMPORTANCE = ("palimpsa_d_nometa", "palimpsa_d_nometa_wide", "mamba2", "mamba2_wide")
+PALIMPSA = ("palimpsa_d", "palimpsa_d_scalar", "palimpsa_m", "palimpsa_m_scalar", *WITHOUT_IMPORTANCE)
 WITHOUT_DECAY = ("deltanet", "transformer")
 # The training losses of each model over 19 steps. A refactor leaves them; a change that moves them says why.
 GOLDEN_LOSSES = json.loads(Path(__file__).with_name("golden_losses.json").read_text())
@@ -78,7 +79,7 @@ def test_result_and_history_of_every_model(tiny_config, name):
         assert history[heads].mean(axis=1).dropna().tolist() == pytest.approx(history["window_mean"].dropna().tolist())
     if name not in PALIMPSA:
         assert "metaplasticity_mean" not in history
-    elif name in ("palimpsa_d_nometa", "palimpsa_d_nometa_wide", "mamba2", "mamba2_wide"):
+    elif name in WITHOUT_IMPORTANCE:
         assert (history["metaplasticity_mean"].dropna() == 0).all()
     else:
         assert (history["metaplasticity_mean"].dropna() > 0).all()

@@ -14,11 +14,15 @@ class ModelStyle(NamedTuple):
 
 
 # Okabe and Ito's palette. A control without metaplasticity has its model's family of colour,
-# hatched and dashed, so that the pair can be told apart without colour too.
+# hatched and dashed, so that the pair can be told apart without colour too. A model with one
+# precision a head is its model's blue or red so dark that no deficiency makes it another's.
+_ONE_PRECISION = ("---", (0, (12, 3)))
 MODEL_STYLES = {
     "palimpsa_d": ModelStyle("#0072B2", "", "-"),
+    "palimpsa_d_scalar": ModelStyle("#001F3F", *_ONE_PRECISION),
     "palimpsa_d_nometa": ModelStyle("#56B4E9", "///", "--"),
     "palimpsa_m": ModelStyle("#D55E00", "", "-"),
+    "palimpsa_m_scalar": ModelStyle("#5C2A00", *_ONE_PRECISION),
     "mamba2": ModelStyle("#E69F00", "///", "--"),
     "gla": ModelStyle("#009E73", "...", "-."),
     "gated_deltanet": ModelStyle("#CC79A7", "", "-."),
