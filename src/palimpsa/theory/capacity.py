@@ -1,6 +1,6 @@
 """How many pairs the heads of a layer hold, by memory rule and key width: associative recall without the learning."""
 
-# B memories, T pairs, H heads, K key dim, V value dim, C candidates
+# B memories, T pairs, H heads, K key dim, V value dim, C candidates; one precision a head
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ NUMS_PAIRS = (32, 64, 128, 256, 512)
 
 
 class Rule(NamedTuple):
-    """How a memory is made, and the values of beta to choose from.
+    """How a memory is made, the values of beta to choose from, and what it has to keep.
 
     store: (k [B, T, H, K], v [B, T, H, V], beta) -> the memory [B, H, K, V] after the last pair.
     betas: precisions, the largest as good as infinite; of the delta rule steps, the best of which lies in between.
+    more_state: K -> the numbers that a head keeps beside its memory.
     """
 
     store: Callable[[Tensor, Tensor, float], Tensor]
     betas: tuple[float, ...]
+    more_state: Callable[[int], int]
 
 
 # No queries in what follows: the memory is asked when all is stored.
@@ -36,7 +38,8 @@ def _linear_attention(k: Tensor, v: Tensor, _: float) -> Tensor:
 
 
 def _palimpsa(k: Tensor, v: Tensor, beta: float) -> Tensor:
-    return _palimpsa_mean(k, v, torch.full_like(v, beta))
+    # The rows of a head all have the same precision here, which one says as well.
+    return _palimpsa_mean(k, v, torch.full_like(v[..., :1], beta))
 
 
 def _palimpsa_mean(k: Tensor, v: Tensor, beta: Tensor | None) -> Tensor:
@@ -58,10 +61,10 @@ def _full_covariance(k: Tensor, v: Tensor, beta: float) -> Tensor:
 
 # What gains are over comes first.
 RULES = {
-    "linear attention": Rule(_linear_attention, (0.0,)),
-    "Palimpsa": Rule(_palimpsa, (0.1, 1.0, 10.0, 100.0)),
-    "delta rule": Rule(_delta_rule, (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)),
-    "full covariance": Rule(_full_covariance, (1.0, 10.0, 100.0)),
+    "linear attention": Rule(_linear_attention, (0.0,), lambda K: 0),
+    "Palimpsa": Rule(_palimpsa, (0.1, 1.0, 10.0, 100.0), lambda K: K),
+    "delta rule": Rule(_delta_rule, (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0), lambda K: 0),
+    "full covariance": Rule(_full_covariance, (1.0, 10.0, 100.0), lambda K: K * K),
 }
 
 
@@ -90,10 +93,11 @@ def capacity(
         seed: of keys and values; every rule gets the same.
 
     Returns:
-        a row for each rule, K and T: rule, num_heads, K, V, num_candidates, num_pairs, beta (of those in `RULES` the
-        one that recalls most, the smallest of equals; the same for every token), accuracy (the share of the pairs
-        that are recalled), gain (how much more than linear attention with the same keys and values) and gain_error (its
-        standard error over the memories).
+        a row for each rule, K and T: rule, num_heads, K, V, num_candidates, num_pairs, state (the numbers that the
+        layer keeps from pair to pair; of Palimpsa with one precision a head), beta (of those in `RULES` the one that
+        recalls most, the smallest of equals; the same for every token), accuracy (the share of the pairs that are
+        recalled), gain (how much more than linear attention with the same keys and values) and gain_error (its standard
+        error over the memories).
 
     Raises:
         ValueError: num_memories < 2.
@@ -117,7 +121,8 @@ def capacity(
             gain = accuracy - baseline
             results = {"accuracy": accuracy.mean(), "gain": gain.mean(), "gain_error": gain.std() / num_memories**0.5}
             rounded = {column: round(x.item(), 4) for column, x in results.items()}
-            rows.append({"rule": name, **sizes, "beta": beta, **rounded})
+            state = num_heads * (K * V + rule.more_state(K))
+            rows.append({"rule": name, **sizes, "state": state, "beta": beta, **rounded})
     return rows
 
 

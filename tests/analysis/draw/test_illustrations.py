@@ -34,9 +34,15 @@ def test_the_capacitys_figure_has_a_line_for_every_rule_and_width():
     rows = pd.read_csv(COMMITTED / "capacity.csv")
     (axes,) = capacity_figure(rows).axes
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
-    assert set(lines) == {f"{rule}, {K} keys a head" for rule in RULES for K in (16, 32)}
-    for (rule, K), own in rows.groupby(["rule", "K"]):
-        assert lines[f"{rule}, {K} keys a head"] == own["accuracy"].tolist()
+    # 8 heads of K V numbers, of Palimpsa K more and of the full covariance K K more.
+    more = {"linear attention": lambda K: 0, "Palimpsa": lambda K: K, "delta rule": lambda K: 0}
+    more["full covariance"] = lambda K: K * K
+    expected = {
+        f"{rule}, {K} keys a head, state {8 * (32 * K + more[rule](K)):,}": own["accuracy"].tolist()
+        for (rule, K), own in rows.groupby(["rule", "K"])
+    }
+    assert len(expected) == 2 * len(RULES)
+    assert lines == expected
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from palimpsa.runs.schema import FileUnreadableError, ResultError
 
 # Recall of one memory at one age (pairs stored since): mean and standard deviation over memories.
 RECALL_COLUMNS: tuple[str, ...] = ("memory", "age", "similarity", "similarity_std", "error", "error_std")
-# accuracy: share of num_pairs random pairs that a layer recalls by a rule at its best beta; gain: of that over linear
-# attention with the same keys, with its standard error.
+# state: numbers that the layer keeps; accuracy: share of num_pairs random pairs that it recalls by a rule at its best
+# beta; gain: of that over linear attention with the same keys, with its standard error.
 CAPACITY_COLUMNS: tuple[str, ...] = (
-    *("rule", "num_heads", "K", "V", "num_candidates", "num_pairs", "beta", "accuracy", "gain", "gain_error"),
+    *("rule", "num_heads", "K", "V", "num_candidates", "num_pairs", "state", "beta", "accuracy", "gain", "gain_error"),
 )
 # What a row is about; all other columns hold numbers.
 TEXT_COLUMNS = ("memory", "rule")

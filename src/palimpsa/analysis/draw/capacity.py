@@ -18,13 +18,14 @@ _RULE_COLORS = {
 
 
 def capacity_figure(rows: pd.DataFrame) -> Figure:
-    """Share of random pairs that a layer recalls against their number, a line for each rule and key width."""
+    """Share of random pairs that a layer recalls against their number, a line for each rule and key width, with the
+    numbers that its state has."""
     with figure_style():
         figure = new_figure(6.5, 4.4)
         axes = figure.subplots()
         for (K, dashes), rule in product(zip(sorted(rows["K"].unique()), cycle(("-", "--"))), rows["rule"].unique()):
             own = rows.loc[(rows["rule"] == rule) & (rows["K"] == K)].sort_values("num_pairs")
-            label = f"{rule}, {K} keys a head"
+            label = f"{rule}, {K} keys a head, state {own['state'].iloc[0]:,}"
             axes.plot(own["num_pairs"], own["accuracy"], dashes, color=_RULE_COLORS[rule], marker=".", label=label)
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted(rows["num_pairs"].unique()), [f"{n:,}" for n in sorted(rows["num_pairs"].unique())])
@@ -32,7 +33,8 @@ def capacity_figure(rows: pd.DataFrame) -> Figure:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.set_xlabel("pairs stored")
         axes.set_ylabel("pairs recalled")
-        figure.legend(loc="outside lower center", ncols=2)
+        caption = "state: numbers a layer keeps; Palimpsa's with one precision a head"
+        figure.legend(loc="outside lower center", ncols=2, title=caption, title_fontsize=8.5)
         heads, values, candidates = rows.iloc[0][["num_heads", "V", "num_candidates"]]
         sizes = f"{heads} heads of {values} values, {candidates:,} candidates; nothing learnt"
         heading(figure, "What one layer holds of random pairs", sizes)
