@@ -9,6 +9,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from palimpsa.analysis.marked_text import replace_marked
+from palimpsa.analysis.text_blocks import TEXT_BLOCKS
 from palimpsa.config.compose import CONFIG_DIR, compose_config
 from palimpsa.config.schema import typed
 from palimpsa.kernels import palimpsa_reference
@@ -45,7 +47,35 @@ def build_without_memory(own) -> LanguageModel:
 
 
 def test_the_committed_table_is_what_the_configs_build(document):
-    assert (ROOT / "docs/models.md").read_text() == document, "make figures writes it again"
+    blocks = {name: functools.partial(text, ROOT / "results") for name, text in TEXT_BLOCKS.items()}
+    assert (ROOT / "docs/models.md").read_text() == replace_marked(document, blocks), "make figures writes it again"
+
+
+def test_the_table_of_plasticities_is_what_the_models_have():
+    """Each row beside the same model with that plasticity, counted."""
+    lines = TEXT_BLOCKS["plasticity_costs"](ROOT / "results").splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    kinds = [
+        ("vector", "plasticity=vector"),
+        ("grouped", "plasticity=grouped"),
+        ("scalar", "plasticity=scalar"),
+        ("constant", "plasticity=constant"),
+        ("without", "metaplastic=false"),
+    ]
+    assert [row[0].split()[0].strip(",") for row in rows] == [name for name, _ in kinds]
+    for row, (name, override) in zip(rows, kinds, strict=True):
+        for column, (model, V) in enumerate((("palimpsa_d_170m", 48), ("palimpsa_m_170m", 96))):
+            overrides = [f"model.mixer.{override}"]
+            if name == "grouped":
+                overrides.append(f"model.mixer.num_precisions={V // 16}")
+            if name == "constant":
+                overrides.append("model.mixer.initial_plasticity=null")
+            built = build_without_memory(config(f"lm/{model}", *overrides))
+            mixer = next(built.mixers())
+            weights = [x.numel() for key, x in mixer.named_parameters() if key == "plasticity.up.weight"]
+            assert row[2 + column] == f"{mixer.state_size:,}"
+            assert row[4 + column] == f"{sum(weights):,}"
+            assert built.state_size == mixer.state_size
 
 
 def test_the_table_has_every_model_config(document):

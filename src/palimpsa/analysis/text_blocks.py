@@ -14,6 +14,7 @@ import pandas as pd
 
 from palimpsa.analysis.collect.benchmark_columns import BASELINE
 from palimpsa.analysis.collect.benchmark_files import read_operator_csv, read_training_csv
+from palimpsa.analysis.plasticity_costs import plasticity_costs
 from palimpsa.analysis.statistics.learning_rate import (
     at_chosen_rates,
     choose_learning_rates,
@@ -30,7 +31,12 @@ from palimpsa.runs.schema import ResultError
 SCALE = "h200"
 DEVICE = "nvidia-h200"
 # Each with its twin without metaplasticity.
-TWINS = {"palimpsa_d": "palimpsa_d_nometa", "palimpsa_m": "mamba2"}
+TWINS = {
+    "palimpsa_d": "palimpsa_d_nometa",
+    "palimpsa_d_scalar": "palimpsa_d_nometa",
+    "palimpsa_m": "mamba2",
+    "palimpsa_m_scalar": "mamba2",
+}
 
 
 def figure2_h200_table(results: Path) -> str:
@@ -47,13 +53,17 @@ def figure2_h200_table(results: Path) -> str:
 
 
 def figure2_gaps(results: Path) -> str:
-    """Palimpsa's mean minus its twin's at the two greatest lengths: at the chosen rates, at each, and over all."""
+    """Palimpsa's mean minus its twin's at the two greatest lengths: at the chosen rates, at each, and over all.
+
+    A row for each pair of `TWINS` that has runs.
+    """
     tested, at_chosen = _experiment(results, "mqar_curriculum")
     labels = dict(zip(tested["model"], tested["label"], strict=True))
-    rates = sorted(tested.loc[tested["model"].isin(TWINS), "lr"].unique())
-    longest = _lengths(tested)[-1]
+    pairs_of_twins = [twins for twins in TWINS.items() if set(twins) <= set(labels)]
+    rates = sorted(tested.loc[tested["model"].isin(dict(pairs_of_twins)), "lr"].unique())
+    longest, num_pairs = _lengths(tested)[-1], len(pairs_of_twins) * len(rates)
     cells, num_ahead = [], 0
-    for length, twins in product(_lengths(tested)[-2:], TWINS.items()):
+    for length, twins in product(_lengths(tested)[-2:], pairs_of_twins):
         ours, theirs = (tested.loc[(tested["model"] == model) & (tested["seq_len"] == length)] for model in twins)
         same_rate = [[_accuracies(rows.loc[rows["lr"] == lr], length) for rows in (ours, theirs)] for lr in rates]
         pairs = [
@@ -67,7 +77,7 @@ def figure2_gaps(results: Path) -> str:
             num_ahead += sum(bool(own.mean() > other.mean()) for own, other in same_rate)
     caption = (
         "Differences of mean test accuracies in points, their standard errors in brackets. At "
-        f"{_length_text(longest)} Palimpsa is ahead in {num_ahead} of {len(TWINS) * len(rates)} pairs of one rate."
+        f"{_length_text(longest)} Palimpsa is ahead in {num_ahead} of {num_pairs} pairs of one rate."
     )
     header = ["difference", "at the chosen rates", *(f"at {lr:g}" for lr in rates), "mean over the rates"]
     return _table(header, cells, caption)
@@ -187,6 +197,7 @@ TEXT_BLOCKS: dict[str, Callable[[Path], str]] = {
     "ablation_summary": ablation_summary,
     "long_context_summary": long_context_summary,
     "scratch_summary": scratch_summary,
+    "plasticity_costs": plasticity_costs,
     "operator_speed_table": operator_speed_table,
     "throughput_summary": throughput_summary,
     "training_speed_table": training_speed_table,

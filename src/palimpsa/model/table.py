@@ -25,6 +25,17 @@ Written by `make figures` from `configs/model`, each model built and counted; a 
 - **FLOPs a token**: the forward pass, logits at every token included, a multiply-add counted as two; memories in their
   recurrent form (the chunked kernels do more), attention averaged over the positions of the context that the section
   names; norms, gates and activations left out. A training step takes about three times as much.
+
+## What each plasticity costs
+
+`plasticity` of Palimpsa-D and Palimpsa-M says how many precisions a token has in a head, and `num_precisions` (G) of
+`grouped` how many: each serves V / G rows of the memory, whose importances are K G numbers a head. Below, in a layer of
+the 170M models: recurrent numbers of one sequence, and parameters of W_up. A constant precision has H V parameters of
+its own instead.
+
+<!-- begin plasticity_costs (written by make figures) -->
+
+<!-- end plasticity_costs -->
 """
 COLUMNS = """\
 | config | model | layers | width | H, K, V | parameters | state a layer | FLOPs a token |
@@ -32,7 +43,7 @@ COLUMNS = """\
 
 
 def models_document() -> str:
-    """The whole of docs/models.md."""
+    """The whole of docs/models.md, but for what stands between markers there."""
     sections = [HEAD, *_sections_by_scale(_configs("*") | _configs("ablation/*"))]
     for size in SIZES:
         title = f"Language models of {size.upper()} parameters, context {LANGUAGE_MODEL_CONTEXT:,}"
