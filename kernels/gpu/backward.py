@@ -18,7 +18,19 @@ from torch import Tensor
 
 from . import primitives
 from .forward import STAGES, Sequences, num_heads_that_fit, prepare, scaled, scan, slice_heads
-from .primitives import HAS_PTX, INTERPRETED, MAX_DECAY, PRECISIONS, cdiv, locate, next_power_of_2, reciprocal
+from .primitives import (
+    HAS_PTX,
+    INTERPRETED,
+    MAX_DECAY,
+    PRECISIONS,
+    SCALARS,
+    SIZES,
+    aligned,
+    cdiv,
+    locate,
+    next_power_of_2,
+    reciprocal,
+)
 
 # Tokens between two states that the backward starts from: over more, taking tokens out of a state again would lose
 # precision, and over fewer, the states would take more time to move than to use.
@@ -33,13 +45,13 @@ MAX_CHUNK_DECAY = 4.0
 
 
 # Without a known alignment of the states the lanes lie along V: see forward.py.
-@triton.jit(do_not_specialize_on_alignment=["M_in", "J_in", "flow_M", "flow_E"])
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["M_in", "J_in", "flow_M", "flow_E", *SCALARS])
 def _flow_kernel(
     wide, v, beta, g, prior, do, dvar, M_in, J_in, flow_M, flow_E, segment_decay,
-    cu_seqlens, offsets, sequence_of, chunk_offsets, num_tokens_all, T, H, first_head, num_heads, segments_each,
-    chunks_each,
+    cu_seqlens, offsets, sequence_of, chunk_offsets, num_tokens_all, T, H, first_head, segments_each,
+    chunks_each, num_segments, num_chunks, segment_size,
     K: tl.constexpr, V: tl.constexpr, PAIRS: tl.constexpr, VT: tl.constexpr,
-    SEGMENT: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
+    CHUNK: tl.constexpr, STAGES: tl.constexpr,
     HAS_DVAR: tl.constexpr, IS_PACKED: tl.constexpr, IS_LARGE: tl.constexpr,
     MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
 ):  # fmt: skip
@@ -57,15 +69,15 @@ def _flow_kernel(
     local_head = tl.program_id(1)
     h = first_head + local_head
     n, index, start, num_tokens = locate(
-        segment, T, segments_each, cu_seqlens, offsets, sequence_of, SEGMENT, IS_PACKED
+        segment, T, segments_each, cu_seqlens, offsets, sequence_of, segment_size, IS_PACKED
     )
     # What reaches the start of a sequence is the gradients kernel's business.
     if index == 0:
         num_tokens = 0
     if IS_PACKED:
-        chunk = tl.load(chunk_offsets + n).to(tl.int64) + index * (SEGMENT // CHUNK)
+        chunk = tl.load(chunk_offsets + n).to(tl.int64) + index * (segment_size // CHUNK)
     else:
-        chunk = n.to(tl.int64) * chunks_each + index * (SEGMENT // CHUNK)
+        chunk = n.to(tl.int64) * chunks_each + index * (segment_size // CHUNK)
     kk = tile_k * KT + tl.arange(0, HALF)
     vv = tile_v * VT + tl.arange(0, VT)
     in_v = vv < V
@@ -73,8 +85,9 @@ def _flow_kernel(
     prior_h = tl.load(prior + h).to(tl.float32)
 
     if num_tokens > 0:
-        state = (chunk * num_heads + local_head) * (K * V) + vv[None, :]
-        out = (segment.to(tl.int64) * num_heads + local_head) * (K * V) + vv[None, :]
+        state = (local_head.to(tl.int64) * num_chunks + chunk) * (K * V) + vv[None, :]
+        of_segment = local_head.to(tl.int64) * num_segments + segment
+        out = of_segment * (K * V) + vv[None, :]
         Ms, Js, dMs, Es = (), (), (), ()
         for i in tl.static_range(2 * PAIRS):
             tile = (kk + i * HALF)[:, None] * V
@@ -135,7 +148,7 @@ def _flow_kernel(
             tl.store(flow_M + out + tile, dMs[i], mask=in_tile)
             tl.store(flow_E + out + tile, Es[i], mask=in_tile)
         if tl.program_id(0) % tiles == 0:
-            tl.store(segment_decay + segment.to(tl.int64) * num_heads + local_head, passed * tl.exp(decay))
+            tl.store(segment_decay + of_segment, passed * tl.exp(decay))
 
 
 @triton.jit
@@ -156,19 +169,21 @@ def _load_token(
     return k_m, v_m, beta_m, tl.load(g + row + m * H).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=SCALARS)
 def _gradients_kernel(
     wide, v, beta, g, prior, do, dvar, M_in, J_in, M_end, J_end, flow_M, flow_E,
     dq, dk, dv, dbeta, dv_sum, dbeta_sum, dg_terms, dg_anchor, E_terms, start_M, start_E,
     cu_seqlens, offsets, sequence_of, chunk_offsets, num_items, num_tokens_all, T, H, first_head,
-    num_heads: tl.constexpr, segments_each, chunks_each, num_chunks, dq_scale,
+    segments_each, chunks_each, num_segments, num_chunks, segment_size, flow_kind, dq_scale,
     K: tl.constexpr, V: tl.constexpr, EK: tl.constexpr, LK: tl.constexpr, VT: tl.constexpr,
-    SEGMENT: tl.constexpr, CHUNK: tl.constexpr, PART: tl.constexpr, STAGES: tl.constexpr,
-    FLOW: tl.constexpr, HAS_DVAR: tl.constexpr, IS_PACKED: tl.constexpr, WANTS_START: tl.constexpr,
+    CHUNK: tl.constexpr, PART: tl.constexpr, STAGES: tl.constexpr,
+    HAS_DVAR: tl.constexpr, IS_PACKED: tl.constexpr, WANTS_START: tl.constexpr,
     IS_LARGE: tl.constexpr, MAX_GROWTH: tl.constexpr, MAX_WRITES: tl.constexpr, MAX_DECAY: tl.constexpr,
     HAS_PTX: tl.constexpr,
 ):  # fmt: skip
     """All gradients of one segment, head and tile of V: one tile of K after the other, chunks and tokens backwards.
+
+    flow_kind: 0 nothing reaches the end of the segment, 1 the flow after its sequence does, 2 that after the segment.
 
     A state is [EK, LK, VT] with key ek + EK * lk: EK in registers, LK and VT / 4 over the lanes of one warp. Each chunk
     starts from the state after it and takes its tokens out again one by one. That is exact to some units of rounding
@@ -189,12 +204,15 @@ def _gradients_kernel(
         segment = item // tiles_v
         h = first_head + local_head
         n, index, start, num_tokens = locate(
-            segment, T, segments_each, cu_seqlens, offsets, sequence_of, SEGMENT, IS_PACKED
+            segment, T, segments_each, cu_seqlens, offsets, sequence_of, segment_size, IS_PACKED
         )
         if IS_PACKED:
-            first_chunk = tl.load(chunk_offsets + n).to(tl.int64) + index * (SEGMENT // CHUNK)
+            first_chunk = tl.load(chunk_offsets + n).to(tl.int32)
         else:
-            first_chunk = n.to(tl.int64) * chunks_each + index * (SEGMENT // CHUNK)
+            first_chunk = n * chunks_each
+        # Numbers of entries, not offsets: 32 bits of a register for as long as the tokens go by.
+        first_chunk += local_head * num_chunks + index * (segment_size // CHUNK)
+        of_sequence = n * H + h
         if IS_PACKED:
             is_end = start + num_tokens == tl.load(cu_seqlens + n + 1)
         else:
@@ -207,7 +225,7 @@ def _gradients_kernel(
         row = start * H + h
         # What is made for the heads of this call alone lies head by head: one token after the other.
         wide_row = local_head.to(tl.int64) * num_tokens_all + start
-        tile_offset = tile_v.to(tl.int64) * num_heads * num_tokens_all + wide_row
+        tile_offset = (local_head.to(tl.int64) * tiles_v + tile_v) * num_tokens_all + start
         # Gradients of q and k are sums over tiles of V: with one tile they are final.
         dk_row = row if tiles_v == 1 else tile_offset
         dk_heads = H if tiles_v == 1 else 1
@@ -215,7 +233,6 @@ def _gradients_kernel(
             # With 64 bits every address would be a value of its own in registers; so they stay constants.
             row, wide_row = row.to(tl.int32), wide_row.to(tl.int32)
             tile_offset, dk_row = tile_offset.to(tl.int32), dk_row.to(tl.int32)
-        end = (n.to(tl.int64) * H + h) * (K * V)
         sum_E = tl.zeros([LK, VT], tl.float32)
 
         for k0 in range(0, K, KT):
@@ -224,16 +241,11 @@ def _gradients_kernel(
             in_k = key < KT if EVEN_K else kk < K
             in_tile = in_k[:, :, None] & in_v[None, :, :]
             tile = kk[:, :, None] * V + vv[None, :, :]
-            if FLOW == 0:
-                dM = tl.zeros([EK, LK, VT], tl.float32)
-                E = tl.zeros([EK, LK, VT], tl.float32)
-            else:
-                if FLOW == 1:
-                    flow = end
-                else:
-                    flow = (segment.to(tl.int64) * num_heads + local_head) * (K * V)
-                dM = tl.load(flow_M + flow + tile, mask=in_tile, other=0.0)
-                E = tl.load(flow_E + flow + tile, mask=in_tile, other=0.0)
+            of_flow = tl.where(flow_kind == 1, of_sequence, local_head * num_segments + segment)
+            flow = of_flow.to(tl.int64) * (K * V) + tile
+            has_flow = in_tile & (flow_kind != 0)
+            dM = tl.load(flow_M + flow, mask=has_flow, other=0.0)
+            E = tl.load(flow_E + flow, mask=has_flow, other=0.0)
 
             M = tl.zeros([EK, LK, VT], tl.float32)
             J = tl.zeros([EK, LK, VT], tl.float32)
@@ -252,14 +264,15 @@ def _gradients_kernel(
                 g_t = tl.load(g + row + t * H).to(tl.float32)
                 if (t % CHUNK == CHUNK - 1) | (back == 0):
                     chunk = first_chunk + t // CHUNK
-                    state = (chunk * num_heads + local_head) * (K * V)
+                    state = chunk.to(tl.int64) * (K * V)
+                    end = of_sequence.to(tl.int64) * (K * V)
                     is_at_end = (back == 0) & is_end
-                    after = state + num_heads * (K * V)
+                    after = state + K * V
                     M = tl.load(tl.where(is_at_end, M_end + end, M_in + after) + tile, mask=in_tile, other=0.0)
                     J = tl.load(tl.where(is_at_end, J_end + end, J_in + after) + tile, mask=in_tile, other=0.0)
                     M_before = tl.load(M_in + state + tile, mask=in_tile, other=0.0)
                     J_before = tl.load(J_in + state + tile, mask=in_tile, other=0.0)
-                    anchor_at = dg_anchor + (tile_v.to(tl.int64) * num_chunks + chunk) * num_heads + local_head
+                    anchor_at = dg_anchor + chunk * tiles_v + tile_v
                     anchor = tl.load(anchor_at, mask=not is_first, other=0.0)
                     chunk_tokens = t // CHUNK * CHUNK + tl.arange(0, CHUNK)
                     in_c = chunk_tokens <= t
@@ -289,7 +302,7 @@ def _gradients_kernel(
                     M, J, dM, E = M * up, J * up, dM * down, E * down
                 if is_steep & ((t % PART == PART - 1) | (back == 0)):
                     # The same for a part of the chunk, whose end is reached from the chunk's start.
-                    state = ((first_chunk + t // CHUNK) * num_heads + local_head) * (K * V)
+                    state = (first_chunk + t // CHUNK).to(tl.int64) * (K * V)
                     M = tl.load(M_in + state + tile, mask=in_tile, other=0.0)
                     J = tl.load(J_in + state + tile, mask=in_tile, other=0.0)
                     begin = t // PART * PART
@@ -321,7 +334,7 @@ def _gradients_kernel(
                     up, down = tl.exp(-decay), tl.exp(decay)
                     M, J, dM, E = M * up, J * up, dM * down, E * down
                 if from_start:
-                    state = ((first_chunk + t // CHUNK) * num_heads + local_head) * (K * V)
+                    state = (first_chunk + t // CHUNK).to(tl.int64) * (K * V)
                     M = tl.load(M_in + state + tile, mask=in_tile, other=0.0)
                     J = tl.load(J_in + state + tile, mask=in_tile, other=0.0)
                     for m in tl.range(t // CHUNK * CHUNK, t + 1, num_stages=STAGES):
@@ -385,39 +398,34 @@ def _gradients_kernel(
                 J -= k2_t * beta_w
             if WANTS_START:
                 if (index == 0) & (num_tokens > 0):
+                    end = of_sequence.to(tl.int64) * (K * V)
                     tl.store(start_M + end + tile, dM, mask=in_tile)
                     tl.store(start_E + end + tile, E, mask=in_tile)
             # The sums over tiles of keys pass from the threads that store them to those that load them.
             tl.debug_barrier()
-        tl.store(
-            E_terms + (segment.to(tl.int64) * num_heads + local_head) * tiles_v + tile_v,
-            tl.sum(tl.reshape(sum_E, LK * VT)),
-        )
+        tl.store(E_terms + local_head.to(tl.int64) * num_items + item, tl.sum(tl.reshape(sum_E, LK * VT)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _sum_tiles_kernel(
-    parts, dq, dk, num_tokens, first_head, H, num_heads, K: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr
+    dq_parts, dk_parts, dq, dk, num_tokens, first_head, H, K: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Adds the parts of dq, and after them of dk, that the tiles of V gave."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     t, key = i // K, i % K
     mask = t < num_tokens
     local_head = tl.program_id(1)
-    # An argument that is 1 is a constant.
-    size = tl.cast(num_tokens, tl.int64) * K
-    own = parts + tl.program_id(2) * (TILES * num_heads * size) + i
+    size = num_tokens.to(tl.int64) * K
+    is_q = tl.program_id(2) == 0
+    own = tl.where(is_q, dq_parts, dk_parts) + i
     total = tl.zeros([BLOCK], tl.float32)
     for tile in tl.static_range(TILES):
-        total += tl.load(own + (tile * num_heads + local_head) * size, mask=mask, other=0.0)
+        total += tl.load(own + (local_head * TILES + tile) * size, mask=mask, other=0.0)
     out = (t * H + first_head + local_head) * K + key
-    if tl.program_id(2) == 0:
-        tl.store(dq + out, total, mask=mask)
-    else:
-        tl.store(dk + out, total, mask=mask)
+    tl.store(tl.where(is_q, dq, dk) + out, total, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=SCALARS)
 def _decay_gradient_kernel(
     dg_terms, dg_anchor, dg, cu_seqlens, offsets, sequence_of, T, H, first_head, num_heads, chunks_each, num_chunks,
     num_tokens_all, TILES: tl.constexpr, CHUNK: tl.constexpr, IS_PACKED: tl.constexpr,
@@ -432,9 +440,9 @@ def _decay_gradient_kernel(
         terms = tl.zeros([CHUNK], tl.float32)
         anchor = 0.0
         for tile in range(TILES):
-            row = tl.cast(tile * num_heads + local_head, tl.int64) * num_tokens_all + start + tt
+            row = (local_head.to(tl.int64) * TILES + tile) * num_tokens_all + start + tt
             terms += tl.load(dg_terms + row, mask=mask, other=0.0)
-            anchor += tl.load(dg_anchor + (tile * num_chunks + chunk.to(tl.int64)) * num_heads + local_head)
+            anchor += tl.load(dg_anchor + (local_head.to(tl.int64) * num_chunks + chunk) * TILES + tile)
         result = anchor + tl.cumsum(terms, 0, reverse=True)
         tl.store(dg + (start + tt) * H + first_head + local_head, result, mask=mask)
 
@@ -521,6 +529,8 @@ def backward(
     """Gradients of `forward`'s arguments, in their dtypes; `mean`, `importance`: the final state, if dmean is given."""
     B, T, H, K = q.shape
     V = v.shape[-1]
+    q, k, v, beta, do = aligned(q), aligned(k), aligned(v), aligned(beta), aligned(do)
+    dvar = None if dvar is None else aligned(dvar)
     sequences = Sequences.from_arguments(g, importance_prior, mean0, importance0, cu_seqlens)
     N, num_tokens, packed = sequences.num, B * T, cu_seqlens is not None
     float32 = {"dtype": torch.float32, "device": q.device}
@@ -552,49 +562,49 @@ def backward(
             wide, states = prepare(q, k, v, beta, g, scale, sequences, chunks, first_head, num_heads, ends)
             flow, kind = (final, 1) if final is not None else ((wide, wide), 0)
             if not is_single:
-                flow, kind = tuple(torch.empty(segments.count, num_heads, K, V, **float32) for _ in range(2)), 2
+                flow, kind = tuple(torch.empty(num_heads, segments.count, K, V, **float32) for _ in range(2)), 2
                 pairs = plan.flow_pairs
-                segment_decay = torch.empty(segments.count, num_heads, **float32)
+                segment_decay = torch.empty(num_heads, segments.count, **float32)
                 tiles = cdiv(K, 16 * pairs) * tiles_v
                 _flow_kernel[(segments.count * tiles, num_heads)](
                     wide, v, beta, g, importance_prior, do, dvar_or_any, *states, *flow,
                     segment_decay, cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets,
-                    num_tokens, T, H, first_head, num_heads, segments.each, chunks.each,
-                    K, V, pairs, plan.VT, plan.segment_size, CHUNK, STAGES,
+                    num_tokens, T, H, first_head, segments.each, chunks.each, segments.count, chunks.count,
+                    plan.segment_size, K, V, pairs, plan.VT, CHUNK, STAGES,
                     HAS_DVAR=dvar is not None, IS_PACKED=packed, IS_LARGE=is_large, MAX_DECAY=MAX_DECAY,
                     HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168 if pairs == 2 else 128,
                 )  # fmt: skip
                 scan(*flow, segment_decay, sequences, segments, final, None, H, first_head, reverse=True)
             parts: Any = (dq, dk)
             if tiles_v > 1:
-                parts = torch.empty(2, tiles_v, num_heads, num_tokens, K, **float32)
+                parts = tuple(torch.empty(num_heads, tiles_v, num_tokens, K, **float32) for _ in range(2))
             sums: Any = (dv, dbeta)
             if tiles_k > 1:
-                sums = torch.empty(2, num_heads, num_tokens, V, **float32)
-            dg_terms = torch.empty(tiles_v, num_heads, num_tokens, **float32)
-            dg_anchor = torch.empty(tiles_v, chunks.count, num_heads, **float32)
-            E_terms = torch.empty(segments.count, num_heads, tiles_v, **float32)
+                sums = tuple(torch.empty(num_heads, num_tokens, V, **float32) for _ in range(2))
+            dg_terms = torch.empty(num_heads, tiles_v, num_tokens, **float32)
+            dg_anchor = torch.empty(num_heads, chunks.count, tiles_v, **float32)
+            E_terms = torch.empty(num_heads, segments.count, tiles_v, **float32)
             num_items = segments.count * tiles_v
             _gradients_kernel[(min(num_items, max(1, programs // num_heads)), num_heads)](
                 wide, v, beta, g, importance_prior, do, dvar_or_any, *states, *ends, *flow, *parts, dv, dbeta,
-                *sums, dg_terms, dg_anchor, E_terms, *(start or (g, g)),
+                *sums, dg_terms, dg_anchor, E_terms, *(start or (wide, wide)),
                 cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets, num_items, num_tokens, T, H,
-                first_head, num_heads, segments.each, chunks.each, chunks.count, scale,
-                K, V, plan.EK, plan.LK, plan.VT, plan.segment_size, CHUNK, PART, STAGES,
-                FLOW=kind, HAS_DVAR=dvar is not None, IS_PACKED=packed, WANTS_START=start is not None,
+                first_head, segments.each, chunks.each, segments.count, chunks.count, plan.segment_size, kind, scale,
+                K, V, plan.EK, plan.LK, plan.VT, CHUNK, PART, STAGES,
+                HAS_DVAR=dvar is not None, IS_PACKED=packed, WANTS_START=start is not None,
                 IS_LARGE=is_large, MAX_GROWTH=precision.max_growth, MAX_WRITES=precision.max_writes,
                 MAX_DECAY=MAX_CHUNK_DECAY, HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168,
             )  # fmt: skip
             if tiles_v > 1:
                 block = 1024
                 _sum_tiles_kernel[(cdiv(num_tokens * K, block), num_heads, 2)](
-                    parts, dq, dk, num_tokens, first_head, H, num_heads, K, tiles_v, block, num_warps=4
+                    *parts, dq, dk, num_tokens, first_head, H, K, tiles_v, block, num_warps=4
                 )
             _decay_gradient_kernel[(chunks.count * num_heads,)](
                 dg_terms, dg_anchor, dg, cu_seqlens, chunks.offsets, chunks.sequence_of, T, H, first_head, num_heads,
                 chunks.each, chunks.count, num_tokens, tiles_v, CHUNK, IS_PACKED=packed, num_warps=1,
             )  # fmt: skip
-            sum_E[first_head : first_head + num_heads] = E_terms.sum((0, 2))
+            sum_E[first_head : first_head + num_heads] = E_terms.sum((1, 2))
 
     # README.md: what forgetting gives back of the prior, over all tokens, telescopes.
     dprior = -sum_E

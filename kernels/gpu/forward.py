@@ -22,7 +22,10 @@ from .primitives import (
     INTERPRETED,
     MAX_DECAY,
     PRECISIONS,
+    SCALARS,
+    SIZES,
     Pieces,
+    aligned,
     cdiv,
     cut,
     locate,
@@ -78,15 +81,15 @@ def exact_dot(a, b, sum, IS_SPLIT: tl.constexpr, HAS_BF16: tl.constexpr):
 def _states(
     program, k, v, beta, g, M_start, J_start, M_out, J_out, M_end, J_end, decay_end,
     cu_seqlens, offsets, sequence_of, chunk_offsets, T, H, first_head, num_heads, segments_each, chunks_each,
-    K: tl.constexpr, V: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr,
-    SEGMENT: tl.constexpr, CHUNK: tl.constexpr, DOT: tl.constexpr,
-    START: tl.constexpr, STORE_CHUNKS: tl.constexpr, END: tl.constexpr, IS_PACKED: tl.constexpr, IS_SPLIT: tl.constexpr,
-    HAS_BF16: tl.constexpr,
+    num_segments, num_chunks, segment_size, chunk_size, start_kind, stores_chunks, end_kind,
+    K: tl.constexpr, V: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr, DOT: tl.constexpr,
+    IS_PACKED: tl.constexpr, IS_SPLIT: tl.constexpr, HAS_BF16: tl.constexpr,
 ):  # fmt: skip
     """M and J through one segment and head, by matrix products over DOT tokens: one program a tile of [K, V].
 
-    START: 0 from zero, 1 from the state before the sequence, 2 from the state before the segment.
-    END: 1 stores the state after the sequence, 2 the state after the segment and its decay.
+    start_kind: 0 from zero, 1 from the state before the sequence, 2 from the state before the segment.
+    stores_chunks: whether to store the states before every chunk; chunk_size is a power of 2.
+    end_kind: 1 stores the state after the sequence, 2 the state after the segment and its decay.
     """
     tiles_v: tl.constexpr = (V + VT - 1) // VT
     tiles: tl.constexpr = (K + KT - 1) // KT * tiles_v
@@ -94,7 +97,7 @@ def _states(
     local_head = program // tiles % num_heads
     h = first_head + local_head
     n, index, start, num_tokens = locate(
-        segment, T, segments_each, cu_seqlens, offsets, sequence_of, SEGMENT, IS_PACKED
+        segment, T, segments_each, cu_seqlens, offsets, sequence_of, segment_size, IS_PACKED
     )
     kk = (program % tiles // tiles_v) * KT + tl.arange(0, KT)
     vv = (program % tiles_v) * VT + tl.arange(0, VT)
@@ -102,21 +105,17 @@ def _states(
     in_k, in_v = kk < K, vv < V
     in_tile = in_k[:, None] & in_v[None, :]
     tile = kk[:, None] * V + vv[None, :]
-    sequence_offset = (n.to(tl.int64) * H + h) * (K * V) + tile
-    segment_offset = (segment.to(tl.int64) * num_heads + local_head) * (K * V) + tile
-    if START == 0:
-        M = tl.zeros([KT, VT], tl.float32)
-        J = tl.zeros([KT, VT], tl.float32)
+    of_sequence = n.to(tl.int64) * H + h
+    of_segment = local_head.to(tl.int64) * num_segments + segment
+    before = tl.where(start_kind == 1, of_sequence, of_segment) * (K * V) + tile
+    is_given = in_tile & (start_kind != 0)
+    M = tl.load(M_start + before, mask=is_given, other=0.0)
+    J = tl.load(J_start + before, mask=is_given, other=0.0)
+    if IS_PACKED:
+        chunk = tl.load(chunk_offsets + n).to(tl.int64) + index * (segment_size // chunk_size)
     else:
-        before = sequence_offset if START == 1 else segment_offset
-        M = tl.load(M_start + before, mask=in_tile, other=0.0)
-        J = tl.load(J_start + before, mask=in_tile, other=0.0)
-    if STORE_CHUNKS:
-        if IS_PACKED:
-            chunk = tl.load(chunk_offsets + n).to(tl.int64) + index * (SEGMENT // CHUNK)
-        else:
-            chunk = n.to(tl.int64) * chunks_each + index * (SEGMENT // CHUNK)
-        out = (chunk * num_heads + local_head) * (K * V) + tile
+        chunk = n.to(tl.int64) * chunks_each + index * (segment_size // chunk_size)
+    out = (local_head.to(tl.int64) * num_chunks + chunk) * (K * V) + tile
 
     row = start * H + h
     k_at = k + row * K + tt[None, :] * (H * K) + kk[:, None]
@@ -125,11 +124,10 @@ def _states(
     g_at = g + row + tt * H
     passed = 1.0
     for first in range(0, num_tokens, DOT):
-        if STORE_CHUNKS:
-            if first % CHUNK == 0:
-                tl.store(M_out + out, M, mask=in_tile)
-                tl.store(J_out + out, J, mask=in_tile)
-                out += tl.cast(num_heads, tl.int64) * (K * V)
+        if (stores_chunks != 0) & ((first & (chunk_size - 1)) == 0):
+            tl.store(M_out + out, M, mask=in_tile)
+            tl.store(J_out + out, J, mask=in_tile)
+            out += K * V
         num_left = num_tokens - first
         in_dot = tt < num_left
         # Decay of token t's write until the end of these tokens: a sum of what comes after t. A difference of two sums
@@ -149,17 +147,17 @@ def _states(
         v_at += DOT * H * V
         beta_at += DOT * H * V
         g_at += DOT * H
-    if END == 1:
+    if end_kind == 1:
         # A piece beyond the last one is no sequence.
         if index == 0:
-            tl.store(M_end + sequence_offset, M, mask=in_tile)
-            tl.store(J_end + sequence_offset, J, mask=in_tile)
-    if END == 2:
+            tl.store(M_end + of_sequence * (K * V) + tile, M, mask=in_tile)
+            tl.store(J_end + of_sequence * (K * V) + tile, J, mask=in_tile)
+    if end_kind == 2:
         if num_tokens > 0:
-            tl.store(M_end + segment_offset, M, mask=in_tile)
-            tl.store(J_end + segment_offset, J, mask=in_tile)
+            tl.store(M_end + of_segment * (K * V) + tile, M, mask=in_tile)
+            tl.store(J_end + of_segment * (K * V) + tile, J, mask=in_tile)
             if program % tiles == 0:
-                tl.store(decay_end + segment.to(tl.int64) * num_heads + local_head, passed)
+                tl.store(decay_end + of_segment, passed)
 
 
 @triton.jit
@@ -181,15 +179,14 @@ def _widen(
     tl.store(at + 2 * K, k_t * k_t, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=SCALARS)
 def _prepare_kernel(
     q, k, v, beta, g, M_start, J_start, M_out, J_out, M_end, J_end, decay_end, wide, scale,
     cu_seqlens, offsets, sequence_of, chunk_offsets, num_tokens_all, T, H, first_head, num_heads, segments_each,
-    chunks_each, num_states,
-    K: tl.constexpr, V: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr,
-    SEGMENT: tl.constexpr, CHUNK: tl.constexpr, DOT: tl.constexpr,
-    START: tl.constexpr, STORE_CHUNKS: tl.constexpr, END: tl.constexpr, IS_PACKED: tl.constexpr, IS_SPLIT: tl.constexpr,
-    HAS_BF16: tl.constexpr, WIDE_KT: tl.constexpr, WIDE_TT: tl.constexpr,
+    chunks_each, num_segments, num_chunks, segment_size, chunk_size, start_kind, stores_chunks, end_kind, num_states,
+    K: tl.constexpr, V: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr, DOT: tl.constexpr,
+    IS_PACKED: tl.constexpr, IS_SPLIT: tl.constexpr, HAS_BF16: tl.constexpr,
+    WIDE_KT: tl.constexpr, WIDE_TT: tl.constexpr,
 ):  # fmt: skip
     """The first num_states programs compute states, bound by latency; the others move memory beside them: _widen."""
     program = tl.program_id(0)
@@ -197,18 +194,18 @@ def _prepare_kernel(
         _states(
             program, k, v, beta, g, M_start, J_start, M_out, J_out, M_end, J_end, decay_end,
             cu_seqlens, offsets, sequence_of, chunk_offsets, T, H, first_head, num_heads, segments_each, chunks_each,
-            K, V, KT, VT, SEGMENT, CHUNK, DOT, START, STORE_CHUNKS, END, IS_PACKED, IS_SPLIT,
-            HAS_BF16,
+            num_segments, num_chunks, segment_size, chunk_size, start_kind, stores_chunks, end_kind,
+            K, V, KT, VT, DOT, IS_PACKED, IS_SPLIT, HAS_BF16,
         )  # fmt: skip
     else:
         _widen(program - num_states, q, k, wide, scale, num_tokens_all, first_head, H, num_heads, K, WIDE_KT, WIDE_TT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=SCALARS)
 def scan_kernel(
     a, b, decay, a_start, b_start, a_end, b_end, offsets, H, first_head, num_heads, segments_each,
-    SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr, AHEAD: tl.constexpr, REVERSE: tl.constexpr,
-    HAS_START: tl.constexpr, HAS_END: tl.constexpr, IS_PACKED: tl.constexpr,
+    num_segments, has_start, has_end, is_reverse,
+    SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr, AHEAD: tl.constexpr, IS_PACKED: tl.constexpr,
 ):  # fmt: skip
     """x_s -> what came before segment s: x = decay_s x + own_s from segment to segment, in place, for a and b.
 
@@ -226,30 +223,28 @@ def scan_kernel(
     i = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     inside = i < SIZE
     sequence_offset = (n.to(tl.int64) * H + first_head + local_head) * SIZE + i
-    if HAS_START:
-        x = tl.load(a_start + sequence_offset, mask=inside, other=0.0)
-        y = tl.load(b_start + sequence_offset, mask=inside, other=0.0)
-    else:
-        x = tl.zeros([BLOCK_SIZE], tl.float32)
-        y = tl.zeros([BLOCK_SIZE], tl.float32)
+    x = tl.load(a_start + sequence_offset, mask=inside & (has_start != 0), other=0.0)
+    y = tl.load(b_start + sequence_offset, mask=inside & (has_start != 0), other=0.0)
+    origin = local_head.to(tl.int64) * num_segments + first + is_reverse * (num - 1)
+    direction = 1 - 2 * is_reverse
+    num_own = num - is_reverse
     for step in range(0, num, AHEAD):
         # All loads before all stores: the compiler cannot know that they never meet.
         own_x, own_y, passed = (), (), ()
         for j in tl.static_range(AHEAD):
             s = step + j
-            segment = (first + (num - 1 - s if REVERSE else s)) * num_heads + local_head
-            has_own = s < (num - 1 if REVERSE else num)
-            own_x = own_x + (tl.load(a + segment * SIZE + i, mask=inside & has_own, other=0.0),)
-            own_y = own_y + (tl.load(b + segment * SIZE + i, mask=inside & has_own, other=0.0),)
-            passed = passed + (tl.load(decay + segment, mask=has_own, other=1.0),)
+            segment = origin + direction * s
+            own_x = own_x + (tl.load(a + segment * SIZE + i, mask=inside & (s < num_own), other=0.0),)
+            own_y = own_y + (tl.load(b + segment * SIZE + i, mask=inside & (s < num_own), other=0.0),)
+            passed = passed + (tl.load(decay + segment, mask=s < num_own, other=1.0),)
         for j in tl.static_range(AHEAD):
             s = step + j
-            segment = (first + (num - 1 - s if REVERSE else s)) * num_heads + local_head
+            segment = origin + direction * s
             tl.store(a + segment * SIZE + i, x, mask=inside & (s < num))
             tl.store(b + segment * SIZE + i, y, mask=inside & (s < num))
             x = x * passed[j] + own_x[j]
             y = y * passed[j] + own_y[j]
-    if HAS_END:
+    if has_end != 0:
         tl.store(a_end + sequence_offset, x, mask=inside)
         tl.store(b_end + sequence_offset, y, mask=inside)
 
@@ -366,16 +361,20 @@ def _read_tile(
 
 # The layout of a tile follows from how its states are loaded. Without a known alignment they are loaded one by one,
 # lanes along V, and the sum over keys needs no exchange between threads.
-@triton.jit(do_not_specialize_on_alignment=["M_in", "J_in"])
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["M_in", "J_in", *SCALARS])
 def _read_kernel(
     wide, v, beta, g, prior, M_in, J_in, o, variance, o_sum, variance_sum,
-    cu_seqlens, offsets, sequence_of, num_tokens_all, T, H, first_head, num_heads, chunks_each, k0,
+    cu_seqlens, offsets, sequence_of, num_tokens_all, T, H, first_head, chunks_each, num_chunks,
+    tile_k,
     IS_FIRST: tl.constexpr, IS_LAST: tl.constexpr, HAS_TWO: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, PAIRS: tl.constexpr, VT: tl.constexpr, C: tl.constexpr, STAGES: tl.constexpr,
     HAS_VARIANCE: tl.constexpr, IS_PACKED: tl.constexpr, IS_LARGE: tl.constexpr,
     MAX_DECAY: tl.constexpr, HAS_PTX: tl.constexpr,
 ):  # fmt: skip
-    """o and the variance of one chunk, head and tile of V from PAIRS * 16 keys, k0 on; HAS_TWO: from the next, too."""
+    """o and the variance of one chunk, head and tile of V from the PAIRS * 16 keys of tile_k; HAS_TWO: the next, too.
+
+    C is a constant, unlike other sizes: with K = 96 the state of a second tile spills more where it is none.
+    """
     KT: tl.constexpr = 16 * PAIRS
     tiles_v: tl.constexpr = (V + VT - 1) // VT
     # Divisors are constants: what follows from a division by a variable would not be known to be the same for all
@@ -393,12 +392,12 @@ def _read_kernel(
     if not IS_LARGE:
         # With 64 bits every address would be a value of its own in registers; so they stay constants.
         row, wide_row = row.to(tl.int32), wide_row.to(tl.int32)
-    state = (chunk.to(tl.int64) * num_heads + local_head) * (K * V) + vv[None, :]
+    state = (local_head.to(tl.int64) * num_chunks + chunk) * (K * V) + vv[None, :]
     # A body of its own for the first and the last tile: asking within one costs an instruction in ten. Not more than
     # two in a kernel: compiling takes more than twice as long for twice the code.
     _read_tile(
         wide, v, beta, g, M_in, J_in, o, variance, o_sum, variance_sum, prior_h, row, wide_row, state, vv,
-        num_tokens, H, 0 if IS_FIRST else k0, IS_FIRST, IS_LAST and not HAS_TWO,
+        num_tokens, H, 0 if IS_FIRST else tile_k * KT, IS_FIRST, IS_LAST and not HAS_TWO,
         K, V, PAIRS, VT, STAGES, HAS_VARIANCE, MAX_DECAY, HAS_PTX,
     )  # fmt: skip
     if HAS_TWO:
@@ -460,13 +459,14 @@ def scan(
     first_head: int,
     reverse: bool,
 ) -> None:
-    """Runs `scan_kernel` over a and b, each [segments, num_heads, K, V]."""
-    size, num_heads = a.shape[2] * a.shape[3], a.shape[1]
+    """Runs `scan_kernel` over a and b, each [num_heads, segments, K, V]."""
+    size, num_heads = a.shape[2] * a.shape[3], a.shape[0]
     # Small blocks where there are few sequences: they are what runs side by side.
     block = 128 if sequences.num * num_heads * size >= 2**19 else 32
     scan_kernel[(sequences.num * num_heads, cdiv(size, block))](
         a, b, decay, *(start or (a, b)), *(end or (a, b)), segments.offsets, H, first_head, num_heads, segments.each,
-        size, block, 4, reverse, start is not None, end is not None, sequences.cu_seqlens is not None, num_warps=1,
+        segments.count, int(start is not None), int(end is not None), int(reverse),
+        size, block, 4, IS_PACKED=sequences.cu_seqlens is not None, num_warps=1,
     )  # fmt: skip
 
 
@@ -512,7 +512,7 @@ def prepare(
 
     Returns:
         [num_heads, B * T, 4, K], the planes k, scale * q, k^2, and one that nobody reads; M and J before every chunk,
-        each [chunks, num_heads, K, V].
+        each [num_heads, chunks, K, V].
     """
     B, T, H, K = k.shape
     V = v.shape[-1]
@@ -524,7 +524,7 @@ def prepare(
     wide_TT = max(1, 512 * num_warps // wide_KT)
 
     def empty(count: int) -> tuple[Tensor, Tensor]:
-        x, y = (k.new_empty(count, num_heads, K, V, dtype=torch.float32) for _ in range(2))
+        x, y = (k.new_empty(num_heads, count, K, V, dtype=torch.float32) for _ in range(2))
         return x, y
 
     def run(
@@ -539,13 +539,14 @@ def prepare(
     ) -> None:
         num_states = segments.count * num_heads * tiles
         num_wide = cdiv(B * T, wide_TT) * num_heads if widens else 0
-        # A pointer that is not used still has to be one.
+        # A pointer that is not used still has to be one, and of the same kind in every call.
+        any_pair = (wide, wide)
         _prepare_kernel[(num_states + num_wide,)](
-            q, k, v, beta, g, *(start or (g, g)), *(out or (g, g)), *(ends or (g, g)), decay, wide, scale,
+            q, k, v, beta, g, *(start or any_pair), *(out or any_pair), *(ends or any_pair), decay, wide, scale,
             sequences.cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets, B * T, T, H, first_head,
-            num_heads, segments.each, chunks.each, num_states,
-            K, V, KT, VT, segments.length, chunks.length, min(DOT, chunks.length),
-            START=start_kind, STORE_CHUNKS=out is not None, END=end_kind, IS_PACKED=sequences.cu_seqlens is not None,
+            num_heads, segments.each, chunks.each, segments.count, chunks.count, segments.length, chunks.length,
+            start_kind, int(out is not None), end_kind, num_states,
+            K, V, KT, VT, DOT, IS_PACKED=sequences.cu_seqlens is not None,
             # The interpreter's bfloat16 products are wrong.
             IS_SPLIT=is_split, HAS_BF16=not INTERPRETED, WIDE_KT=wide_KT, WIDE_TT=wide_TT,
             num_warps=num_warps, maxnreg=maxnreg,
@@ -557,19 +558,19 @@ def prepare(
     if sequences.num * num_heads * tiles * num_warps >= MANY_WARPS or chunks.each == 1:
         states = empty(chunks.count)
         whole = sequences.cut(next_power_of_2(max(sequences.num_tokens, chunks.length)))
-        run(whole, start, int(start is not None), states, end, int(end is not None), g, True)
+        run(whole, start, int(start is not None), states, end, int(end is not None), wide, True)
         return wide, states
     # Too few sequences and heads to fill a GPU: what every segment adds, then a scan over the segments, then, where
     # chunks are shorter than segments, all segments again from the states that are now known.
     segments = chunks if chunks.length >= 128 else sequences.cut(256)
     starts = empty(segments.count)
-    decay = k.new_empty(segments.count, num_heads, dtype=torch.float32)
+    decay = k.new_empty(num_heads, segments.count, dtype=torch.float32)
     run(segments, None, 0, None, starts, 2, decay, True)
     scan(*starts, decay, sequences, segments, start, end, H, first_head, reverse=False)
     if segments is chunks:
         return wide, starts
     states = empty(chunks.count)
-    run(segments, starts, 2, states, None, 0, decay, False)
+    run(segments, starts, 2, states, None, 0, wide, False)
     return wide, states
 
 
@@ -590,6 +591,7 @@ def forward(
     """The operator without checks and without autograd: contiguous arguments of `palimpsa`, in float32 or less."""
     B, T, H, K = q.shape
     V = v.shape[-1]
+    q, k, v, beta = aligned(q), aligned(k), aligned(v), aligned(beta)
     sequences = Sequences.from_arguments(g, importance_prior, mean0, importance0, cu_seqlens)
     o = torch.empty_like(v)
     variance = torch.empty_like(v) if output_variance else None
@@ -615,7 +617,7 @@ def forward(
                 _read_kernel[(chunks.count * cdiv(V, plan.VT), num_heads)](
                     wide, v, beta, g, importance_prior, *states, o, o if variance is None else variance,
                     sums[0], sums[1], cu_seqlens, chunks.offsets, chunks.sequence_of, B * T, T, H, first_head,
-                    num_heads, chunks.each, tile_k * plan.KT,
+                    chunks.each, chunks.count, tile_k,
                     tiles_k <= 2, tiles_k <= 2 or tile_k == tiles_k - 1, tiles_k == 2,
                     K, V, plan.KT // 16, plan.VT, plan.chunk_size, STAGES,
                     HAS_VARIANCE=output_variance, IS_PACKED=cu_seqlens is not None,

@@ -18,6 +18,17 @@ HAS_PTX = not INTERPRETED and torch.version.cuda is not None
 MAX_DECAY = 1.0
 
 
+# The numbers that a call gives a kernel when it runs it. Triton would compile variants of each: where it is 1, where it
+# is a multiple of 16, and for the rest; a new length would wait seconds for its first result.
+SIZES = [
+    "T", "H", "N", "num_tokens", "num_tokens_all", "first_head", "num_heads", "segments_each", "chunks_each",
+    "segment_size", "chunk_size", "start_kind", "stores_chunks", "end_kind", "has_start", "has_end", "is_reverse",
+    "flow_kind", "num_states", "num_items", "num_segments", "num_chunks", "num_blocks", "tile_k",
+]  # fmt: skip
+# The tensors that are loaded entry by entry, which makes nothing of the alignment of the first one.
+SCALARS = ["g", "prior", "cu_seqlens", "offsets", "sequence_of", "chunk_offsets"]
+
+
 class Precision(NamedTuple):
     """What the kernels do for inputs of one dtype.
 
@@ -52,20 +63,26 @@ def reciprocal(x, HAS_PTX: tl.constexpr):
         return 1.0 / x
 
 
+# No piece has more tokens: validation.check_triton_sizes refuses four programs a token from 2^31 on.
+LONGEST = tl.constexpr(2**29 - 1)
+
+
 @triton.jit
-def locate(piece, T, pieces_each, cu_seqlens, offsets, sequence_of, LENGTH: tl.constexpr, IS_PACKED: tl.constexpr):
+def locate(piece, T, pieces_each, cu_seqlens, offsets, sequence_of, length, IS_PACKED: tl.constexpr):
     """The sequence of a piece, its number there, its first token and how many tokens it has (0 beyond the last)."""
     if IS_PACKED:
         n = tl.load(sequence_of + piece)
         index = piece - tl.load(offsets + n).to(tl.int32)
-        start = tl.load(cu_seqlens + n).to(tl.int64) + index * LENGTH
+        start = tl.load(cu_seqlens + n).to(tl.int64) + index * length
         end = tl.load(cu_seqlens + n + 1).to(tl.int64)
     else:
         n = piece // pieces_each
         index = piece - n * pieces_each
-        start = n.to(tl.int64) * T + index * LENGTH
+        start = n.to(tl.int64) * T + index * length
         end = (n + 1).to(tl.int64) * T
-    return n, index, start, tl.maximum(tl.minimum(end - start, LENGTH), 0).to(tl.int32)
+    # A bound that the compiler knows: without one, numbers that could be negative take the registers of states.
+    num_tokens = tl.minimum(tl.minimum(end - start, length), LONGEST)
+    return n, index, start, tl.maximum(num_tokens, 0).to(tl.int32)
 
 
 class Pieces(NamedTuple):
@@ -102,6 +119,15 @@ def cut(num_sequences: int, num_tokens: int, length: int, cu_seqlens: Tensor | N
 
 # Tensors from here on need offsets of 64 bits.
 LARGE = 2**31
+
+
+# Bytes: what a thread moves at most at a time.
+ALIGNMENT = 16
+
+
+def aligned(x: Tensor) -> Tensor:
+    """x, copied where its first entry is not at a multiple of ALIGNMENT: Triton would compile kernels for that, too."""
+    return x if x.data_ptr() % ALIGNMENT == 0 else x.clone()
 
 
 # Triton's own two are functions of kernels as well: 200 calls took a third of the host's time of a training call.
