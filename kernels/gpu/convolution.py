@@ -10,21 +10,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .primitives import cdiv
+from .primitives import SIZES, cdiv
 
 # Of the forward's tile, and of the piece that a program of the backward walks through: tokens and channels.
 FORWARD_TILE = (32, 128)
 BACKWARD_TILE = (32, 128)
 AHEAD = 4
+# Numbers of channels are a model's, and Triton may make of them what it can.
+OF_CALL = [*SIZES, "pieces", "x_b", "x_t", "dy_b", "dy_t"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=OF_CALL)
 def _convolve_kernel(
     x, weight, bias, y, T, C, x_b, x_t, pieces, W: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
     ALIGNED: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """X_b and X_t are the strides of tensor X in units of ALIGNED; those of channels are 1."""
-    x_b, x_t = x_b * ALIGNED, x_t * ALIGNED
+    x_b, x_t = x_b.to(tl.int64) * ALIGNED, x_t * ALIGNED
     b = (tl.program_id(0) // pieces).to(tl.int64)
     tt = (tl.program_id(0) % pieces) * BT + tl.arange(0, BT)
     cc = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -42,7 +44,7 @@ def _convolve_kernel(
     tl.store(out, total / (1 + tl.exp(-total)), mask=(tt < T)[:, None] & in_c[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=OF_CALL)
 def _convolve_back_kernel(
     x, weight, bias, dy, dx, weight_parts, bias_parts, T, C, num_channels, x_b, x_t, dy_b, dy_t, pieces,
     W: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, AHEAD: tl.constexpr, ALIGNED: tl.constexpr,
@@ -53,7 +55,8 @@ def _convolve_back_kernel(
     C channels of the num_channels that dx and the sums have room for.
     Tokens are loaded AHEAD of their use: a warp has nothing else to do while it waits for one.
     """
-    x_b, x_t, dy_b, dy_t = x_b * ALIGNED, x_t * ALIGNED, dy_b * ALIGNED, dy_t * ALIGNED
+    x_b, x_t = x_b.to(tl.int64) * ALIGNED, x_t * ALIGNED
+    dy_b, dy_t = dy_b.to(tl.int64) * ALIGNED, dy_t * ALIGNED
     part = tl.program_id(0).to(tl.int64)
     b, first = part // pieces, (tl.program_id(0) % pieces) * BT
     cc = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -120,10 +123,11 @@ def _strided(x: Tensor) -> Tensor:
 def _in_units(*tensors: Tensor) -> tuple[int, list[int]]:
     """The strides of batch and time of all tensors in units of 8 elements if all are multiples of it, else of 1.
 
-    Triton sees multiples of 16 by itself, and loads 8 elements at a time only where it sees that it can. The parts that
-    a projection is split into are often multiples of 8.
+    Triton loads 8 elements at a time only where it sees that it can. The parts that a projection is split into are
+    often multiples of 8. A dimension of size 1 has no stride: what it has in memory would be another variant.
     """
-    strides = [stride for x in tensors for stride in x.stride()[:2]]
+    sizes = [size for x in tensors for size in zip(x.shape[:2], x.stride()[:2], strict=True)]
+    strides = [stride if size > 1 else 0 for size, stride in sizes]
     unit = 8 if all(stride % 8 == 0 for stride in strides) else 1
     return unit, [stride // unit for stride in strides]
 

@@ -35,7 +35,8 @@ class RowResults(NamedTuple):
     gradient: Tensor | None
 
 
-@triton.jit
+# Of labels one is loaded: those of a part of the rows may lie anywhere.
+@triton.jit(do_not_specialize_on_alignment=["labels"])
 def _loss_kernel(
     logits, labels, losses, is_right, gradient, share, V: tl.constexpr, TILE: tl.constexpr, HAS_GRADIENT: tl.constexpr
 ):  # fmt: skip

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .primitives import cdiv
+from .primitives import SIZES, cdiv
 
 BLOCK = 32
 WIDTH = 128
@@ -23,7 +23,7 @@ WIDTH = 128
 AHEAD = 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _sum_kernel(
     gradient, order, tokens, weight, heads, tails, N, D, R: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
@@ -62,7 +62,7 @@ def _sum_kernel(
     tl.store(tails + part, sums, mask=exists & (~is_old & goes_on)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _join_kernel(
     tokens, heads, tails, weight, N, num_blocks, D, R: tl.constexpr, WIDTH: tl.constexpr, AHEAD: tl.constexpr
 ):  # fmt: skip
@@ -104,7 +104,7 @@ def embedding_gradient(gradient: Tensor, tokens: Tensor, vocab_size: int) -> Ten
     narrow = torch.int16 if vocab_size <= 2**15 else torch.int32
     sorted_tokens, order = tokens.to(narrow).sort(stable=True)
     num_blocks = cdiv(N, BLOCK)
-    heads, tails = torch.empty(2, num_blocks, D, dtype=torch.float32, device=gradient.device)
+    heads, tails = (torch.empty(num_blocks, D, dtype=torch.float32, device=gradient.device) for _ in range(2))
     grid = (num_blocks, cdiv(D, WIDTH))
     # Triton launches on the current device.
     with torch.cuda.device_of(gradient):
