@@ -9,6 +9,14 @@ from torch import Tensor
 
 from .types import PalimpsaState
 
+# Fewer rows would fill less than half of the smallest matrix product.
+_MIN_ROWS = 16
+
+
+def suits_products(num_rows: int, num_groups: int) -> bool:
+    """Whether groups have the rows that the kernels with matrix products want: gpu/grouped.py, README.md."""
+    return num_rows // num_groups >= _MIN_ROWS
+
 
 def num_precisions(v: Tensor, beta: Tensor | None, state: PalimpsaState | None) -> int:
     """G: beta's, or else that of the state; V where there is neither."""

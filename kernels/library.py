@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._C._functorch import is_batchedtensor
 
 from . import scan
-from .groups import first_of_rows, place_in_first_rows, repeat_for_rows, sum_over_rows
+from .groups import first_of_rows, place_in_first_rows, repeat_for_rows, suits_products, sum_over_rows
 from .reference import step_in_place
 from .transforms import are_plain, fold, refuse, register_rule, stand_in, unfold
 from .validation import compute_dtype, under_transforms
@@ -60,10 +60,15 @@ def _forward(
         save: whether a backward will follow; for "chunked" alone. Without it a backward is right, and slower.
     """
     kept, V, G = v.new_empty(0, dtype=compute_dtype(v.dtype)), v.shape[-1], beta.shape[-1]
+    by_products = path == "triton" and suits_products(V, G)
     with torch.autocast(q.device.type, enabled=False):
-        beta, importance0 = _for_rows(beta, importance0, V)
+        if not by_products:
+            beta, importance0 = _for_rows(beta, importance0, V)
         if path == "triton":
-            from .gpu import forward as triton_forward
+            if by_products:
+                from .gpu import grouped as triton_forward
+            else:
+                from .gpu import forward as triton_forward
 
             tensors: Any = [_contiguous(x) for x in (q, k, v, beta, g, importance_prior)]
             states: Any = [_contiguous(x) for x in (mean0, importance0)]
@@ -78,7 +83,8 @@ def _forward(
                 q, k, v, beta, g, importance_prior, mean0, importance0, scale, scan.Plan(num_rows, chunk_size),
                 save, output_final_state, output_variance,
             )  # fmt: skip
-    importance = None if importance is None else first_of_rows(importance, G)
+    if not by_products and importance is not None:
+        importance = first_of_rows(importance, G)
     variance, mean, importance = (kept.new_empty(0) if x is None else x for x in (variance, mean, importance))
     return o, variance, mean, importance, kept
 
@@ -148,14 +154,18 @@ def _backward(
     """
     inputs = (q, k, v, beta, g, importance_prior, mean0, importance0)
     V, G = v.shape[-1], beta.shape[-1]
+    by_products = path == "triton" and suits_products(V, G)
     with torch.autocast(q.device.type, enabled=False):
-        if G < V:
+        if G < V and not by_products:
             # In the dtype of the recurrence: what comes back is added over a group before it is rounded.
             beta, importance0 = _for_rows(beta.to(compute_dtype(q.dtype)), importance0, V)
             importance = None if importance is None else repeat_for_rows(importance, V)
             d_importance = None if d_importance is None else place_in_first_rows(d_importance, V)
         if path == "triton":
-            from .gpu import backward as triton_backward
+            if by_products:
+                from .gpu import grouped_backward as triton_backward
+            else:
+                from .gpu import backward as triton_backward
 
             if d_mean is not None or d_importance is not None:
                 d_mean, d_importance = _zeros_if_missing(d_mean, mean), _zeros_if_missing(d_importance, importance)
