@@ -44,7 +44,7 @@ MODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 TILE = 64
 SMALL_TILE = 32
 LOG2_E = tl.constexpr(math.log2(math.e))
-# Iterations that loads run ahead, plus one.
+# Chunks that loads run ahead, plus one, where states are carried from chunk to chunk.
 STAGES = 3
 # Chunks whose loads are under way at a time, in a scan over them.
 AHEAD = 8
@@ -283,48 +283,6 @@ def _accumulate_kernel(
         tl.store(end + at_sequence, M, mask=in_tile)
 
 
-@triton.jit(do_not_specialize=OF_CALL, do_not_specialize_on_alignment=SCALARS)
-def _queries_kernel(
-    q, k, beta, g, prior, J_states, queries, cu_seqlens, offsets, sequence_of, scale,
-    T, H, first_head, num_heads, chunks_each,
-    K: tl.constexpr, G: tl.constexpr, KP: tl.constexpr, C: tl.constexpr, STAGES: tl.constexpr,
-    IS_PACKED: tl.constexpr, HAS_PTX: tl.constexpr,
-):  # fmt: skip
-    """p = scale q / I of one chunk, head and group, token after token.
-
-    One warp a program, two tokens an iteration: what is read ahead of them is at least four bytes a thread.
-    """
-    chunk, j = tl.program_id(0) // G, tl.program_id(0) % G
-    local_head = tl.program_id(1)
-    h = first_head + local_head
-    _, _, start, num_tokens = locate(chunk, T, chunks_each, cu_seqlens, offsets, sequence_of, C, IS_PACKED)
-    if num_tokens > 0:
-        both = tl.arange(0, 2)
-        kk = tl.arange(0, KP)
-        in_k = kk < K
-        prior_h = tl.load(prior + h).to(tl.float32)
-        state = chunk.to(tl.int64) * num_heads + local_head
-        J = tl.load(J_states + (state * G + j) * K + kk, mask=in_k, other=0.0)
-        first_k = (start * H + h) * K
-        first_g = g + start * H + h
-        first_beta = beta + (start * H + h) * G + j
-        own_row = (start * num_heads + local_head) * G + j
-        for t in tl.range(0, num_tokens, 2, num_stages=STAGES):
-            token = t + both
-            is_token = token < num_tokens
-            at_k = first_k + (token * (H * K))[None, :] + kk[:, None]
-            mask = in_k[:, None] & is_token[None, :]
-            ks = tl.split(tl.load(k + at_k, mask=mask, other=0.0).to(tl.float32))
-            qs = tl.split(tl.load(q + at_k, mask=mask, other=0.0).to(tl.float32))
-            gs = tl.split(tl.load(first_g + token * H, mask=is_token, other=0.0))
-            betas = tl.split(tl.load(first_beta + token * (H * G), mask=is_token, other=0.0).to(tl.float32))
-            for u in tl.static_range(2):
-                J = J * tl.exp(gs[u]) + ks[u] * ks[u] * betas[u]
-                p_t = qs[u] * scale * reciprocal(J + prior_h, HAS_PTX)
-                at = queries + (own_row + (t + u) * (num_heads * G)) * K + kk
-                tl.store(at, p_t.to(queries.dtype.element_ty), mask=in_k & (t + u < num_tokens))
-
-
 @triton.jit
 def chunk_importance(
     key, beta_t, J_states, state, kk, until, passed, prior_h, K: tl.constexpr, MODE: tl.constexpr,
@@ -406,11 +364,13 @@ class Plan(NamedTuple):
 
     Attributes:
         KT, VT: keys and rows of a tile.
+        stages: tiles that loads run ahead, plus one.
         num_warps: of every kernel that multiplies matrices.
     """
 
     KT: int
     VT: int
+    stages: int
     num_warps: int
     head_slices: list[tuple[int, int]]
 
@@ -427,8 +387,10 @@ def make_plan(
     fit = num_heads_that_fit(bytes_a_head, budget=8 * num_tokens * H * (K + V))
     heads = slice_heads(H, fit)
     if max(K, R) <= SMALL_TILE:
-        return Plan(SMALL_TILE, SMALL_TILE, 2, heads)
-    return Plan(TILE, TILE, 4, heads)
+        return Plan(SMALL_TILE, SMALL_TILE, 1, 2, heads)
+    # More than there are tiles of rows would take shared memory for nothing, and what wide keys need does not fit.
+    stages = min(3, cdiv(R, TILE)) if K <= 2 * TILE else 1
+    return Plan(TILE, TILE, stages, 4, heads)
 
 
 class Call(NamedTuple):
@@ -606,18 +568,6 @@ def _accumulate(
     return out
 
 
-def make_queries(call: Call, heads: Heads) -> Tensor:
-    """Queries p = scale q / I, [B * T, num_heads, G, K]."""
-    _, T, H, K, _, G = call.sizes
-    queries = call.q.new_empty(call.num_tokens, heads.num, G, K, dtype=call.product_dtype)
-    _queries_kernel[(call.chunks.count * G, heads.num)](
-        call.q, call.k, call.beta, call.g, call.prior, heads.J_states, queries, *call.places, call.scale, T, H,
-        heads.first, heads.num, call.chunks.each, K, G, max(32, next_power_of_2(K)), CHUNK, STAGES,
-        IS_PACKED=call.is_packed, HAS_PTX=HAS_PTX, num_warps=1,
-    )  # fmt: skip
-    return queries
-
-
 def forward(
     q: Tensor,
     k: Tensor,
@@ -648,7 +598,7 @@ def forward(
         _attend_kernel[(call.chunks.count * G, num_heads)](
             call.q, call.k, call.v, call.beta, call.prior, heads.decays, states, heads.J_states, o, spreads,
             *call.places, call.scale, call.num_tokens, T, H, first_head, num_heads, call.chunks.each,
-            K, V, G, plan.KT, plan.VT, CHUNK, STAGES, HAS_VARIANCE=output_variance, HAS_PTX=HAS_PTX,
+            K, V, G, plan.KT, plan.VT, CHUNK, plan.stages, HAS_VARIANCE=output_variance, HAS_PTX=HAS_PTX,
             num_warps=plan.num_warps, **call.options,
         )  # fmt: skip
         if variance is not None:

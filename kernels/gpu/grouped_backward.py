@@ -20,7 +20,6 @@ from .backward import Gradients
 from .grouped import (
     CHUNK,
     OF_CALL,
-    STAGES,
     Call,
     Plan,
     accumulate,
@@ -30,7 +29,6 @@ from .grouped import (
     decays_between,
     load_decays,
     make_call,
-    make_queries,
     precise_product,
     prepare,
     product,
@@ -40,15 +38,15 @@ from .primitives import HAS_PTX, SCALARS, aligned, cdiv, locate, reciprocal
 
 @triton.jit(do_not_specialize=OF_CALL, do_not_specialize_on_alignment=SCALARS)
 def _query_gradients_kernel(
-    q, k, v, beta, prior, do, dvar, decays, states, J_states, dq, dk_from_J, dbeta_sum, J_flows, terms, own_sums,
-    cu_seqlens, offsets, sequence_of, num_tokens_all, T, H, first_head, num_heads, chunks_each, num_chunks, scale,
+    q, k, v, beta, prior, do, dvar, decays, states, J_states, dq, queries, dk_from_J, dbeta_sum, J_flows, terms,
+    own_sums, cu_seqlens, offsets, sequence_of, num_tokens_all, T, H, first_head, num_heads, chunks_each, num_chunks, scale,
     K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr, C: tl.constexpr,
     STAGES: tl.constexpr, HAS_DVAR: tl.constexpr, IS_PACKED: tl.constexpr, MODE: tl.constexpr, HAS_BF16: tl.constexpr,
     HAS_PTX: tl.constexpr,
 ):  # fmt: skip
     """dq of one chunk, head and tile of keys, and what dk, dbeta and dg get through the importances of this chunk.
 
-    Also what its tokens add to the flow of J before it: gradients of I, decayed.
+    Also the queries p, and what the chunk's tokens add to the flow of J before it: gradients of I, decayed.
     """
     R: tl.constexpr = V // G
     tiles_k: tl.constexpr = (K + KT - 1) // KT
@@ -103,6 +101,8 @@ def _query_gradients_kernel(
             )
             inverse = reciprocal(importance, HAS_PTX)
             p_t = q_t * inverse
+            at_p = (own_row * G + j) * K + tt[:, None] * (num_heads * G * K) + kk[None, :]
+            tl.store(queries + at_p, p_t.to(queries.dtype.element_ty), mask=mask)
             own = -dp_t * p_t * inverse
             dq_t += dp_t * inverse
             if HAS_DVAR:
@@ -115,6 +115,9 @@ def _query_gradients_kernel(
             tl.store(J_flows + (state * G + j) * K + kk, tl.sum(own * passed[:, None], 0), mask=in_k)
             # The gradient of J from the tokens of this chunk.
             since = decays_between(high, low, True, C, MODE, HAS_PTX)
+            if MODE == 2 and HAS_BF16:
+                # Rounded once: of what is a token's own it is 1.
+                since = since.to(tl.bfloat16)
             dJ = precise_product(since, own, tl.zeros([C, KT], tl.float32), MODE, HAS_BF16)
             at_beta = tile_k * tl.cast(num_tokens_all, tl.int64) * (num_heads * G) + own_row * G + j
             tl.store(dbeta_sum + at_beta + tt * (num_heads * G), tl.sum(key * key * dJ, 1), mask=in_t)
@@ -260,11 +263,7 @@ def _differentiate_heads(
     tiles_k = cdiv(K, plan.KT)
     heads = prepare(call, first_head, num_heads, None)
     states = accumulate(call, plan, heads, None)
-    queries = make_queries(call, heads)
-    flows, products = accumulate_flows(
-        call, plan, heads, queries, do, states, None if last is None else (last[0], last[2]),
-        None if first is None else first[0],
-    )  # fmt: skip
+    queries = q.new_empty(num_tokens, num_heads, G, K, dtype=call.product_dtype)
     dk_from_J = torch.empty(num_tokens, num_heads, K, **float32)
     dbeta_sum = torch.empty(tiles_k, num_tokens, num_heads, G, **float32)
     J_flows = torch.empty(chunks.count, num_heads, G, K, **float32)
@@ -272,13 +271,17 @@ def _differentiate_heads(
     # Zeros: a piece of a packed batch may have no tokens.
     own_sums = torch.zeros(tiles_k, chunks.count, num_heads, **float32)
     where = (*call.places, num_tokens, T, H, first_head, num_heads, chunks.each, chunks.count)
-    sizes = (K, V, G, plan.KT, plan.VT, CHUNK, STAGES)
+    sizes = (K, V, G, plan.KT, plan.VT, CHUNK, plan.stages)
     _query_gradients_kernel[(chunks.count * tiles_k, num_heads)](
         q, k, v, beta, call.prior, do, do if dvar is None else dvar, heads.decays, states, heads.J_states,
-        dq, dk_from_J, dbeta_sum, J_flows, terms, own_sums, *where, call.scale, *sizes, HAS_DVAR=dvar is not None,
-        HAS_PTX=HAS_PTX, num_warps=plan.num_warps, **call.options,
+        dq, queries, dk_from_J, dbeta_sum, J_flows, terms, own_sums, *where, call.scale, *sizes,
+        HAS_DVAR=dvar is not None, HAS_PTX=HAS_PTX, num_warps=plan.num_warps, **call.options,
     )  # fmt: skip
     carry(call, heads, J_flows, None if last is None else last[1], None if first is None else first[1], reverse=True)
+    flows, products = accumulate_flows(
+        call, plan, heads, queries, do, states, None if last is None else (last[0], last[2]),
+        None if first is None else first[0],
+    )  # fmt: skip
     _key_gradients_kernel[(chunks.count, num_heads)](
         queries, k, v, beta, do, heads.decays, heads.J_states, flows, products, J_flows, dk_from_J, dbeta_sum, terms,
         dk, dv, dbeta, dg, *where, len(products), *sizes, HAS_PTX=HAS_PTX, num_warps=plan.num_warps, **call.options,

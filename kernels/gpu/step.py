@@ -92,7 +92,7 @@ def _grouped_step_kernel(
     q_b, q_h, k_b, k_h, v_b, v_h, beta_b, beta_h, beta_g, g_b, g_h,
     mean_b, mean_h, mean_k, mean_v, importance_b, importance_h, importance_k, importance_g,
     K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, GROUPS: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr,
-    IS_DENSE: tl.constexpr, HAS_BETA: tl.constexpr, HAS_VARIANCE: tl.constexpr,
+    AHEAD: tl.constexpr, IS_DENSE: tl.constexpr, HAS_BETA: tl.constexpr, HAS_VARIANCE: tl.constexpr,
 ):  # fmt: skip
     """All keys and all rows of GROUPS groups of one head: nobody else reads the importances that it overwrites.
 
@@ -101,6 +101,7 @@ def _grouped_step_kernel(
     rows_each: tl.constexpr = V // G
     num_rows: tl.constexpr = GROUPS * rows_each
     is_wide: tl.constexpr = num_rows > VT
+    TILES: tl.constexpr = (num_rows + VT - 1) // VT
     programs: tl.constexpr = (G + GROUPS - 1) // GROUPS
     head = tl.program_id(0) // programs
     first_group = (tl.program_id(0) % programs) * GROUPS
@@ -120,9 +121,13 @@ def _grouped_step_kernel(
     importance_at = importance + b * importance_b + h * importance_h
     importance_at += kk.to(tl.int64)[:, None] * importance_k + group.to(tl.int64) * importance_g
     before = tl.load(importance_at, mask=in_group, other=1.0)
-    next_rows = (first_row + vv)[None, :]
-    next_at = _mean_at(mean, b, h, kk[:, None], next_rows, mean_b, mean_h, mean_k, mean_v, V, IS_DENSE)
-    next_mean = tl.load(next_at, mask=in_k & (vv < end)[None, :], other=0.0)
+    # On their way while what stands before them is worked on.
+    places, means = (), ()
+    for tile in tl.static_range(min(AHEAD, TILES)):
+        rows = first_row + tile * VT + vv
+        place = _mean_at(mean, b, h, kk[:, None], rows[None, :], mean_b, mean_h, mean_k, mean_v, V, IS_DENSE)
+        places = places + (place,)
+        means = means + (tl.load(place, mask=in_k & (tile * VT + vv < end)[None, :], other=0.0),)
 
     alpha = tl.exp(tl.load(g + b * g_b + h * g_h).to(tl.float32))
     k_t = tl.load(k + b * k_b + h * k_h + kk, mask=kk < K, other=0.0).to(tl.float32)[:, None]
@@ -138,22 +143,26 @@ def _grouped_step_kernel(
 
     v_at = v + b * v_b + h * v_h + first_row + vv
     out = head.to(tl.int64) * V + first_row + vv
-    for v0 in tl.static_range(0, num_rows, VT):
+    for tile in tl.static_range(TILES):
+        v0 = tile * VT
         in_v = v0 + vv < end
-        old_mean, mean_at = next_mean, next_at
-        if v0 + VT < num_rows:
-            # On its way while this tile is worked on.
-            next_rows = (first_row + v0 + VT + vv)[None, :]
-            next_at = _mean_at(mean, b, h, kk[:, None], next_rows, mean_b, mean_h, mean_k, mean_v, V, IS_DENSE)
-            next_mean = tl.load(next_at, mask=in_k & (v0 + VT + vv < end)[None, :], other=0.0)
+        if tile + AHEAD < TILES:
+            rows = first_row + (tile + AHEAD) * VT + vv
+            place = _mean_at(mean, b, h, kk[:, None], rows[None, :], mean_b, mean_h, mean_k, mean_v, V, IS_DENSE)
+            places = places + (place,)
+            means = means + (tl.load(place, mask=in_k & ((tile + AHEAD) * VT + vv < end)[None, :], other=0.0),)
         v_t = tl.load(v_at + v0, mask=in_v, other=0.0).to(tl.float32)[None, :]
-        mu = (old_mean * kept + k_t * v_t) / after
-        tl.store(mean_at, mu, mask=in_k & in_v[None, :])
+        mu = (means[tile] * kept + k_t * v_t) / after
+        tl.store(places[tile], mu, mask=in_k & in_v[None, :])
         tl.store(o + out + v0, tl.sum(q_t * mu, 0) * scale, mask=in_v)
         if HAS_VARIANCE:
             # Of a group as often as it has rows.
             spread = tl.sum((q_t * q_t) / after, 0) * (scale * scale)
             tl.store(variance + out + v0, spread + tl.zeros([VT], tl.float32), mask=in_v)
+
+
+# Tiles of means whose loads are under way at a time.
+AHEAD = 3
 
 
 class GroupedPlan(NamedTuple):
@@ -165,9 +174,9 @@ class GroupedPlan(NamedTuple):
 
 
 def plan_groups(K: int, V: int, G: int) -> GroupedPlan:
-    """All keys a tile, and 2,048 elements where there are so many, as `tile_sizes`; 128, one a thread, at least."""
+    """All keys a tile, and up to 4,096 elements; 128, one a thread, at least."""
     KT = max(16, next_power_of_2(K))
-    largest, rows_each = min(64, 2048 // KT), V // G
+    largest, rows_each = min(64, 4096 // KT), V // G
     if rows_each <= largest:
         # Whole groups, as many as fit, or somewhat fewer so that all programs have as many: their loads are wider.
         fit = min(G, largest // rows_each)
@@ -219,7 +228,7 @@ def step(
         grouped(
             q, k, v, beta, g, importance_prior.contiguous(), mean, importance, o, o if variance is None else variance,
             scale, H, *(stride for x in (q, k, v) for stride in x.stride()[:2]), *beta.stride(), *g.stride(),
-            *mean.stride(), *importance.stride(), K, V, G, *plan, is_dense, **shared,
+            *mean.stride(), *importance.stride(), K, V, G, *plan, AHEAD, is_dense, **shared,
         )  # fmt: skip
         return o, variance
     row_beta = v if beta is None else rows(beta)
