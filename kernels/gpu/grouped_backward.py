@@ -39,7 +39,8 @@ from .primitives import HAS_PTX, SCALARS, aligned, cdiv, locate, reciprocal
 @triton.jit(do_not_specialize=OF_CALL, do_not_specialize_on_alignment=SCALARS)
 def _query_gradients_kernel(
     q, k, v, beta, prior, do, dvar, decays, states, J_states, dq, queries, dk_from_J, dbeta_sum, J_flows, terms,
-    own_sums, cu_seqlens, offsets, sequence_of, num_tokens_all, T, H, first_head, num_heads, chunks_each, num_chunks, scale,
+    own_sums, cu_seqlens, offsets, sequence_of, num_tokens_all, T, H, first_head, num_heads, chunks_each, num_chunks,
+    scale,
     K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr, C: tl.constexpr,
     STAGES: tl.constexpr, HAS_DVAR: tl.constexpr, IS_PACKED: tl.constexpr, MODE: tl.constexpr, HAS_BF16: tl.constexpr,
     HAS_PTX: tl.constexpr,

@@ -1,0 +1,202 @@
+"""Precisions that serve 16 rows and more, in Triton, against the reference: products of matrices in place of divisions.
+
+In Triton's interpreter, or on the GPU where there is one.
+"""
+
+# B batch, T time, H heads, K key dim, V value dim, G precisions a head, N sequences packed along T
+import importlib
+import math
+
+import pytest
+import torch
+
+from palimpsa.kernels import PalimpsaOutput, palimpsa_chunked, palimpsa_reference
+
+pytest.importorskip("triton")
+
+
+def kernels(name):
+    """A module of the kernels' room: "groups", "gpu.grouped"."""
+    return importlib.import_module(f"palimpsa.kernels.{name}")
+
+
+@pytest.fixture(autouse=True)
+def nothing_else_runs(monkeypatch):
+    """The kernels with a division for every entry would take these calls, and hide what is wrong with the others."""
+
+    def refuse(*args, **options):
+        raise AssertionError("the kernels for rows with precisions of their own ran")
+
+    for module, name in (("gpu.forward", "forward"), ("gpu.backward", "backward")):
+        monkeypatch.setattr(kernels(module), name, refuse)
+
+
+@pytest.fixture
+def failures_in_half(Problem, failures):
+    """`failures` of a half precision: of what is float32 there, what is more than rounding p once may cost."""
+
+    def find(operator, problem, **options):
+        found = failures(operator, problem, **options)
+        unit = {torch.float16: 2**-11, torch.bfloat16: 2**-8}[problem["q"].dtype]
+        in_float32 = ("mean", "importance", "g", "importance_prior")
+        left = {name: text for name, text in found.items() if name.split()[-1] not in in_float32}
+        exact = problem.to(torch.float64)
+        runs = [(operator, problem), (palimpsa_chunked, exact)]
+        pairs = zip(*(run.gradients(with_, **options).items() for with_, run in runs), strict=True)
+        for (name, x), (_, y) in pairs:
+            if name in in_float32 and (x.double() - y).norm() > 2 * unit * y.norm() + 1e-6:
+                left[f"gradient of {name}"] = f"{(x.double() - y).norm() / y.norm():.1e} of its size"
+        return left
+
+    return find
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 3, 63, 64, 65, 130])
+def test_it_is_as_exact_as_the_reference_at_every_length(Problem, failures, triton, num_tokens):
+    problem = Problem((1, num_tokens, 1, 5, 16), torch.float32, seed=num_tokens, groups=1)
+    assert failures(triton, problem) == {}
+
+
+# Both sides of both tiles of keys and rows, one tile and several, one group and several, rows that fill no tile.
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [
+        *(((2, 9, 1, 5, 32), 1), ((1, 9, 2, 32, 32), 2), ((1, 5, 1, 33, 16), 1), ((1, 5, 1, 4, 33), 1)),
+        *(((1, 5, 1, 64, 64), 1), ((1, 5, 1, 65, 48), 3), ((1, 5, 1, 48, 96), 6), ((1, 3, 1, 20, 140), 1)),
+        *(((1, 3, 1, 140, 40), 2), ((1, 3, 5, 1, 16), 1)),
+    ],
+)
+def test_it_is_as_exact_as_the_reference_at_every_size(Problem, failures, triton, shape, groups):
+    assert failures(triton, Problem(shape, torch.float32, groups=groups)) == {}
+
+
+@pytest.mark.parametrize(("shape", "groups"), [((1, 66, 1, 16, 32), 1), ((1, 5, 2, 40, 96), 3), ((2, 9, 1, 5, 34), 2)])
+def test_half_precision(Problem, failures_in_half, triton, shape, groups):
+    assert failures_in_half(triton, Problem(shape, torch.float16, groups=groups)) == {}
+
+
+@pytest.mark.parametrize(("beta", "state"), [(True, True), (True, False), (False, True)])
+def test_every_variant(Problem, failures, triton, beta, state):
+    problem = Problem((2, 67, 2, 5, 32), torch.float32, beta=beta, state=state, groups=2)
+    assert failures(triton, problem) == {}
+
+
+@pytest.mark.parametrize("outputs", [("o",), ("variance",), ("mean",), ("importance",), ("o", "mean")], ids="+".join)
+@pytest.mark.parametrize("state", [True, False])
+def test_gradients_through_each_output(Problem, assert_equal, triton, outputs, state):
+    problem = Problem((1, 66, 1, 5, 32), torch.float32, state=state, groups=2)
+    expected = problem.gradients(palimpsa_reference, outputs)
+    assert_equal(problem.gradients(triton, outputs), expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "state"),
+    [((0, 3, 3, 70, 75), True), ((0, 3, 3, 70, 75), False), ((0, 0, 65, 65), True), ((0, 5), False)],
+    ids=str,
+)
+def test_packed_sequences(Problem, failures, triton, bounds, state):
+    problem = Problem((1, bounds[-1], 2, 5, 32), torch.float32, state=state, num_states=len(bounds) - 1, groups=1)
+    assert failures(triton, problem, cu_seqlens=torch.tensor(bounds)) == {}
+
+
+@pytest.mark.parametrize("g", [-math.inf, -1e4, -50.0, -1e-6, 0.0])
+def test_extreme_decays(Problem, failures, triton, g):
+    problem = Problem((1, 67, 1, 5, 16), torch.float32, groups=1)
+    problem["g"][:, [0, 5, 6, 17, 63, 64, 66]] = g
+    assert failures(triton, problem) == {}
+    problem = Problem((1, 4, 1, 5, 16), torch.float32, groups=1)
+    problem["g"].fill_(g)
+    assert failures(triton, problem) == {}
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e3])
+@pytest.mark.parametrize("prior", [1e-3, 1e3])
+def test_extreme_precisions(Problem, failures, triton, beta, prior):
+    problem = Problem((1, 9, 1, 5, 16), torch.float32, state=False, groups=1)
+    problem["beta"].fill_(beta)
+    problem["importance_prior"].fill_(prior)
+    assert failures(triton, problem) == {}
+
+
+def test_importances_that_half_precision_cannot_hold(Problem, triton):
+    """q / I is far beyond 65,504 here; o is not."""
+    problem = Problem((1, 9, 1, 5, 16), torch.float16, state=False, groups=1)
+    problem["beta"].fill_(1e-7)
+    problem["importance_prior"].fill_(1e-7)
+    problem["v"].mul_(1e-6)
+    out = problem.run(triton)
+    exact = problem.to(torch.float64).run(palimpsa_reference)
+    assert (out.o.double() - exact.o).norm() <= 2**-10 * exact.o.norm()
+
+
+@pytest.mark.parametrize(("beta", "groups"), [(0.5, 1), (1e4, 2)])
+def test_bfloat16_with_its_numbers_in_float32(Problem, failures_in_half, triton, monkeypatch, beta, groups):
+    """The interpreter's bfloat16 is wrong: here float32 holds what it would, and the kernels do what they do for it."""
+    modes = kernels("gpu.grouped").MODES
+    monkeypatch.setitem(modes, torch.float32, modes[torch.bfloat16])
+    problem = Problem((1, 66, 1, 16, 32), torch.bfloat16, state=False, groups=groups)
+    problem["beta"].mul_(beta / 2)
+
+    def widened(*args, **options):
+        out = triton(*(x.float() for x in args), **options)
+        return PalimpsaOutput(out.o.bfloat16(), out.variance.bfloat16(), out.final_state)
+
+    assert failures_in_half(widened, problem) == {}
+
+
+def test_heads_done_in_groups_change_nothing(Problem, assert_equal, outputs_and_gradients, triton, monkeypatch):
+    problem = Problem((1, 66, 3, 5, 32), torch.float32, groups=2)
+    expected = outputs_and_gradients(problem, triton)
+    module, planned = kernels("gpu.grouped"), []
+    plan = module.make_plan
+
+    def in_groups(*sizes):
+        planned.append(plan(*sizes))
+        return planned[-1]._replace(head_slices=[(0, 1), (1, 2)])
+
+    monkeypatch.setattr(module, "make_plan", in_groups)
+    for found, wanted in zip(outputs_and_gradients(problem, triton), expected, strict=True):
+        assert_equal(found, wanted, 0)
+    assert {tuple(plan.head_slices) for plan in planned} == {((0, 3),)}
+
+
+def test_heads_are_grouped_to_keep_to_the_scratch_memory(monkeypatch):
+    monkeypatch.setattr(kernels("gpu.forward"), "SCRATCH_BYTES", 2**20)
+    plan = kernels("gpu.grouped").make_plan(2**15, 2**9, 16, 96, 192, 12, 2, True)
+    assert [h for first, number in plan.head_slices for h in range(first, first + number)] == list(range(16))
+    assert len(plan.head_slices) > 1
+
+
+# One dropped at a time: the flow between chunks, the state before them, and what importances pass on to the keys.
+@pytest.mark.parametrize(
+    ("module", "name", "replacement"),
+    [
+        ("gpu.grouped_backward", "carry", lambda *args, **options: None),
+        ("gpu.grouped", "carry", lambda *args, **options: None),
+        ("gpu.grouped_backward", "repeat_for_rows", lambda x, V: x.repeat(*[1] * (x.ndim - 1), V // x.shape[-1])),
+    ],
+)
+def test_a_dropped_term_fails_the_comparison(Problem, failures, triton, monkeypatch, module, name, replacement):
+    problem = Problem((1, 130, 1, 5, 32), torch.float32, groups=2)
+    monkeypatch.setattr(kernels(module), name, replacement)
+    assert failures(triton, problem)
+
+
+def test_groups_of_fewer_rows_are_for_the_other_kernels(Problem, triton):
+    assert [kernels("groups").suits_products(V, G) for V, G in ((16, 1), (15, 1), (96, 6), (96, 8))] == [
+        True, False, True, False,
+    ]  # fmt: skip
+    with pytest.raises(AssertionError, match="precisions of their own ran"):
+        Problem((1, 3, 1, 5, 30), torch.float32, groups=2).run(triton)
+
+
+def test_gradients_of_views_and_of_some_arguments_alone(Problem, assert_equal, triton):
+    """Arguments that do not begin at 16 bytes, and a beta that is one for all tokens."""
+    problem = Problem((1, 6, 1, 5, 16), torch.float32, groups=1)
+    whole = problem.tensors["beta"]
+    problem.tensors["beta"] = whole[:, :1].expand_as(whole)
+    for name in ("q", "k", "v"):
+        x = problem.tensors[name]
+        problem.tensors[name] = torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape)
+    assert_equal(problem.run(triton), problem.run(palimpsa_reference), 1e-5)
+    assert_equal(problem.gradients(triton), problem.gradients(palimpsa_reference), 1e-5)
