@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import primitives
+from .compilation import compile_once, launch, rehearsals
 from .forward import STAGES, Sequences, num_heads_that_fit, prepare, scaled, scan, slice_heads
 from .primitives import (
     HAS_PTX,
@@ -467,11 +468,11 @@ class BackwardPlan(NamedTuple):
     head_slices: list[tuple[int, int]]
 
 
-def num_resident_programs(device: torch.device) -> int:
-    """Programs of one warp and 168 registers that a GPU runs at a time."""
+def num_resident_programs() -> int:
+    """Programs of one warp and 168 registers that the current GPU runs at a time."""
     if INTERPRETED:
         return 4
-    return 12 * torch.cuda.get_device_properties(device).multi_processor_count
+    return 12 * torch.cuda.get_device_properties().multi_processor_count
 
 
 def plan_backward(num_tokens: int, num_sequences: int, H: int, K: int, V: int, num_programs: int) -> BackwardPlan:
@@ -549,12 +550,23 @@ def backward(
     sum_E = torch.zeros(H, **float32)
 
     if v.numel() > 0:
-        programs = num_resident_programs(q.device)
+        programs = num_resident_programs()
         plan = plan_backward(num_tokens, N, H, K, V, programs)
         chunks, segments = sequences.cut(CHUNK), sequences.cut(plan.segment_size)
         is_single = plan.segment_size >= T
         tiles_k, tiles_v = cdiv(K, plan.EK * plan.LK), cdiv(V, plan.VT)
         is_large = num_tokens * H * max(4 * K, tiles_v * K, V) >= primitives.LARGE
+        if not q.is_meta:
+
+            def rehearse() -> None:
+                for size in rehearsals(q, cu_seqlens, is_large=is_large):
+                    tensors = [size.sequence(x) for x in (q, k, v, beta, g)]
+                    states = [size.state(x) for x in (mean0, importance0, mean, importance)]
+                    flows = [size.sequence(do), size.sequence(dvar), size.state(dmean), size.state(dimportance)]
+                    backward(*tensors, size.prior(importance_prior), scale, *states, size.bounds(cu_seqlens), *flows)
+
+            dtypes = [None if x is None else x.dtype for x in (q, beta, g, importance_prior, cu_seqlens)]
+            compile_once(("backward", *dtypes, K, V, dvar is None, mean0 is None, is_large), rehearse)
         dvar_or_any = do if dvar is None else dvar
         precision = PRECISIONS[q.dtype]
         ends = (torch.empty(N, H, K, V, **float32), torch.empty(N, H, K, V, **float32))
@@ -566,7 +578,8 @@ def backward(
                 pairs = plan.flow_pairs
                 segment_decay = torch.empty(num_heads, segments.count, **float32)
                 tiles = cdiv(K, 16 * pairs) * tiles_v
-                _flow_kernel[(segments.count * tiles, num_heads)](
+                launch(
+                    _flow_kernel, (segments.count * tiles, num_heads),
                     wide, v, beta, g, importance_prior, do, dvar_or_any, *states, *flow,
                     segment_decay, cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets,
                     num_tokens, T, H, first_head, segments.each, chunks.each, segments.count, chunks.count,
@@ -585,7 +598,8 @@ def backward(
             dg_anchor = torch.empty(num_heads, chunks.count, tiles_v, **float32)
             E_terms = torch.empty(num_heads, segments.count, tiles_v, **float32)
             num_items = segments.count * tiles_v
-            _gradients_kernel[(min(num_items, max(1, programs // num_heads)), num_heads)](
+            launch(
+                _gradients_kernel, (min(num_items, max(1, programs // num_heads)), num_heads),
                 wide, v, beta, g, importance_prior, do, dvar_or_any, *states, *ends, *flow, *parts, dv, dbeta,
                 *sums, dg_terms, dg_anchor, E_terms, *(start or (wide, wide)),
                 cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets, num_items, num_tokens, T, H,
@@ -597,10 +611,22 @@ def backward(
             )  # fmt: skip
             if tiles_v > 1:
                 block = 1024
-                _sum_tiles_kernel[(cdiv(num_tokens * K, block), num_heads, 2)](
-                    *parts, dq, dk, num_tokens, first_head, H, K, tiles_v, block, num_warps=4
+                launch(
+                    _sum_tiles_kernel,
+                    (cdiv(num_tokens * K, block), num_heads, 2),
+                    *parts,
+                    dq,
+                    dk,
+                    num_tokens,
+                    first_head,
+                    H,
+                    K,
+                    tiles_v,
+                    block,
+                    num_warps=4,
                 )
-            _decay_gradient_kernel[(chunks.count * num_heads,)](
+            launch(
+                _decay_gradient_kernel, (chunks.count * num_heads,),
                 dg_terms, dg_anchor, dg, cu_seqlens, chunks.offsets, chunks.sequence_of, T, H, first_head, num_heads,
                 chunks.each, chunks.count, num_tokens, tiles_v, CHUNK, IS_PACKED=packed, num_warps=1,
             )  # fmt: skip

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import primitives
+from .compilation import compile_once, launch, rehearsals
 from .primitives import (
     HAS_PTX,
     INTERPRETED,
@@ -461,13 +462,16 @@ def scan(
 ) -> None:
     """Runs `scan_kernel` over a and b, each [num_heads, segments, K, V]."""
     size, num_heads = a.shape[2] * a.shape[3], a.shape[0]
-    # Small blocks where there are few sequences: they are what runs side by side.
-    block = 128 if sequences.num * num_heads * size >= 2**19 else 32
-    scan_kernel[(sequences.num * num_heads, cdiv(size, block))](
-        a, b, decay, *(start or (a, b)), *(end or (a, b)), segments.offsets, H, first_head, num_heads, segments.each,
-        segments.count, int(start is not None), int(end is not None), int(reverse),
-        size, block, 4, IS_PACKED=sequences.cu_seqlens is not None, num_warps=1,
-    )  # fmt: skip
+    # Small blocks where there are few sequences: they are what runs side by side. A rehearsal stands for calls of all
+    # sizes.
+    blocks = (32, 128) if a.is_meta else (128,) if sequences.num * num_heads * size >= 2**19 else (32,)
+    for block in blocks:
+        launch(
+            scan_kernel, (sequences.num * num_heads, cdiv(size, block)),
+            a, b, decay, *(start or (a, b)), *(end or (a, b)), segments.offsets, H, first_head, num_heads,
+            segments.each, segments.count, int(start is not None), int(end is not None), int(reverse),
+            size, block, 4, IS_PACKED=sequences.cu_seqlens is not None, num_warps=1,
+        )  # fmt: skip
 
 
 class PreparePlan(NamedTuple):
@@ -541,7 +545,8 @@ def prepare(
         num_wide = cdiv(B * T, wide_TT) * num_heads if widens else 0
         # A pointer that is not used still has to be one, and of the same kind in every call.
         any_pair = (wide, wide)
-        _prepare_kernel[(num_states + num_wide,)](
+        launch(
+            _prepare_kernel, (num_states + num_wide,),
             q, k, v, beta, g, *(start or any_pair), *(out or any_pair), *(ends or any_pair), decay, wide, scale,
             sequences.cu_seqlens, segments.offsets, segments.sequence_of, chunks.offsets, B * T, T, H, first_head,
             num_heads, segments.each, chunks.each, segments.count, chunks.count, segments.length, chunks.length,
@@ -592,6 +597,19 @@ def forward(
     B, T, H, K = q.shape
     V = v.shape[-1]
     q, k, v, beta = aligned(q), aligned(k), aligned(v), aligned(beta)
+    is_large = B * T * H * max(4 * K, V) >= primitives.LARGE
+    if not q.is_meta and v.numel() > 0:
+
+        def rehearse() -> None:
+            for size in rehearsals(q, cu_seqlens, is_large=is_large):
+                tensors = [size.sequence(x) for x in (q, k, v, beta, g)]
+                forward(
+                    *tensors, size.prior(importance_prior), scale, size.state(mean0), size.state(importance0),
+                    output_final_state, output_variance, size.bounds(cu_seqlens),
+                )  # fmt: skip
+
+        dtypes = [None if x is None else x.dtype for x in (q, beta, g, importance_prior, cu_seqlens)]
+        compile_once(("forward", *dtypes, K, V, output_variance, is_large), rehearse)
     sequences = Sequences.from_arguments(g, importance_prior, mean0, importance0, cu_seqlens)
     o = torch.empty_like(v)
     variance = torch.empty_like(v) if output_variance else None
@@ -614,14 +632,15 @@ def forward(
                 make = v.new_zeros if tiles_k > 2 else v.new_empty
                 sums = [make(num_heads, B * T, V, dtype=torch.float32) for _ in range(1 + output_variance)] * 2
             for tile_k in range(tiles_k if tiles_k > 2 else 1):
-                _read_kernel[(chunks.count * cdiv(V, plan.VT), num_heads)](
+                launch(
+                    _read_kernel, (chunks.count * cdiv(V, plan.VT), num_heads),
                     wide, v, beta, g, importance_prior, *states, o, o if variance is None else variance,
                     sums[0], sums[1], cu_seqlens, chunks.offsets, chunks.sequence_of, B * T, T, H, first_head,
                     chunks.each, chunks.count, tile_k,
                     tiles_k <= 2, tiles_k <= 2 or tile_k == tiles_k - 1, tiles_k == 2,
                     K, V, plan.KT // 16, plan.VT, plan.chunk_size, STAGES,
                     HAS_VARIANCE=output_variance, IS_PACKED=cu_seqlens is not None,
-                    IS_LARGE=B * T * H * max(4 * K, V) >= primitives.LARGE,
+                    IS_LARGE=is_large,
                     MAX_DECAY=MAX_DECAY, HAS_PTX=HAS_PTX, num_warps=1, maxnreg=168,
                 )  # fmt: skip
     if end is None:
