@@ -14,9 +14,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from palimpsa.analysis.collect.benchmark_columns import OPERATORS, OPERATORS_OF_CASE
+from palimpsa.analysis.collect.benchmark_columns import OPERATORS, OPERATORS_OF_CASE, PASSES
 from palimpsa.benchmark.checks import as_list, check_choice, check_positive, check_several
-from palimpsa.benchmark.schema import SCHEMAS, OperatorsConfig, ShapeConfig, TrainingConfig
+from palimpsa.benchmark.schema import SCHEMAS, BenchmarkConfig, FirstCallConfig, OperatorsConfig, ShapeConfig
 from palimpsa.config.checks import check_writable
 from palimpsa.config.errors import ConfigError, nearest
 from palimpsa.config.explain import explain
@@ -28,10 +28,10 @@ DTYPES = ("bfloat16", "float32")
 DEVICES = ("auto", "cuda", "cpu")
 
 
-def load(overrides: list[str]) -> OperatorsConfig | TrainingConfig:
+def load(overrides: list[str]) -> BenchmarkConfig:
     """Composes a command line's config and checks its types.
 
-    The operators' is checked all through, and what it leaves to `auto` and null is settled;
+    The operators' and the first calls' are checked all through, and what they leave to `auto` and null is settled;
     `training_config.plan_runs` does that for the training's.
 
     Raises:
@@ -42,11 +42,13 @@ def load(overrides: list[str]) -> OperatorsConfig | TrainingConfig:
         raise ConfigError("results_dir: got an empty string, expected a directory")
     if isinstance(config, OperatorsConfig):
         _settle_operators(config)
+    if isinstance(config, FirstCallConfig):
+        _check_first_calls(config)
     check_writable(config.results_dir, Path(config.results_dir))
     return config
 
 
-def _compose(overrides: list[str]) -> OperatorsConfig | TrainingConfig:
+def _compose(overrides: list[str]) -> BenchmarkConfig:
     for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{name}_benchmark_schema", node=schema)
     # Known before Hydra is asked: which keys there are is part of what an error says.
@@ -84,6 +86,22 @@ def _value(word: str) -> Any:
     if override.is_sweep_override():
         raise ConfigError(f"{word}: got several values, expected one")
     return override.value()
+
+
+def _check_first_calls(config: FirstCallConfig) -> None:
+    for key, values, choices in (("operators", config.operators, OPERATORS), ("passes", config.passes, PASSES)):
+        check_several(key, values)
+        for value in values:
+            check_choice(key, value, choices)
+    check_choice("dtype", config.dtype, DTYPES)
+    for key in ("B", "H", "K", "V"):
+        check_positive(key, getattr(config, key))
+    check_several("lengths", config.lengths)
+    for key in ("lengths", "batches", "heads"):
+        for value in getattr(config, key):
+            check_positive(key, value)
+    if config.seed < 0:
+        raise ConfigError(f"seed: got {config.seed}, expected >= 0")
 
 
 def _settle_operators(config: OperatorsConfig) -> None:

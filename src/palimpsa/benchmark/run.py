@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from palimpsa.benchmark.base import Benchmark, RowFailedError, WrongResultError
 from palimpsa.benchmark.config import load
-from palimpsa.benchmark.schema import OperatorsConfig, TrainingConfig
+from palimpsa.benchmark.schema import BenchmarkConfig, FirstCallConfig, OperatorsConfig
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.process import plain_console
 from palimpsa.runs.schema import ResultError
@@ -23,8 +23,9 @@ USAGE = """usage: benchmark.py [KEY=VALUE ...], for instance
   benchmark.py lengths=[512,1024] results_dir=/tmp/out  other lengths, another folder
   benchmark.py benchmark=training                       steps a second of training, each model and length
   benchmark.py benchmark=training models=[gla]          a part of them
+  benchmark.py benchmark=first_call                     what compiling costs, and at which sizes again; on a GPU
 
-The keys, with their defaults and units, are in configs/benchmark/operators.yaml and configs/benchmark/training.yaml."""
+The keys, with their defaults and units, are in configs/benchmark/, a file for each benchmark."""
 # Of a table, where the output is a file: wide enough for a model and four lengths.
 FILE_WIDTH = 140
 
@@ -57,13 +58,17 @@ def benchmark_main(arguments: list[str]) -> int:
         return 130
 
 
-def make_benchmark(config: OperatorsConfig | TrainingConfig) -> Benchmark:
+def make_benchmark(config: BenchmarkConfig) -> Benchmark:
     """The benchmark of a config from `config.load`. Raises ConfigError."""
     # Here and not above: torch.
     if isinstance(config, OperatorsConfig):
         from palimpsa.benchmark.cases import OperatorsBenchmark
 
         return OperatorsBenchmark(config)
+    if isinstance(config, FirstCallConfig):
+        from palimpsa.benchmark.first_calls.rows import FirstCallBenchmark
+
+        return FirstCallBenchmark(config)
     from palimpsa.benchmark.training_runs import TrainingBenchmark
 
     return TrainingBenchmark(config)

@@ -106,4 +106,25 @@ class TrainingConfig:
     fresh: bool = MISSING
 
 
-SCHEMAS: dict[str, type] = {"operators": OperatorsConfig, "training": TrainingConfig}
+@dataclass
+class FirstCallConfig:
+    """configs/benchmark/first_call.yaml."""
+
+    name: str = MISSING
+    operators: list[str] = MISSING
+    passes: list[str] = MISSING  # forward, forward_backward
+    dtype: str = MISSING  # of q, k, v and beta
+    B: int = MISSING  # batch
+    H: int = MISSING  # heads
+    K: int = MISSING  # key dim
+    V: int = MISSING  # value dim
+    lengths: list[int] = MISSING  # tokens
+    batches: list[int] = MISSING  # at the first length
+    heads: list[int] = MISSING  # at the first length
+    results_dir: str = MISSING
+    fresh: bool = MISSING
+    seed: int = MISSING
+
+
+BenchmarkConfig = OperatorsConfig | TrainingConfig | FirstCallConfig
+SCHEMAS: dict[str, type] = {"operators": OperatorsConfig, "training": TrainingConfig, "first_call": FirstCallConfig}

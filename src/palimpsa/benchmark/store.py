@@ -34,6 +34,9 @@ class Tables:
 OPERATOR_TABLES = Tables(
     benchmark_columns.OPERATOR_COLUMNS, benchmark_columns.OPERATOR_KEY, benchmark_columns.OPERATOR_SHARED
 )
+FIRST_CALL_TABLES = Tables(
+    benchmark_columns.FIRST_CALL_COLUMNS, benchmark_columns.FIRST_CALL_KEY, benchmark_columns.FIRST_CALL_SHARED
+)
 TRAINING_TABLES = Tables(
     benchmark_columns.TRAINING_COLUMNS, benchmark_columns.TRAINING_KEY, benchmark_columns.TRAINING_SHARED
 )

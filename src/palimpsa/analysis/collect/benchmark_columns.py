@@ -1,8 +1,8 @@
 """Columns of the benchmarks' CSV files. No imports: those who measure, collect and draw all read this.
 
 A device has its own files, KIND_SLUG.csv, one row a measurement: operators_*.csv and throughput_*.csv of the operators,
-steps_*.csv of training. Of each benchmark a KEY tells two rows of a file apart, and SHARED is what all of its rows have
-in common: a run with other values may not add to it.
+first_call_*.csv of their compilation, steps_*.csv of training. Of each benchmark a KEY tells two rows of a file apart,
+and SHARED is what all of its rows have in common: a run with other values may not add to it.
 """
 
 # name -> label. The order is that of figures.
@@ -16,6 +16,8 @@ OPERATORS = {
 }
 # flash-linear-attention's kernels run on an NVIDIA GPU only.
 NEED_CUDA = ("simple_gla", "gla", "gated_deltanet")
+# Those that call it on a GPU.
+NEED_FLA = (*NEED_CUDA, "palimpsa_without_metaplasticity")
 
 _RECURRENT = ("palimpsa", "palimpsa_without_metaplasticity", "simple_gla")
 OPERATORS_OF_CASE = {
@@ -68,6 +70,27 @@ OPERATOR_COLUMNS = {
     ),
 }
 
+# What is called of an operator: its forward, without autograd, or its backward too.
+PASSES = ("forward", "forward_backward")
+
+FIRST_CALL_KEY = ("operator", "passes")
+
+# sizes: of all calls, in their order.
+FIRST_CALL_SHARED = ("device", "git_revision", "git_dirty", "versions", "sizes")
+
+FIRST_CALL_COLUMNS = {
+    # A process whose caches are empty calls the operator once at each of num_calls sizes. first_s, largest_later_s,
+    # total_s: seconds of the first call, of the slowest of the others, and of all; starting CUDA and importing packages
+    # come before. num_compiled: kernels that Triton compiled, num_compiled_later: after the first call. variants: of
+    # each kernel; most_variants: the largest of these numbers.
+    "first_call": (
+        *FIRST_CALL_KEY,
+        *("num_calls", "first_s", "largest_later_s", "total_s"),
+        *("num_compiled", "num_compiled_later", "most_variants", "variants"),
+        *(*FIRST_CALL_SHARED, "command", "date"),
+    ),
+}
+
 # seq_len: tokens.
 TRAINING_KEY = ("model", "seq_len")
 
@@ -100,5 +123,5 @@ TRAINING_COLUMNS = {
 # All other columns of all files hold numbers.
 TEXT_COLUMNS = (
     *("case", "shape", "operator", "dtype", "sizes", "model", "label", "scale", "trainer", "precision", "overrides"),
-    *("note", "device", "git_revision", "git_dirty", "versions", "command", "date"),
+    *("passes", "variants", "note", "device", "git_revision", "git_dirty", "versions", "command", "date"),
 )
