@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..groups import repeat_for_rows
+from .compilation import compile_once, launch, rehearsals
 from .forward import ForwardResult, Sequences, num_heads_that_fit, slice_heads, split
 from .primitives import (
     HAS_PTX,
@@ -430,6 +431,12 @@ class Call(NamedTuple):
         return self.sequences.cu_seqlens, self.chunks.offsets, self.chunks.sequence_of
 
     @property
+    def mode(self) -> tuple[Any, ...]:
+        """What the compiled kernels depend on."""
+        tensors = (self.q, self.beta, self.g, self.prior, self.sequences.cu_seqlens)
+        return *(None if x is None else x.dtype for x in tensors), *self.sizes[3:]
+
+    @property
     def options(self) -> dict[str, Any]:
         return {"IS_PACKED": self.is_packed, "MODE": MODES[self.q.dtype], "HAS_BF16": not INTERPRETED}
 
@@ -487,7 +494,8 @@ def prepare(call: Call, first_head: int, num_heads: int, J_end: Tensor | None) -
     chunk_decay = call.g.new_empty(chunks.count, num_heads)
     J_states = call.g.new_empty(chunks.count, num_heads, G, K)
     heads = Heads(first_head, num_heads, decays, chunk_decay, J_states)
-    _chunk_sums_kernel[(chunks.count, num_heads)](
+    launch(
+        _chunk_sums_kernel, (chunks.count, num_heads),
         call.k, call.beta, call.g, decays, chunk_decay, J_states, *call.places, call.num_tokens, T, H, first_head,
         num_heads, chunks.each, K, G, max(16, next_power_of_2(K)), CHUNK, IS_PACKED=call.is_packed, num_warps=2,
     )  # fmt: skip
@@ -499,8 +507,11 @@ def carry(call: Call, heads: Heads, x: Tensor, start: Tensor | None, end: Tensor
     """Runs `_carry_kernel` over x [chunks, num_heads, G, K], from `start` to `end`, each [N, H, K, G] or None."""
     _, _, H, K, _, G = call.sizes
     block = min(128, next_power_of_2(K * G))
-    _carry_kernel[(call.sequences.num, heads.num, cdiv(K * G, block))](
-        x, heads.chunk_decay, call.g if start is None else start, call.g if end is None else end,
+    # A pointer that is not used still has to be one.
+    any_state = heads.chunk_decay
+    launch(
+        _carry_kernel, (call.sequences.num, heads.num, cdiv(K * G, block)),
+        x, heads.chunk_decay, any_state if start is None else start, any_state if end is None else end,
         call.sequences.cu_seqlens, call.chunks.offsets, H, heads.first, heads.num, call.chunks.each,
         int(start is not None), int(end is not None), K, G, block, AHEAD, REVERSE=reverse, IS_PACKED=call.is_packed,
         num_warps=1,
@@ -532,7 +543,7 @@ def accumulate_flows(
     products = call.g.new_zeros(_num_tiles(call, plan, reverse=True), call.chunks.count, heads.num)
     flow, M_last = last or (None, None)
     flows = _accumulate(
-        call, plan, heads, queries, do, flow, first, (states, call.g if M_last is None else M_last, products)
+        call, plan, heads, queries, do, flow, first, (states, products if M_last is None else M_last, products)
     )
     return flows, products
 
@@ -558,10 +569,12 @@ def _accumulate(
     out = x.new_empty(chunks.count, num_heads, K, V, dtype=call.product_dtype)
     of_x = (num_heads, 0, chunks.each) if reverse else (H, heads.first, chunks.each)
     tiles = _num_tiles(call, plan, reverse)
-    _accumulate_kernel[(call.sequences.num * tiles, num_heads)](
-        x, y, heads.decays, call.g if start is None else start, out, call.g if end is None else end,
-        *(for_products or (out, call.g, call.g)), call.sequences.cu_seqlens, chunks.offsets, call.num_tokens, T, H,
-        heads.first, num_heads, *of_x, chunks.count, int(start is not None), int(end is not None),
+    any_state = heads.decays
+    launch(
+        _accumulate_kernel, (call.sequences.num * tiles, num_heads),
+        x, y, heads.decays, any_state if start is None else start, out, any_state if end is None else end,
+        *(for_products or (out, any_state, any_state)), call.sequences.cu_seqlens, chunks.offsets, call.num_tokens, T,
+        H, heads.first, num_heads, *of_x, chunks.count, int(start is not None), int(end is not None),
         K, V, G if reverse else 1, plan.KT, plan.VT, CHUNK, STAGES, REVERSE=reverse,
         num_warps=plan.num_warps, **call.options,
     )  # fmt: skip
@@ -585,6 +598,18 @@ def forward(
     """`forward` of forward.py for beta [B, T, H, G] and importances [N, H, K, G]."""
     call = make_call(q, k, v, beta, g, importance_prior, scale, mean0, importance0, cu_seqlens)
     B, T, H, K, V, G = call.sizes
+    if not q.is_meta:
+
+        def rehearse() -> None:
+            # Calls of all sizes launch the same.
+            size = next(rehearsals(q, cu_seqlens, is_large=False))
+            forward(
+                *(size.sequence(x) for x in (q, k, v, beta, g)), size.prior(importance_prior), scale,
+                size.state(mean0), size.state(importance0), output_final_state, output_variance,
+                size.bounds(cu_seqlens),
+            )  # fmt: skip
+
+        compile_once(("grouped forward", *call.mode, output_variance), rehearse)
     o = torch.empty_like(v)
     variance = torch.empty_like(v) if output_variance else None
     end = None
@@ -595,7 +620,8 @@ def forward(
         heads = prepare(call, first_head, num_heads, None if end is None else end[1])
         states = accumulate(call, plan, heads, None if end is None else end[0])
         spreads = g.new_empty((call.num_tokens, num_heads, G) if output_variance else (0,))
-        _attend_kernel[(call.chunks.count * G, num_heads)](
+        launch(
+            _attend_kernel, (call.chunks.count * G, num_heads),
             call.q, call.k, call.v, call.beta, call.prior, heads.decays, states, heads.J_states, o, spreads,
             *call.places, call.scale, call.num_tokens, T, H, first_head, num_heads, call.chunks.each,
             K, V, G, plan.KT, plan.VT, CHUNK, plan.stages, HAS_VARIANCE=output_variance, HAS_PTX=HAS_PTX,

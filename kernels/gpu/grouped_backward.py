@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..groups import repeat_for_rows, sum_over_rows
 from .backward import Gradients
+from .compilation import compile_once, launch, rehearsals
 from .grouped import (
     CHUNK,
     OF_CALL,
@@ -273,7 +274,8 @@ def _differentiate_heads(
     own_sums = torch.zeros(tiles_k, chunks.count, num_heads, **float32)
     where = (*call.places, num_tokens, T, H, first_head, num_heads, chunks.each, chunks.count)
     sizes = (K, V, G, plan.KT, plan.VT, CHUNK, plan.stages)
-    _query_gradients_kernel[(chunks.count * tiles_k, num_heads)](
+    launch(
+        _query_gradients_kernel, (chunks.count * tiles_k, num_heads),
         q, k, v, beta, call.prior, do, do if dvar is None else dvar, heads.decays, states, heads.J_states,
         dq, queries, dk_from_J, dbeta_sum, J_flows, terms, own_sums, *where, call.scale, *sizes,
         HAS_DVAR=dvar is not None, HAS_PTX=HAS_PTX, num_warps=plan.num_warps, **call.options,
@@ -283,7 +285,8 @@ def _differentiate_heads(
         call, plan, heads, queries, do, states, None if last is None else (last[0], last[2]),
         None if first is None else first[0],
     )  # fmt: skip
-    _key_gradients_kernel[(chunks.count, num_heads)](
+    launch(
+        _key_gradients_kernel, (chunks.count, num_heads),
         queries, k, v, beta, do, heads.decays, heads.J_states, flows, products, J_flows, dk_from_J, dbeta_sum, terms,
         dk, dv, dbeta, dg, *where, len(products), *sizes, HAS_PTX=HAS_PTX, num_warps=plan.num_warps, **call.options,
     )  # fmt: skip
@@ -311,6 +314,17 @@ def backward(
     """`backward` of backward.py for beta [B, T, H, G] and importances [N, H, K, G]."""
     call = make_call(q, k, v, beta, g, importance_prior, scale, mean0, importance0, cu_seqlens)
     _, _, H, K, V, G = call.sizes
+    if not q.is_meta:
+
+        def rehearse() -> None:
+            # Calls of all sizes launch the same.
+            size = next(rehearsals(q, cu_seqlens, is_large=False))
+            states = [size.state(x) for x in (mean0, importance0, mean, importance)]
+            flows = [size.sequence(do), size.sequence(dvar), size.state(dmean), size.state(dimportance)]
+            tensors = [size.sequence(x) for x in (q, k, v, beta, g)]
+            backward(*tensors, size.prior(importance_prior), scale, *states, size.bounds(cu_seqlens), *flows)
+
+        compile_once(("grouped backward", *call.mode, dvar is None), rehearse)
     dq, dk, dv, dbeta, dg = (torch.empty_like(x) for x in (q, k, v, beta, g))
     last = first = None
     if call.sequences.M_start is not None:

@@ -26,6 +26,16 @@ def main() -> None:
         others = (do, *state) if packed else (None, None, None)
         args = (q, k, v, beta, g, prior, 1.0, *state, *state, cu_seqlens, do, *others)
         modules["backward"].backward(*args)
+    # Groups of rows: two warps a program, and four.
+    for (B, T, H, K, V, G), packed in (((1, 1, 1, 16, 32, 2), False), ((1, 300, 1, 48, 96, 1), True)):
+        q, k = (torch.ones(B, T, H, K, dtype=torch.bfloat16) for _ in range(2))
+        v, beta, do = (torch.ones(B, T, H, size, dtype=torch.bfloat16) for size in (V, G, V))
+        cu_seqlens = torch.tensor([0, 100, 300]) if packed else None
+        state = (torch.ones(2, H, K, V), torch.ones(2, H, K, G)) if packed else (None, None)
+        args = (q, k, v, beta, torch.zeros(B, T, H), torch.ones(H), 1.0, *state)
+        modules["grouped"].forward(*args, packed, packed, cu_seqlens)
+        others = (do, *state) if packed else (None, None, None)
+        modules["grouped_backward"].backward(*args, *state, cu_seqlens, do, *others)
     token = torch.ones(1, 1, 48), torch.ones(1, 1, 48), torch.ones(1, 1, 96)
     step = modules["step"].step
     step(*token, None, torch.zeros(1, 1), torch.ones(1), *torch.ones(2, 1, 1, 48, 96), 1.0, True)

@@ -24,6 +24,8 @@ MODES = {
     "state": {"state": True},
     "packed": {"packed": True},
     "float32": {"dtype": torch.float32},
+    "one precision": {"G": 1},
+    "two precisions and all else": {"G": 2, "variance": True, "state": True, "packed": True},
 }
 HEAD_DIMS = ((16, 32), (48, 96), (64, 128), (96, 192))
 
@@ -44,9 +46,12 @@ def sizes():
 
 
 def call_operator(
-    modules, B, T, H, K, V, device, dtype=torch.bfloat16, variance=False, state=False, packed=False, offset=0
+    modules, B, T, H, K, V, device, dtype=torch.bfloat16, variance=False, state=False, packed=False, offset=0, G=None
 ):
-    """The forward and the backward; each q, k, v, beta begins `offset` entries behind an aligned address."""
+    """The forward and the backward; each q, k, v, beta begins `offset` entries behind an aligned address.
+
+    G: precisions a head; None: one for every row.
+    """
 
     def tensor(*shape, dtype=torch.float32):
         size = torch.Size(shape).numel()
@@ -56,13 +61,15 @@ def call_operator(
     if packed:
         B, T = 1, B * T
     q, k = (tensor(B, T, H, K, dtype=dtype) for _ in range(2))
-    v, beta, do = (tensor(B, T, H, V, dtype=dtype) for _ in range(3))
+    v, do = (tensor(B, T, H, V, dtype=dtype) for _ in range(2))
+    beta = tensor(B, T, H, G or V, dtype=dtype)
     g, prior = tensor(B, T, H), tensor(H)
     bounds = torch.linspace(0, T, N + 1, device=device).long() if packed else None
-    states = (tensor(N, H, K, V), tensor(N, H, K, V)) if state else (None, None)
-    modules["forward"].forward(q, k, v, beta, g, prior, 1.0, *states, state, variance, bounds)
+    states = (tensor(N, H, K, V), tensor(N, H, K, G or V)) if state else (None, None)
+    forward, backward = ("forward", "backward") if G is None else ("grouped", "grouped_backward")
+    modules[forward].forward(q, k, v, beta, g, prior, 1.0, *states, state, variance, bounds)
     flows = (do, do if variance else None, *states)
-    modules["backward"].backward(q, k, v, beta, g, prior, 1.0, *states, *states, bounds, *flows)
+    modules[backward].backward(q, k, v, beta, g, prior, 1.0, *states, *states, bounds, *flows)
 
 
 def call_others(modules, B, T):

@@ -6,7 +6,17 @@ import triton.runtime.jit
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-MODULES = ("forward", "backward", "step", "convolution", "cross_entropy", "embedding", "random_bits")
+MODULES = (
+    "forward",
+    "backward",
+    "grouped",
+    "grouped_backward",
+    "step",
+    "convolution",
+    "cross_entropy",
+    "embedding",
+    "random_bits",
+)
 
 
 class Hopper:

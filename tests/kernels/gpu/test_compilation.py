@@ -47,6 +47,7 @@ def test_a_new_length_batch_or_number_of_heads_compiles_nothing(printed):
             if is_never_large:
                 assert after_all == after_first_call, (mode, kernel)
     assert "_gradients_kernel" in found["plain K48 V96"]
+    assert "_key_gradients_kernel" in found["one precision K48 V96"]
 
 
 def test_a_first_call_compiles_its_kernels_side_by_side(printed):
