@@ -17,12 +17,14 @@ def test_units_follow_from_the_times(bench, read_rows):
     assert float(table["forward_ps_per_element"]) == pytest.approx(
         float(table["forward_ms"]) * 1e9 / elements, rel=1e-4
     )
-    decode, copy = by_case["decode", "palimpsa"], by_case["copy", "copy"]
-    # Mean and importance, float32, read and written.
-    assert int(decode["bytes_moved"]) == 2 * 2 * 4 * 2 * 2 * 4 * 6
-    gb_s = int(decode["bytes_moved"]) / float(decode["forward_ms"]) / 1e6
-    assert float(decode["bandwidth_gb_s"]) == pytest.approx(gb_s, rel=1e-4)
-    assert float(decode["bandwidth_share"]) == pytest.approx(gb_s / float(copy["bandwidth_gb_s"]), rel=1e-4)
+    copy = by_case["copy", "copy"]
+    # Importances beside each row of the mean, which has 6 numbers; all of float32, read and written.
+    for operator, num_importances in (("palimpsa", 6), ("palimpsa_scalar", 1)):
+        decode = by_case["decode", operator]
+        assert int(decode["bytes_moved"]) == 2 * 4 * 2 * 2 * 4 * (6 + num_importances)
+        gb_s = int(decode["bytes_moved"]) / float(decode["forward_ms"]) / 1e6
+        assert float(decode["bandwidth_gb_s"]) == pytest.approx(gb_s, rel=1e-4)
+        assert float(decode["bandwidth_share"]) == pytest.approx(gb_s / float(copy["bandwidth_gb_s"]), rel=1e-4)
     for row in read_rows("throughput"):
         tokens = int(row["B"]) * int(row["T"])
         assert float(row["thousand_tokens_per_s"]) == pytest.approx(tokens / float(row["ms"]), rel=1e-4)
@@ -72,11 +74,12 @@ WRONG = {
 
 @pytest.mark.parametrize("fault", WRONG)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_wrong_operator_is_refused_and_gets_no_time(bench, read_rows, monkeypatch, capsys, fault, dtype):
+@pytest.mark.parametrize("operator", ["palimpsa", "palimpsa_scalar"])
+def test_a_wrong_operator_is_refused_and_gets_no_time(bench, read_rows, monkeypatch, capsys, fault, dtype, operator):
     monkeypatch.setattr(operators, "palimpsa", WRONG[fault])
-    assert bench("cases=[table]", "operators=[palimpsa]", f"presets.cpu.dtype={dtype}") == 1
+    assert bench("cases=[table]", f"operators=[{operator}]", f"presets.cpu.dtype={dtype}") == 1
     told = capsys.readouterr().err
-    assert told.startswith("error: table palimpsa")
+    assert told.startswith(f"error: table {operator} (")
     assert "float64" in told
     assert told.count("\n") == 1
     assert [row["case"] for row in read_rows("operators")] == ["copy"]
@@ -85,16 +88,17 @@ def test_a_wrong_operator_is_refused_and_gets_no_time(bench, read_rows, monkeypa
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_stand_in_for_a_wrong_operator_is_right_when_nothing_is_missing(bench, read_rows, monkeypatch, dtype):
     monkeypatch.setattr(operators, "palimpsa", wrong_palimpsa("nothing"))
-    assert bench("cases=[table]", "operators=[palimpsa]", f"presets.cpu.dtype={dtype}") == 0
-    assert len(read_rows("operators")) == 2
+    assert bench("cases=[table]", "operators=[palimpsa,palimpsa_scalar]", f"presets.cpu.dtype={dtype}") == 0
+    assert len(read_rows("operators")) == 3
 
 
-def test_a_wrong_step_is_refused(bench, read_rows, monkeypatch):
+@pytest.mark.parametrize("operator", ["palimpsa", "palimpsa_scalar"])
+def test_a_wrong_step_is_refused(bench, read_rows, monkeypatch, operator):
     right = operators.palimpsa_step
     monkeypatch.setattr(
         operators, "palimpsa_step", lambda q, k, v, beta, g, prior, state: right(q, k, v, beta, 0 * g, prior, state)
     )
-    assert bench("cases=[decode]", "operators=[palimpsa]") == 1
+    assert bench("cases=[decode]", f"operators=[{operator}]") == 1
     assert [row["case"] for row in read_rows("operators")] == ["copy"]
 
 

@@ -77,7 +77,8 @@ def test_the_default_takes_the_small_sizes_without_a_gpu_and_leaves_what_needs_o
     config = load([])
     assert (config.device, config.sizes, config.lengths) == ("cpu", "cpu", [128, 256, 512, 1024, 2048])
     assert config.left_out == ["simple_gla", "gla", "gated_deltanet"]
-    assert config.operators_of("lengths") == ["palimpsa", "palimpsa_without_metaplasticity", "softmax_attention"]
+    palimpsa = ["palimpsa", "palimpsa_scalar", "palimpsa_without_metaplasticity"]
+    assert config.operators_of("lengths") == [*palimpsa, "softmax_attention"]
     assert set(config.operators) == set(OPERATORS)
     assert set(config.cases) == set(OPERATORS_OF_CASE)
 

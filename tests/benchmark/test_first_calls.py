@@ -97,7 +97,7 @@ def test_each_shape_is_called_once_and_what_comes_later_is_told_apart(passes):
             compiled["write"] += len(seen) == 1
             return super().forward(x)
 
-    cells = measure_calls(calls, Recorded(metaplastic=True), "cpu", compiled)
+    cells = measure_calls(calls, Recorded("vector"), "cpu", compiled)
     assert seen == [(T, passes == "forward_backward") for T in (5, 3, 8)]
     assert (cells["num_calls"], cells["num_compiled"], cells["num_compiled_later"]) == (3, 5, 2)
     assert (cells["most_variants"], cells["variants"]) == (4, "read 4, write 1")

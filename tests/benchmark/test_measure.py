@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
+from palimpsa.analysis.collect.benchmark_columns import NEED_CUDA, OPERATORS
 from palimpsa.benchmark import measure
 from palimpsa.benchmark.base import WrongResultError
 from palimpsa.benchmark.operators import REGISTRY
 
 
-@pytest.mark.parametrize("name", ["palimpsa", "palimpsa_without_metaplasticity", "softmax_attention"])
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name not in NEED_CUDA])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-3)], ids=str)
 def test_errors_are_those_of_the_dtype(name, dtype, tolerance):
     errors = measure.check_operator(REGISTRY[name], 4, 6, dtype, torch.Generator().manual_seed(1))

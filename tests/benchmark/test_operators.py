@@ -1,12 +1,15 @@
 """The operators that are timed: their inputs, and the float64 formulas that results are held to."""
 
 import importlib.util
+from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
-from palimpsa.analysis.collect.benchmark_columns import OPERATORS
+from palimpsa.analysis.collect.benchmark_columns import OPERATORS, OPERATORS_OF_CASE
+from palimpsa.analysis.statistics.throughput_limits import with_limits
 from palimpsa.benchmark import measure
 from palimpsa.benchmark.operators import REGISTRY, Shape
 
@@ -39,6 +42,38 @@ def test_fresh_inputs_are_leaves_of_the_dtype_asked_for(name):
         assert value.dtype == (torch.float32 if key in ("g", "importance_prior") else torch.bfloat16)
         assert value.isfinite().all()
     assert "g" not in x or (x["g"] <= 0).all()
+
+
+@pytest.mark.parametrize(("name", "num_importances"), [("palimpsa", 6), ("palimpsa_scalar", 1)])
+def test_an_importance_serves_as_many_rows_as_a_precision(name, num_importances):
+    x = inputs(name)
+    assert x["beta"].shape == (2, 23, 2, num_importances)
+    _, importance = REGISTRY[name].start(x)
+    assert importance.shape == (2, 2, 4, num_importances)
+    assert REGISTRY[name].token(x, 3)["beta"].shape == (2, 2, num_importances)
+
+
+@pytest.mark.parametrize("name", OPERATORS_OF_CASE["decode"])
+def test_the_size_of_the_state_is_that_of_what_decoding_starts_from(name):
+    state = REGISTRY[name].start(inputs(name))
+    assert REGISTRY[name].state_size(SHAPE) == sum(x.numel() for x in state)
+    assert {x.dtype for x in state} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["palimpsa", "palimpsa_scalar"])
+def test_the_limits_count_the_bytes_of_the_tensors(name):
+    operator, x = REGISTRY[name], inputs(name, torch.bfloat16)
+    o, state = operator.prefill(x)
+    row = asdict(SHAPE) | {"operator": name, "case": "decode", "dtype": "bfloat16"}
+    copy = pd.DataFrame([{"case": "copy", "bandwidth_gb_s": 1.0, "limit_ps_per_element": None}])
+    (limit,) = with_limits(pd.DataFrame([row]), copy)["limit"]
+    state_bytes = sum(tensor.nbytes for tensor in state)
+    # Thousand tokens a second: a token of each sequence reads and writes all of the state.
+    assert limit == pytest.approx(1e6 * SHAPE.B / (2 * state_bytes))
+    if name == "palimpsa_scalar":
+        (limit,) = with_limits(pd.DataFrame([row | {"case": "prefill"}]), copy)["limit"]
+        moved = sum(x[key].nbytes for key in ("q", "k", "v", "beta", "g")) + o.nbytes + state_bytes
+        assert limit == pytest.approx(1e6 * SHAPE.B * SHAPE.T / moved)
 
 
 @pytest.mark.parametrize("name", ["simple_gla", "gla", "gated_deltanet"])

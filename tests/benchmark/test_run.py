@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from palimpsa.analysis.collect.benchmark_columns import OPERATOR_COLUMNS
-from palimpsa.benchmark import cases, operators
+from palimpsa.analysis.collect.benchmark_columns import OPERATOR_COLUMNS, OPERATORS_OF_CASE
+from palimpsa.benchmark import cases, operators, schema
 from palimpsa.benchmark.run import benchmark_main
 from palimpsa.config.compose import CONFIG_DIR
 
@@ -17,8 +17,8 @@ ROOT = CONFIG_DIR.parent
 def test_every_row_has_its_error_and_its_origin(bench, read_rows, capsys):
     assert bench() == 0
     rows = read_rows("operators")
-    assert Counter(row["case"] for row in rows) == {"copy": 1, "table": 2, "decode": 2, "lengths": 6}
-    assert Counter(row["case"] for row in read_rows("throughput")) == {"prefill": 4, "decode": 2}
+    assert Counter(row["case"] for row in rows) == {"copy": 1, "table": 3, "decode": 3, "lengths": 8}
+    assert Counter(row["case"] for row in read_rows("throughput")) == {"prefill": 6, "decode": 3}
     for row in rows + read_rows("throughput"):
         assert row["device"]
         assert row["git_revision"]
@@ -46,13 +46,13 @@ def test_a_second_run_measures_only_what_is_missing(bench, no_figures, read_rows
     assert bench("cases=[table]", "operators=[palimpsa]") == 0
     first = read_rows("operators")
     assert bench("cases=[table]") == 0
-    assert "2 of 3 rows are there already" in capsys.readouterr().out
+    assert "2 of 4 rows are there already" in capsys.readouterr().out
     second = read_rows("operators")
     assert second[: len(first)] == first
-    assert len(second) == len(first) + 1
+    assert len(second) == len(first) + 2
     assert bench("cases=[table]", "fresh=true") == 0
     third = read_rows("operators")
-    assert len(third) == 3
+    assert len(third) == 4
     assert third[:2] != first
 
 
@@ -68,11 +68,11 @@ def test_an_interrupted_run_keeps_its_rows_and_the_next_goes_on(bench, no_figure
     assert bench("cases=[table,decode]") == 130
     assert "goes on where it stopped" in capsys.readouterr().err
     kept = read_rows("operators")
-    assert [row["case"] for row in kept] == ["copy", "table", "table"]
+    assert [row["case"] for row in kept] == ["copy", "table", "table", "table"]
     monkeypatch.setattr(cases.OperatorsBenchmark, "measure", whole)
     assert bench("cases=[table,decode]") == 0
-    assert read_rows("operators")[:3] == kept
-    assert len(read_rows("operators")) == 5
+    assert read_rows("operators")[:4] == kept
+    assert len(read_rows("operators")) == 7
 
 
 @pytest.mark.parametrize("column", ["device", "git_revision", "git_dirty", "versions", "sizes", "warmup_ms"])
@@ -98,22 +98,26 @@ def test_rows_of_another_origin_are_never_added_to(bench, no_figures, read_rows,
 
 
 @pytest.mark.parametrize(
-    ("folder", "command", "num_rows"),
-    [("kernels", [], 75), ("training", ["benchmark=training", "num_steps=250"], None)],
+    ("folder", "command"),
+    [("kernels", []), ("training", ["benchmark=training", "num_steps=250"])],
     ids=["operators", "training"],
 )
-def test_committed_rows_are_recognised(no_figures, folder, command, num_rows, tmp_path, monkeypatch, capsys):
+def test_committed_rows_are_recognised(no_figures, folder, command, tmp_path, monkeypatch, capsys):
     """The command that measured them finds nothing left to do on the same device, with the same versions."""
     files = sorted((ROOT / "results" / folder).glob("*_nvidia-h200.csv"))
     for path in files:
         shutil.copy(path, tmp_path)
-    with files[0].open(newline="") as file:
-        row = next(csv.DictReader(file))
-    if num_rows is None:
+    rows = [row for path in files for row in csv.DictReader(path.read_text().splitlines())]
+    row, num_rows = rows[0], len(rows)
+    if folder == "training":
         # Each model that has been measured, at every length.
-        rows = list(csv.DictReader(files[0].read_text().splitlines()))
-        models = list(dict.fromkeys(row["model"] for row in rows))
-        command, num_rows = [*command, f"models=[{','.join(models)}]"], len(rows)
+        command = [*command, f"models=[{','.join(dict.fromkeys(row['model'] for row in rows))}]"]
+    else:
+        # Each operator that has been measured in a case, at every shape.
+        measured = {"throughput" if "ms" in row else row["case"]: {} for row in rows}
+        for row in rows:
+            measured["throughput" if "ms" in row else row["case"]][row["operator"]] = None
+        monkeypatch.setattr(schema, "OPERATORS_OF_CASE", {case: list(measured[case]) for case in OPERATORS_OF_CASE})
     versions = dict(version.split(" ") for version in row["versions"].split(", "))
     found = {"device": row["device"], "git_revision": row["git_revision"], "git_dirty": None, "versions": versions}
     monkeypatch.setattr("palimpsa.benchmark.base.provenance", lambda accelerator: found | {"command": "benchmark.py"})
@@ -137,7 +141,7 @@ def test_an_operator_that_fails_leaves_the_others_their_rows(bench, no_figures, 
     monkeypatch.setattr(operators, "palimpsa_reference", refuses)
     assert bench("cases=[lengths]", "lengths=[32]") == 1
     error = capsys.readouterr().err
-    assert "2 of 4 rows failed" in error
+    assert "3 of 5 rows failed" in error
     assert "RuntimeError: this device\n" in error
     assert [row["operator"] for row in read_rows("operators")] == ["copy", "softmax_attention"]
 

@@ -216,7 +216,7 @@ class OperatorsBenchmark(Benchmark[OperatorRow]):
         cells = self._error_cells(row, measure.check_decode)
         ms = self.clock.median_ms(self._decode_call(operator, shape, 1))
         # Float32, read and written.
-        moved = 2 * 4 * operator.num_states * shape.num_elements
+        moved = 2 * 4 * operator.state_size(shape)
         gb_s = moved / ms / 1e6
         copy = self.store.find("operators", case="copy")
         share = None if copy is None else gb_s / float(copy["bandwidth_gb_s"])

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from palimpsa.kernels import palimpsa, palimpsa_reference, palimpsa_step
-from palimpsa.kernels.fla.guards import guarded_chunk_simple_gla
+from palimpsa.kernels.fla.guards import avoid_miscompiled_backward, guarded_chunk_simple_gla
 
 Inputs = dict[str, Tensor]
 State = tuple[Tensor, ...]
@@ -74,8 +74,6 @@ def _fla(name: str) -> Any:
 class Operator:
     """What all operators share. Inputs are a dictionary of leaves, so that every gradient is checked and timed."""
 
-    # Tensors of [B, H, K, V] float32 that decoding reads and writes.
-    num_states = 1
     # Whether an element takes a reciprocal of its own.
     divides = False
     note = ""
@@ -83,6 +81,10 @@ class Operator:
     def shape(self, shape: Shape) -> Shape:
         """The sizes of a call that stands beside the others' calls of `shape`."""
         return shape
+
+    def state_size(self, shape: Shape) -> int:
+        """How many numbers of float32 decoding reads and writes for a token of every sequence."""
+        return shape.B * shape.H * shape.K * shape.V
 
     def inputs(self, shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
         """Fresh random arguments on the generator's device: decays and the prior in float32, the others in `dtype`."""
@@ -113,7 +115,7 @@ class Operator:
         raise NotImplementedError
 
     def start(self, x: Inputs) -> State:
-        """The memory before the first token: [B, H, K, V] each."""
+        """The memory before the first token, in float32: [B, H, K, V] first."""
         B, _, H, K = x["k"].shape
         return (torch.zeros(B, H, K, x["v"].shape[-1], device=x["k"].device),)
 
@@ -127,18 +129,28 @@ class Operator:
 
 
 class Palimpsa(Operator):
-    """`palimpsa` and `palimpsa_step`, with or without beta."""
+    """`palimpsa` and `palimpsa_step`.
 
-    num_states = 2
+    Args:
+        precision: "vector", one for every row; "scalar", one a head; None, without beta.
+    """
 
-    def __init__(self, metaplastic: bool) -> None:
-        self.metaplastic = metaplastic
-        self.divides = metaplastic
+    def __init__(self, precision: Literal["vector", "scalar"] | None) -> None:
+        self.precision = precision
+        self.divides = precision == "vector"
+
+    def _num_importances(self, V: int) -> int:
+        """Of each key: G."""
+        return 1 if self.precision == "scalar" else V
+
+    def state_size(self, shape: Shape) -> int:
+        return shape.B * shape.H * shape.K * (shape.V + self._num_importances(shape.V))
 
     def _make(self, shape: Shape, generator: torch.Generator) -> Inputs:
         x = super()._make(shape, generator)
-        if self.metaplastic:
-            x["beta"] = torch.rand(x["v"].shape, device=generator.device, generator=generator)
+        if self.precision is not None:
+            size = (shape.B, shape.T, shape.H, self._num_importances(shape.V))
+            x["beta"] = torch.rand(size, device=generator.device, generator=generator)
         # Far enough above 0 that the prior can be seen beside what is earned.
         x["importance_prior"] = 1 + torch.rand(shape.H, device=generator.device, generator=generator)
         return x
@@ -162,7 +174,8 @@ class Palimpsa(Operator):
 
     def start(self, x: Inputs) -> State:
         (mean,) = super().start(x)
-        return mean, x["importance_prior"].detach()[:, None, None].expand(mean.shape).contiguous()
+        size = (*mean.shape[:-1], self._num_importances(mean.shape[-1]))
+        return mean, x["importance_prior"].detach()[:, None, None].expand(size).contiguous()
 
     def token(self, x: Inputs, t: int) -> Inputs:
         return {name: (value if name == "importance_prior" else value[:, t]).detach() for name, value in x.items()}
@@ -221,6 +234,7 @@ class GatedDeltaNet(Operator):
         return x
 
     def forward(self, x: Inputs) -> Tensor:
+        avoid_miscompiled_backward(x["q"].device)
         return _fla("gated_delta_rule.chunk_gated_delta_rule")(x["q"], x["k"], x["v"], x["g"], x["beta"])[0]
 
     def reference(self, x: Inputs) -> tuple[Tensor, State]:
@@ -256,8 +270,9 @@ class SoftmaxAttention(Operator):
 
 # The names are those of palimpsa.analysis.collect.benchmark_columns.OPERATORS.
 REGISTRY: dict[str, Operator] = {
-    "palimpsa": Palimpsa(metaplastic=True),
-    "palimpsa_without_metaplasticity": Palimpsa(metaplastic=False),
+    "palimpsa": Palimpsa("vector"),
+    "palimpsa_scalar": Palimpsa("scalar"),
+    "palimpsa_without_metaplasticity": Palimpsa(None),
     "simple_gla": SimpleGLA(),
     "gla": GLA(),
     "gated_deltanet": GatedDeltaNet(),

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
+from palimpsa.analysis import build
 from palimpsa.analysis.build import build_benchmarks, build_operator_benchmark
 from palimpsa.analysis.collect.benchmark_columns import OPERATOR_COLUMNS, OPERATORS, OPERATORS_OF_CASE
 from palimpsa.analysis.collect.benchmark_files import read_operator_csv
@@ -60,12 +62,15 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
+def drawn_figure5(folder: Path) -> Figure:
+    return figure5(*(read_operator_csv(folder, kind, SLUG) for kind in ("throughput", "operators")))
+
+
 def test_every_figure_is_drawn_and_is_the_same_file_again(folder):
     paths = build_operator_benchmark(folder, SLUG)
     stems = ("against_length", "figure5", "per_element")
     assert [path.name for path in paths] == [f"{stem}_{SLUG}.{suffix}" for stem in stems for suffix in ("png", "svg")]
-    before = [path.read_bytes() for path in paths if path.name.startswith("figure5")]
-    (folder / f"operators_{SLUG}.csv").unlink()
+    before = [path.read_bytes() for path in paths]
     assert [path.read_bytes() for path in build_operator_benchmark(folder, SLUG)] == before
 
 
@@ -88,18 +93,67 @@ def test_without_memory_its_panel_is_left_out(folder):
 
 
 def test_figure5_shows_how_many_times_slower_than_simple_gla(folder):
-    figure = figure5(read_operator_csv(folder, "throughput", SLUG))
-    prefill, decode, ratio = figure.axes
-    assert len(prefill.lines) == len(decode.lines) == 3
+    ratio = drawn_figure5(folder).axes[2]
     assert "simple GLA" in ratio.get_title()
     lines = {line.get_label(): list(line.get_ydata()) for line in ratio.lines}
     assert lines["palimpsa"] == [3.0] * len(LENGTHS)
-    assert lines["palimpsa_without_metaplasticity"] == [1.0] * len(LENGTHS)
+    assert lines["palimpsa_scalar"] == lines["palimpsa_without_metaplasticity"] == [1.0] * len(LENGTHS)
+
+
+def test_figure5_has_the_limit_of_both_palimpsas_in_their_colours(folder):
+    figure = drawn_figure5(folder)
+    prefill, decode, _ = figure.axes
+    lines = [{line.get_label(): line for line in axes.lines} for axes in (prefill, decode)]
+    names = {"palimpsa", "palimpsa_scalar"}
+    limits = {f"limit of {name}" for name in names}
+    assert set(lines[0]) == set(lines[1]) == {*OPERATORS_OF_CASE["throughput"], *limits}
+    for drawn in lines:
+        for name in names:
+            assert drawn[f"limit of {name}"].get_color() == drawn[name].get_color()
+    assert list(lines[0]["limit of palimpsa"].get_xdata()) == LENGTHS
+    assert lines[0]["limit of palimpsa"].get_ydata()[0] == pytest.approx(1e9 / (0.27 * 16 * 48 * 96))
+    assert lines[1]["limit of palimpsa_scalar"].get_ydata()[0] == pytest.approx(4e9 / (8 * 16 * 48 * 97))
+    (legend,) = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels[-2:] == ["limit of Palimpsa", "limit of Palimpsa, one precision a head"]
+    told = legend.get_title().get_text()
+    assert "one reciprocal an entry" in told
+    assert "with one precision a head" in told
+    assert "Decode: the state at" in told
+
+
+def test_figure5_is_drawn_without_the_rows_of_one_precision_a_head(folder):
+    rows = read_operator_csv(folder, "throughput", SLUG)
+    rows = rows.loc[rows["operator"] != "palimpsa_scalar"]
+    figure = figure5(rows, read_operator_csv(folder, "operators", SLUG))
+    for axes in figure.axes:
+        assert not [line for line in axes.lines if "scalar" in str(line.get_label())]
+    assert [line.get_label() for line in figure.axes[0].lines if "limit" in str(line.get_label())] == [
+        "limit of palimpsa"
+    ]
+    assert "precision" not in figure.legends[0].get_title().get_text()
+
+
+def test_a_cpu_has_no_limits(folder, monkeypatch):
+    for kind in ("operators", "throughput"):
+        (folder / f"{kind}_{SLUG}.csv").rename(folder / f"{kind}_cpu.csv")
+    drawn = []
+    monkeypatch.setattr(build, "save_figure", lambda figure, stem: drawn.append(figure) or [])
+    build_benchmarks(folder)
+    (figure,) = [figure for figure in drawn if "Figure 5" in figure.get_suptitle()]
+    assert "limit" not in figure.legends[0].get_title().get_text()
+
+
+def test_figure5_is_drawn_where_nothing_says_what_the_device_can_reach(folder):
+    (folder / f"operators_{SLUG}.csv").unlink()
+    figure = drawn_figure5(folder)
+    assert [len(axes.lines) for axes in figure.axes[:2]] == [len(OPERATORS_OF_CASE["throughput"])] * 2
+    assert "limit" not in figure.legends[0].get_title().get_text()
 
 
 def test_without_simple_gla_the_ratio_is_to_the_control(folder):
     rows = read_operator_csv(folder, "throughput", SLUG)
-    ratio = figure5(rows.loc[rows["operator"] != "simple_gla"]).axes[2]
+    ratio = figure5(rows.loc[rows["operator"] != "simple_gla"], read_operator_csv(folder, "operators", SLUG)).axes[2]
     assert OPERATORS["palimpsa_without_metaplasticity"] in ratio.get_title()
     assert list(ratio.lines[0].get_ydata()) == [3.0] * len(LENGTHS)
 
@@ -107,7 +161,7 @@ def test_without_simple_gla_the_ratio_is_to_the_control(folder):
 def test_bars_are_the_table_and_the_line_is_the_limit(folder):
     rows = read_operator_csv(folder, "operators", SLUG)
     forward, both = time_per_element(rows.loc[rows["case"] == "table"]).axes
-    assert len(forward.patches) == len(both.patches) == 6
+    assert len(forward.patches) == len(both.patches) == 2 * len(OPERATORS_OF_CASE["table"])
     assert forward.patches[0].get_height() == 0.7
     assert [line.get_ydata()[0] for line in forward.lines] == [0.27]
     assert forward.get_ylim()[0] < 0.27

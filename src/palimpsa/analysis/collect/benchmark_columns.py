@@ -8,6 +8,7 @@ and SHARED is what all of its rows have in common: a run with other values may n
 # name -> label. The order is that of figures.
 OPERATORS = {
     "palimpsa": "Palimpsa",
+    "palimpsa_scalar": "Palimpsa, one precision a head",
     "palimpsa_without_metaplasticity": "Palimpsa w/o metaplasticity",
     "simple_gla": "simple GLA (fla)",
     "gla": "GLA (fla)",
@@ -19,13 +20,13 @@ NEED_CUDA = ("simple_gla", "gla", "gated_deltanet")
 # Those that call it on a GPU.
 NEED_FLA = (*NEED_CUDA, "palimpsa_without_metaplasticity")
 
-_RECURRENT = ("palimpsa", "palimpsa_without_metaplasticity", "simple_gla")
+_PALIMPSA = ("palimpsa", "palimpsa_scalar", "palimpsa_without_metaplasticity")
 OPERATORS_OF_CASE = {
-    "table": _RECURRENT,
-    "decode": _RECURRENT,
-    "lengths": ("palimpsa", "palimpsa_without_metaplasticity", "gla", "gated_deltanet", "softmax_attention"),
+    "table": (*_PALIMPSA, "simple_gla", "gated_deltanet"),
+    "decode": (*_PALIMPSA, "simple_gla"),
+    "lengths": (*_PALIMPSA, "gla", "gated_deltanet", "softmax_attention"),
     # The one that ratios are taken against comes first.
-    "throughput": ("simple_gla", "palimpsa_without_metaplasticity", "palimpsa"),
+    "throughput": ("simple_gla", *reversed(_PALIMPSA)),
 }
 BASELINE = "simple_gla"
 

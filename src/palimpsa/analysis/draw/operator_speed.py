@@ -1,5 +1,7 @@
 """What the operators of the benchmark cost: time and memory against sequence length, and time per element."""
 
+import math
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,13 +19,18 @@ OPERATOR_STYLES = dict(
         OPERATORS,
         (
             MODEL_STYLES[model]
-            for model in ("palimpsa_d", "palimpsa_d_nometa", "mamba2", "gla", "gated_deltanet", "transformer")
+            for model in (
+                *("palimpsa_d", "palimpsa_d_scalar", "palimpsa_d_nometa"),
+                *("mamba2", "gla", "gated_deltanet", "transformer"),
+            )
         ),
         strict=True,
     )
 )
-_MARKERS = dict(zip(OPERATORS, "oosD^v", strict=True))
+_MARKERS = dict(zip(OPERATORS, "oPosD^v", strict=True))
 _GROUP_WIDTH = 0.8
+# Of a legend.
+_MAX_COLUMNS = 5
 _MAX_SHAPE_NAME = 20
 
 
@@ -71,7 +78,8 @@ def time_per_element(rows: pd.DataFrame) -> Figure:
     operators = operators_in(rows)
     width = _GROUP_WIDTH / len(operators)
     with figure_style():
-        figure = new_figure(12.0, 4.8)
+        # A bar is as wide as the number on it.
+        figure = new_figure(max(12.0, 3.2 * len(operators)), 4.8)
         for axes, (column, name) in zip(panels_in_a_row(figure, 2), panels.items(), strict=True):
             for place, operator in enumerate(operators):
                 own = rows.loc[rows["operator"] == operator]
@@ -181,6 +189,6 @@ def operator_legend(
         extra or []
     )
     handles, labels = zip(*entries, strict=True)
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(len(labels), 5), title=caption, title_fontsize=8.5
-    )
+    num_rows = math.ceil(len(labels) / _MAX_COLUMNS)
+    num_columns = math.ceil(len(labels) / num_rows)
+    figure.legend(handles, labels, loc="outside lower center", ncols=num_columns, title=caption, title_fontsize=8.5)
