@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+
 import pytest
 
 from palimpsa.analysis import text_blocks
+from palimpsa.analysis.collect.benchmark_columns import OPERATOR_COLUMNS
 from palimpsa.analysis.collect.result_files import collect, write_collected
 from palimpsa.runs.schema import ResultError
 
@@ -91,6 +94,38 @@ def test_long_runs_are_beside_those_of_figure_2_at_the_same_rate(results):
 def test_runs_from_scratch_show_when_they_reached_99_percent(results):
     text = text_blocks.scratch_summary(results)
     assert table(text) == [["Palimpsa-D", "0.001", "79.5 (60.0, 99.0)", "not reached, 120"]]
+
+
+def write_operators(folder, rows: list[dict]) -> None:
+    """operators_*.csv with these rows of case `table`, all of one shape."""
+    folder.mkdir(parents=True)
+    shared = {"case": "table", "shape": "170m", "B": 8, "T": 4096, "H": 16, "K": 48, "V": 96, "device": "NVIDIA H200"}
+    with (folder / f"operators_{text_blocks.DEVICE}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, OPERATOR_COLUMNS["operators"], restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([shared | row for row in rows])
+
+
+def test_operators_are_beside_simple_gla_of_the_same_run(tmp_path):
+    names = ("operator", "forward_ms", "forward_backward_ms", "peak_memory_mib")
+    numbers = [
+        ("simple_gla", 0.5, 2.0, 800),
+        ("palimpsa", 1.25, 8.0, 1000),
+        ("palimpsa_scalar", 0.65, 3.0, 1200),
+        ("gated_deltanet", 1.0, 5.0, 1600),
+    ]
+    rows = [dict(zip(names, row, strict=True)) for row in numbers]
+    write_operators(tmp_path / "kernels", rows)
+    text, sizes = text_blocks.operator_speed_table(tmp_path), "8, 4096, 16, 48, 96"
+    assert table(text) == [
+        ["Palimpsa", sizes, "1.25", "8", "1000", "2.50", "4.00", "1.25"],
+        ["Palimpsa, one precision a head", sizes, "0.65", "3", "1200", "1.30", "1.50", "1.50"],
+        ["simple GLA (fla)", sizes, "0.5", "2", "800", "1.00", "1.00", "1.00"],
+        ["Gated DeltaNet (fla)", sizes, "1", "5", "1600", "2.00", "2.50", "2.00"],
+    ]
+    assert "at most 1.4, 1.6 and 1.5" in " ".join(text.split())
+    write_operators(tmp_path / "before" / "kernels", rows[:2])
+    assert "goals" not in text_blocks.operator_speed_table(tmp_path / "before")
 
 
 def test_what_is_missing_is_named(tmp_path):
