@@ -7,6 +7,9 @@ import torch
 
 from palimpsa.kernels import PalimpsaOutput, PalimpsaState, palimpsa
 
+# Run by test_compilation.py in processes of their own, from this folder.
+collect_ignore = ["compile_for_hopper.py", "compile_side_by_side.py", "count_variants.py", "hopper.py"]
+
 
 @pytest.fixture
 def device():
@@ -33,6 +36,14 @@ def triton(device):
         return PalimpsaOutput(*move(out[:2], "cpu"), final)
 
     return run
+
+
+@pytest.fixture
+def no_rehearsals(monkeypatch):
+    """A kernel is compiled when it is launched; no other sizes than a call's own are planned for."""
+    for name in ("forward", "backward"):
+        module = importlib.import_module(f"palimpsa.kernels.gpu.{name}")
+        monkeypatch.setattr(module, "compile_once", lambda mode, rehearse: None)
 
 
 @pytest.fixture

@@ -530,6 +530,15 @@ class TestOnTheGpu:
         assert_equal(problem.run(triton), problem.run(triton), 0)
         assert_equal(problem.gradients(triton), problem.gradients(triton), 0)
 
+    def test_another_length_batch_or_number_of_heads_compiles_nothing(self, Problem, triton, monkeypatch):
+        Problem((2, 100, 2, 48, 96), torch.bfloat16).gradients(triton)
+        compiled = []
+        runtime = importlib.import_module("triton.knobs").runtime
+        monkeypatch.setattr(runtime, "jit_post_compile_hook", lambda **options: compiled.append(options["fn"].name))
+        for B, T, H in ((2, 101, 2), (1, 1, 1), (16, 64, 16), (1, 5000, 3), (3, 1024, 2)):
+            Problem((B, T, H, 48, 96), torch.bfloat16).gradients(triton)
+        assert compiled == []
+
     @pytest.mark.parametrize("packed", [True, False])
     def test_a_cuda_graph_can_be_captured(self, Problem, device, packed):
         bounds = torch.tensor([0, 100, 100, 300], device=device) if packed else None

@@ -22,7 +22,7 @@ class Launch(NamedTuple):
 
 
 @pytest.fixture
-def recorded_launches(monkeypatch):
+def recorded_launches(monkeypatch, no_rehearsals):
     """What the forward and the backward launch, written down and not run: results are what lay in memory."""
     launches = []
 
@@ -48,7 +48,7 @@ def test_groups_of_heads_fit_a_grid():
 
 @pytest.mark.parametrize("shape", [(1, 33, 3, 5, 8), (1, 3, 3, 20, 40)])
 def test_heads_done_in_groups_change_nothing(
-    Problem, assert_equal, outputs_and_gradients, triton, short_segments, monkeypatch, shape
+    Problem, assert_equal, outputs_and_gradients, triton, short_segments, no_rehearsals, monkeypatch, shape
 ):
     problem = Problem(shape, torch.float32)
     expected = outputs_and_gradients(problem, triton)
