@@ -57,7 +57,7 @@ def _forward(
     Args:
         cu_seqlens: for "triton" alone.
         num_rows, chunk_size: of scan.Plan; for "chunked" alone.
-        save: whether a backward will follow; for "chunked" alone. Without it a backward is right, and slower.
+        save: whether a backward will follow. Without it a backward is right, and slower.
     """
     kept, V, G = v.new_empty(0, dtype=compute_dtype(v.dtype)), v.shape[-1], beta.shape[-1]
     by_products = path == "triton" and suits_products(V, G)
@@ -65,19 +65,20 @@ def _forward(
         if not by_products:
             beta, importance0 = _for_rows(beta, importance0, V)
         if path == "triton":
-            if by_products:
-                from .gpu import grouped as triton_forward
-            else:
-                from .gpu import forward as triton_forward
-
             tensors: Any = [_contiguous(x) for x in (q, k, v, beta, g, importance_prior)]
             states: Any = [_contiguous(x) for x in (mean0, importance0)]
-            run: Any = triton_forward.forward
+            options: Any = (*tensors, scale, *states, output_final_state, output_variance, cu_seqlens)
             # Triton launches on the current device.
             with torch.cuda.device_of(q):
-                o, variance, mean, importance = run(
-                    *tensors, scale, *states, output_final_state, output_variance, cu_seqlens
-                )
+                if by_products:
+                    from .gpu import grouped
+
+                    o, variance, mean, importance, kept = grouped.forward(*options)
+                    kept = kept if save else kept.new_empty(0)
+                else:
+                    from .gpu import forward as triton_forward
+
+                    o, variance, mean, importance = triton_forward.forward(*options)
         else:
             o, variance, mean, importance, kept = scan.forward(
                 q, k, v, beta, g, importance_prior, mean0, importance0, scale, scan.Plan(num_rows, chunk_size),
@@ -114,6 +115,10 @@ def _(
     if path == "chunked" and save:
         num_chunks = (T + chunk_size - 1) // chunk_size
         size = (num_chunks * 2 * B * H * K * V,)
+    elif path == "triton" and save and suits_products(V, beta.shape[-1]):
+        from .gpu.grouped import count_chunks, num_kept
+
+        size = (num_kept(B * T, count_chunks(num_states, T, cu_seqlens is not None), H, K, beta.shape[-1]),)
     else:
         size = (0,)
     variance = v.new_empty(v.shape) if output_variance else kept.new_empty(0)
@@ -162,20 +167,21 @@ def _backward(
             importance = None if importance is None else repeat_for_rows(importance, V)
             d_importance = None if d_importance is None else place_in_first_rows(d_importance, V)
         if path == "triton":
-            if by_products:
-                from .gpu import grouped_backward as triton_backward
-            else:
-                from .gpu import backward as triton_backward
-
             if d_mean is not None or d_importance is not None:
                 d_mean, d_importance = _zeros_if_missing(d_mean, mean), _zeros_if_missing(d_importance, importance)
             d_o = torch.zeros_like(v) if d_o is None else d_o
             tensors: Any = [_contiguous(x) for x in (q, k, v, beta, g, importance_prior)]
             states: Any = [_contiguous(x) for x in (mean0, importance0, mean, importance)]
             flows: Any = [_contiguous(x) for x in (d_o, d_variance, d_mean, d_importance)]
-            run: Any = triton_backward.backward
             with torch.cuda.device_of(q):
-                gradients = run(*tensors, scale, *states, cu_seqlens, *flows)
+                if by_products:
+                    from .gpu import grouped_backward
+
+                    gradients = grouped_backward.backward(*tensors, scale, *states, cu_seqlens, kept, *flows)
+                else:
+                    from .gpu import backward as triton_backward
+
+                    gradients = triton_backward.backward(*tensors, scale, *states, cu_seqlens, *flows)
         else:
             gradients = scan.backward(
                 q, k, v, beta, g, importance_prior, mean0, importance0, mean, importance, kept,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .chunked import no_tokens, palimpsa_chunked, zero_precisions
-from .library import call_forward, call_step
+from .library import call_forward, call_step, needs_backward
 from .linear import linear_attention
 from .reference import palimpsa_reference
 from .types import PalimpsaOutput, PalimpsaState
@@ -102,8 +102,9 @@ def _palimpsa_triton(
             )
         beta = zero_precisions(v, state) if beta is None else beta
         mean, importance = (None, None) if state is None else state
+        tensors = (q, k, v, beta, g, importance_prior, mean, importance)
         o, variance, mean, importance, _ = call_forward(
-            "triton", q, k, v, beta, g, importance_prior, mean, importance, cu_seqlens, scale, 1, 1, False,
+            "triton", *tensors, cu_seqlens, scale, 1, 1, needs_backward(*tensors),
             output_final_state, output_variance,
         )  # fmt: skip
     return PalimpsaOutput(

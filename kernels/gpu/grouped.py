@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..groups import repeat_for_rows
 from .compilation import compile_once, launch, rehearsals
-from .forward import ForwardResult, Sequences, num_heads_that_fit, slice_heads, split
+from .forward import Sequences, num_heads_that_fit, slice_heads, split
 from .primitives import (
     HAS_PTX,
     INTERPRETED,
@@ -111,8 +111,7 @@ def power_of_2(x, HAS_PTX: tl.constexpr):
 
 @triton.jit(do_not_specialize=OF_CALL, do_not_specialize_on_alignment=SCALARS)
 def _chunk_sums_kernel(
-    k, beta, g, decays, chunk_decay, J_states, cu_seqlens, offsets, sequence_of, num_tokens_all, T, H, first_head,
-    num_heads, chunks_each,
+    k, beta, g, decays, chunk_decay, J_states, cu_seqlens, offsets, sequence_of, num_tokens_all, T, H, chunks_each,
     K: tl.constexpr, G: tl.constexpr, KP: tl.constexpr, C: tl.constexpr, IS_PACKED: tl.constexpr,
 ):  # fmt: skip
     """Of one chunk and head: the sums of the decays' log2 up to each token, the decay of all, and what J gets.
@@ -120,8 +119,7 @@ def _chunk_sums_kernel(
     The sums are in two float32, whose differences are exact: in one, a difference would lose small decays behind large
     ones. 2^-160 is 0: so is a reset.
     """
-    chunk, local_head = tl.program_id(0), tl.program_id(1)
-    h = first_head + local_head
+    chunk, h = tl.program_id(0) // H, tl.program_id(0) % H
     _, _, start, num_tokens = locate(chunk, T, chunks_each, cu_seqlens, offsets, sequence_of, C, IS_PACKED)
     if num_tokens > 0:
         tt, kk = tl.arange(0, C), tl.arange(0, KP)
@@ -133,11 +131,11 @@ def _chunk_sums_kernel(
         total = tl.cumsum(tl.maximum(g_t.to(tl.float64) * LOG2_E, -160.0), 0)
         high = total.to(tl.float32)
         low = (total - high.to(tl.float64)).to(tl.float32)
-        at = decays + tl.cast(local_head, tl.int64) * num_tokens_all + start + tt
+        at = decays + tl.cast(h, tl.int64) * num_tokens_all + start + tt
         tl.store(at, high, mask=in_t)
-        tl.store(at + tl.cast(num_heads, tl.int64) * num_tokens_all, low, mask=in_t)
+        tl.store(at + tl.cast(H, tl.int64) * num_tokens_all, low, mask=in_t)
         end = tl.sum(tl.where(tt == C - 1, total, 0.0), 0)
-        state = chunk.to(tl.int64) * num_heads + local_head
+        state = chunk.to(tl.int64) * H + h
         tl.store(chunk_decay + state, tl.exp2(end.to(tl.float32)))
         since = tl.exp2((end - total).to(tl.float32))
         for j in range(G):
@@ -155,14 +153,13 @@ def _carry_kernel(
 
     x = decay x + own from chunk to chunk, K G numbers of one head and sequence; what is left goes to `end`.
     """
-    n = tl.program_id(0)
-    local_head = tl.program_id(1)
+    n, local_head = tl.program_id(0) // num_heads, tl.program_id(0) % num_heads
     if IS_PACKED:
         begin = tl.load(offsets + n).to(tl.int64)
         num = (tl.load(offsets + n + 1) - begin).to(tl.int32)
     else:
         begin, num = n.to(tl.int64) * chunks_each, chunks_each
-    i = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < K * G
     # The state of the operator is [K, G].
     at_sequence = (n.to(tl.int64) * H + first_head + local_head) * (K * G) + i % K * G + i // K
@@ -175,7 +172,8 @@ def _carry_kernel(
             chunk = (begin + place) * num_heads + local_head
             is_chunk = step + ahead < num
             own = own + (tl.load(x + chunk * (K * G) + i, mask=inside & is_chunk, other=0.0),)
-            passed = passed + (tl.load(chunk_decay + chunk, mask=is_chunk, other=1.0),)
+            at_decay = chunk_decay + (begin + place) * H + first_head + local_head
+            passed = passed + (tl.load(at_decay, mask=is_chunk, other=1.0),)
         for ahead in tl.static_range(AHEAD):
             place = num - 1 - step - ahead if REVERSE else step + ahead
             chunk = (begin + place) * num_heads + local_head
@@ -186,11 +184,11 @@ def _carry_kernel(
 
 
 @triton.jit
-def load_decays(decays, local_head, num_heads, num_tokens_all, start, num_tokens, C: tl.constexpr):
+def load_decays(decays, h, H, num_tokens_all, start, num_tokens, C: tl.constexpr):
     """What _chunk_sums_kernel wrote of a chunk's decays: high and low [C], and both at its last token."""
     tt = tl.arange(0, C)
-    at = decays + tl.cast(local_head, tl.int64) * num_tokens_all + start
-    at_low = at + tl.cast(num_heads, tl.int64) * num_tokens_all
+    at = decays + tl.cast(h, tl.int64) * num_tokens_all + start
+    at_low = at + tl.cast(H, tl.int64) * num_tokens_all
     in_t = tt < num_tokens
     high_end, low_end = tl.load(at + num_tokens - 1), tl.load(at_low + num_tokens - 1)
     # What is beyond the last token comes after it, so that no decay is above 1.
@@ -265,7 +263,7 @@ def _accumulate_kernel(
         first = begin + c * C
         num_left = tl.minimum(num_tokens - c * C, C)
         in_t = tt < num_left
-        high, low, high_end, low_end = load_decays(decays, local_head, num_heads, num_tokens_all, first, num_left, C)
+        high, low, high_end, low_end = load_decays(decays, h, H, num_tokens_all, first, num_left, C)
         if REVERSE:
             weight = tl.exp2(high)
             after = (at_chunk + num_heads) * (K * V) + inside
@@ -316,9 +314,7 @@ def _attend_kernel(
         state = chunk.to(tl.int64) * num_heads + local_head
         prior_h = tl.load(prior + h).to(tl.float32)
         beta_t = tl.load(beta + (row + tt * H) * G + j, mask=in_t, other=0.0).to(tl.float32)
-        high, low, _high_end, _low_end = load_decays(
-            decays, local_head, num_heads, num_tokens_all, start, num_tokens, C
-        )
+        high, low, _high_end, _low_end = load_decays(decays, h, H, num_tokens_all, start, num_tokens, C)
         passed = tl.exp2(high)
         until = decays_between(high, low, False, C, MODE, HAS_PTX)
         scores = tl.zeros([C, C], tl.float32)
@@ -331,7 +327,17 @@ def _attend_kernel(
             k_t = tl.load(k + at, mask=mask, other=0.0)
             q_t = tl.load(q + at, mask=mask, other=0.0).to(tl.float32) * scale
             importance = chunk_importance(
-                k_t.to(tl.float32), beta_t, J_states, state * G + j, kk, until, passed, prior_h, K, MODE, HAS_BF16
+                k_t.to(tl.float32),
+                beta_t,
+                J_states,
+                (chunk.to(tl.int64) * H + h) * G + j,
+                kk,
+                until,
+                passed,
+                prior_h,
+                K,
+                MODE,
+                HAS_BF16,
             )
             p_t = q_t * reciprocal(importance, HAS_PTX)
             # A query rounded to 8 bits would leave o, beside a rounded state, a tenth more wrong than it may be.
@@ -365,7 +371,7 @@ class Plan(NamedTuple):
 
     Attributes:
         KT, VT: keys and rows of a tile.
-        stages: tiles that loads run ahead, plus one.
+        stages: tiles of rows that loads run ahead, plus one.
         num_warps: of every kernel that multiplies matrices.
     """
 
@@ -381,7 +387,7 @@ def make_plan(
 ) -> Plan:
     """`size`: bytes of a number that goes into a product."""
     R = V // G
-    bytes_a_head = num_chunks * (size * K * V + 4 * G * K) + 4 * num_tokens * (2 + G)
+    bytes_a_head = num_chunks * size * K * V + 4 * num_tokens * G
     if with_gradients:
         bytes_a_head += num_chunks * (size * K * V + 4 * G * K) + num_tokens * (size * G * K + 4 * (K + 2 * G))
     # Half precision inputs take 4 (K + V) bytes a token and head: the work may take twice that.
@@ -389,8 +395,9 @@ def make_plan(
     heads = slice_heads(H, fit)
     if max(K, R) <= SMALL_TILE:
         return Plan(SMALL_TILE, SMALL_TILE, 1, 2, heads)
-    # More than there are tiles of rows would take shared memory for nothing, and what wide keys need does not fit.
-    stages = min(3, cdiv(R, TILE)) if K <= 2 * TILE else 1
+    # What wide keys need fits the shared memory once. In the forward, whose programs leave room for others, more than
+    # there are tiles would keep some out.
+    stages = 1 if K > 2 * TILE else 3 if with_gradients else min(3, cdiv(R, TILE))
     return Plan(TILE, TILE, stages, 4, heads)
 
 
@@ -469,64 +476,97 @@ def make_call(
     return Call(q, k, v, beta, g, prior, scale, sequences, sequences.cut(CHUNK))
 
 
-class Heads(NamedTuple):
-    """Of some heads of a call, what every later kernel starts from.
+class Prepared(NamedTuple):
+    """What every later kernel starts from, of all heads; float32.
 
     Attributes:
-        first, num: the heads.
-        decays: [2, num, B * T], and
-        chunk_decay: [chunks, num]: see `_chunk_sums_kernel`.
-        J_states: [chunks, num, G, K], J before every chunk.
+        J_states: [chunks, H, G, K], J before every chunk.
+        decays: [2, H, B * T], and
+        chunk_decay: [chunks, H]: see `_chunk_sums_kernel`.
     """
 
-    first: int
-    num: int
+    J_states: Tensor
     decays: Tensor
     chunk_decay: Tensor
-    J_states: Tensor
 
 
-def prepare(call: Call, first_head: int, num_heads: int, J_end: Tensor | None) -> Heads:
-    """Sums over the tokens of every chunk, and J before it; J after every sequence goes to `J_end` [N, H, K, G]."""
+def count_chunks(num_sequences: int, num_tokens: int, is_packed: bool) -> int:
+    """Of `num_sequences` sequences of, or packed in, `num_tokens` tokens: the count of `primitives.cut`."""
+    if is_packed:
+        return num_tokens // CHUNK + num_sequences
+    return num_sequences * cdiv(num_tokens, CHUNK)
+
+
+def num_kept(num_tokens: int, num_chunks: int, H: int, K: int, G: int) -> int:
+    """Numbers that the forward hands to the backward: those of `Prepared`, each part a multiple of 16 bytes."""
+    return sum(cdiv(size, 4) * 4 for size in (num_chunks * H * G * K, 2 * H * num_tokens, num_chunks * H))
+
+
+def cut_kept(call: Call, kept: Tensor) -> Prepared:
+    """The parts of what the forward keeps."""
+    _, _, H, K, _, G = call.sizes
+    parts, start = [], 0
+    for shape in ((call.chunks.count, H, G, K), (2, H, call.num_tokens), (call.chunks.count, H)):
+        size = torch.Size(shape).numel()
+        parts.append(kept[start : start + size].view(shape))
+        start += cdiv(size, 4) * 4
+    return Prepared(*parts)
+
+
+def prepare(call: Call, J_end: Tensor | None) -> tuple[Prepared, Tensor]:
+    """Sums over the tokens of every chunk, and J before it; J after every sequence goes to `J_end` [N, H, K, G].
+
+    Also in one tensor, for `cut_kept`.
+    """
     _, T, H, K, _, G = call.sizes
     chunks = call.chunks
-    decays = call.g.new_empty(2, num_heads, call.num_tokens)
-    chunk_decay = call.g.new_empty(chunks.count, num_heads)
-    J_states = call.g.new_empty(chunks.count, num_heads, G, K)
-    heads = Heads(first_head, num_heads, decays, chunk_decay, J_states)
+    kept = call.g.new_empty(num_kept(call.num_tokens, chunks.count, H, K, G))
+    prepared = cut_kept(call, kept)
+    J_states, decays, chunk_decay = prepared
     launch(
-        _chunk_sums_kernel, (chunks.count, num_heads),
-        call.k, call.beta, call.g, decays, chunk_decay, J_states, *call.places, call.num_tokens, T, H, first_head,
-        num_heads, chunks.each, K, G, max(16, next_power_of_2(K)), CHUNK, IS_PACKED=call.is_packed, num_warps=2,
+        _chunk_sums_kernel, (chunks.count * H,),
+        call.k, call.beta, call.g, decays, chunk_decay, J_states, *call.places, call.num_tokens, T, H, chunks.each,
+        K, G, max(16, next_power_of_2(K)), CHUNK, IS_PACKED=call.is_packed, num_warps=2,
     )  # fmt: skip
-    carry(call, heads, J_states, call.sequences.J_start, J_end, reverse=False)
-    return heads
+    carry(call, (0, H), chunk_decay, J_states, call.sequences.J_start, J_end, reverse=False)
+    return prepared, kept
 
 
-def carry(call: Call, heads: Heads, x: Tensor, start: Tensor | None, end: Tensor | None, reverse: bool) -> None:
-    """Runs `_carry_kernel` over x [chunks, num_heads, G, K], from `start` to `end`, each [N, H, K, G] or None."""
+def carry(
+    call: Call,
+    heads: tuple[int, int],
+    chunk_decay: Tensor,
+    x: Tensor,
+    start: Tensor | None,
+    end: Tensor | None,
+    reverse: bool,
+) -> None:
+    """Runs `_carry_kernel` over x [chunks, num_heads, G, K], from `start` to `end`, each [N, H, K, G] or None.
+
+    heads: the first one, and how many. chunk_decay [chunks, H] is that of all.
+    """
     _, _, H, K, _, G = call.sizes
     block = min(128, next_power_of_2(K * G))
-    # A pointer that is not used still has to be one.
-    any_state = heads.chunk_decay
     launch(
-        _carry_kernel, (call.sequences.num, heads.num, cdiv(K * G, block)),
-        x, heads.chunk_decay, any_state if start is None else start, any_state if end is None else end,
-        call.sequences.cu_seqlens, call.chunks.offsets, H, heads.first, heads.num, call.chunks.each,
+        _carry_kernel, (call.sequences.num * heads[1], cdiv(K * G, block)),
+        # A pointer that is not used still has to be one.
+        x, chunk_decay, chunk_decay if start is None else start, chunk_decay if end is None else end,
+        call.sequences.cu_seqlens, call.chunks.offsets, H, *heads, call.chunks.each,
         int(start is not None), int(end is not None), K, G, block, AHEAD, REVERSE=reverse, IS_PACKED=call.is_packed,
         num_warps=1,
     )  # fmt: skip
 
 
-def accumulate(call: Call, plan: Plan, heads: Heads, M_end: Tensor | None) -> Tensor:
+def accumulate(call: Call, plan: Plan, heads: tuple[int, int], decays: Tensor, M_end: Tensor | None) -> Tensor:
     """M before every chunk, [chunks, num_heads, K, V]; after every sequence it goes to `M_end` [N, H, K, V]."""
-    return _accumulate(call, plan, heads, call.k, call.v, call.sequences.M_start, M_end, None)
+    return _accumulate(call, plan, heads, decays, call.k, call.v, call.sequences.M_start, M_end, None)
 
 
 def accumulate_flows(
     call: Call,
     plan: Plan,
-    heads: Heads,
+    heads: tuple[int, int],
+    decays: Tensor,
     queries: Tensor,
     do: Tensor,
     states: Tensor,
@@ -540,10 +580,10 @@ def accumulate_flows(
         last: the flow of M, and M, after every sequence, [N, H, K, V] each.
         first: takes what reaches the start of every sequence.
     """
-    products = call.g.new_zeros(_num_tiles(call, plan, reverse=True), call.chunks.count, heads.num)
+    products = call.g.new_zeros(_num_tiles(call, plan, reverse=True), call.chunks.count, heads[1])
     flow, M_last = last or (None, None)
     flows = _accumulate(
-        call, plan, heads, queries, do, flow, first, (states, products if M_last is None else M_last, products)
+        call, plan, heads, decays, queries, do, flow, first, (states, products if M_last is None else M_last, products)
     )
     return flows, products
 
@@ -557,7 +597,8 @@ def _num_tiles(call: Call, plan: Plan, reverse: bool) -> int:
 def _accumulate(
     call: Call,
     plan: Plan,
-    heads: Heads,
+    heads: tuple[int, int],
+    decays: Tensor,
     x: Tensor,
     y: Tensor,
     start: Tensor | None,
@@ -565,16 +606,15 @@ def _accumulate(
     for_products: tuple[Tensor, Tensor, Tensor] | None,
 ) -> Tensor:
     _, T, H, K, V, G = call.sizes
-    chunks, reverse, num_heads = call.chunks, for_products is not None, heads.num
+    chunks, reverse, num_heads = call.chunks, for_products is not None, heads[1]
     out = x.new_empty(chunks.count, num_heads, K, V, dtype=call.product_dtype)
-    of_x = (num_heads, 0, chunks.each) if reverse else (H, heads.first, chunks.each)
+    of_x = (num_heads, 0, chunks.each) if reverse else (H, heads[0], chunks.each)
     tiles = _num_tiles(call, plan, reverse)
-    any_state = heads.decays
     launch(
         _accumulate_kernel, (call.sequences.num * tiles, num_heads),
-        x, y, heads.decays, any_state if start is None else start, out, any_state if end is None else end,
-        *(for_products or (out, any_state, any_state)), call.sequences.cu_seqlens, chunks.offsets, call.num_tokens, T,
-        H, heads.first, num_heads, *of_x, chunks.count, int(start is not None), int(end is not None),
+        x, y, decays, decays if start is None else start, out, decays if end is None else end,
+        *(for_products or (out, decays, decays)), call.sequences.cu_seqlens, chunks.offsets, call.num_tokens, T,
+        H, heads[0], num_heads, *of_x, chunks.count, int(start is not None), int(end is not None),
         K, V, G if reverse else 1, plan.KT, plan.VT, CHUNK, STAGES, REVERSE=reverse,
         num_warps=plan.num_warps, **call.options,
     )  # fmt: skip
@@ -594,8 +634,8 @@ def forward(
     output_final_state: bool,
     output_variance: bool,
     cu_seqlens: Tensor | None,
-) -> ForwardResult:
-    """`forward` of forward.py for beta [B, T, H, G] and importances [N, H, K, G]."""
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor]:
+    """The results of `forward` of forward.py, for beta [B, T, H, G] and importances [N, H, K, G], and what to keep."""
     call = make_call(q, k, v, beta, g, importance_prior, scale, mean0, importance0, cu_seqlens)
     B, T, H, K, V, G = call.sizes
     if not q.is_meta:
@@ -612,26 +652,26 @@ def forward(
         compile_once(("grouped forward", *call.mode, output_variance), rehearse)
     o = torch.empty_like(v)
     variance = torch.empty_like(v) if output_variance else None
-    end = None
+    M_end = J_end = None
     if output_final_state:
-        end = tuple(g.new_empty(call.sequences.num, H, K, width) for width in (V, G))
+        M_end, J_end = (g.new_empty(call.sequences.num, H, K, width) for width in (V, G))
+    prepared, kept = prepare(call, J_end)
     plan = call.plan(with_gradients=False)
-    for first_head, num_heads in plan.head_slices:
-        heads = prepare(call, first_head, num_heads, None if end is None else end[1])
-        states = accumulate(call, plan, heads, None if end is None else end[0])
+    for heads in plan.head_slices:
+        states = accumulate(call, plan, heads, prepared.decays, M_end)
+        first_head, num_heads = heads
         spreads = g.new_empty((call.num_tokens, num_heads, G) if output_variance else (0,))
         launch(
             _attend_kernel, (call.chunks.count * G, num_heads),
-            call.q, call.k, call.v, call.beta, call.prior, heads.decays, states, heads.J_states, o, spreads,
-            *call.places, call.scale, call.num_tokens, T, H, first_head, num_heads, call.chunks.each,
+            call.q, call.k, call.v, call.beta, call.prior, prepared.decays, states, prepared.J_states, o, spreads,
+            *call.places, call.scale, call.num_tokens, T, H, *heads, call.chunks.each,
             K, V, G, plan.KT, plan.VT, CHUNK, plan.stages, HAS_VARIANCE=output_variance, HAS_PTX=HAS_PTX,
             num_warps=plan.num_warps, **call.options,
         )  # fmt: skip
         if variance is not None:
             of_groups = spreads.view(B, T, num_heads, G)
             variance[:, :, first_head : first_head + num_heads] = repeat_for_rows(of_groups, V)
-    if end is None:
-        return ForwardResult(o, variance, None, None)
-    M, J = end
-    importance = J.add_(importance_prior.float()[:, None, None])
-    return ForwardResult(o, variance, M.div_(repeat_for_rows(importance, V)), importance)
+    if M_end is None or J_end is None:
+        return o, variance, None, None, kept
+    importance = J_end.add_(importance_prior.float()[:, None, None])
+    return o, variance, M_end.div_(repeat_for_rows(importance, V)), importance, kept

@@ -23,10 +23,12 @@ from .grouped import (
     OF_CALL,
     Call,
     Plan,
+    Prepared,
     accumulate,
     accumulate_flows,
     carry,
     chunk_importance,
+    cut_kept,
     decays_between,
     load_decays,
     make_call,
@@ -65,9 +67,7 @@ def _query_gradients_kernel(
         state = chunk.to(tl.int64) * num_heads + local_head
         own_row = start * num_heads + local_head
         prior_h = tl.load(prior + h).to(tl.float32)
-        high, low, _high_end, _low_end = load_decays(
-            decays, local_head, num_heads, num_tokens_all, start, num_tokens, C
-        )
+        high, low, _high_end, _low_end = load_decays(decays, h, H, num_tokens_all, start, num_tokens, C)
         passed = tl.exp2(high)
         dq_t = tl.zeros([C, KT], tl.float32)
         dk_t = tl.zeros([C, KT], tl.float32)
@@ -99,7 +99,17 @@ def _query_gradients_kernel(
             key = k_t.to(tl.float32)
             beta_t = tl.load(beta + (row + tt * H) * G + j, mask=in_t, other=0.0).to(tl.float32)
             importance = chunk_importance(
-                key, beta_t, J_states, state * G + j, kk, until, passed, prior_h, K, MODE, HAS_BF16
+                key,
+                beta_t,
+                J_states,
+                (chunk.to(tl.int64) * H + h) * G + j,
+                kk,
+                until,
+                passed,
+                prior_h,
+                K,
+                MODE,
+                HAS_BF16,
             )
             inverse = reciprocal(importance, HAS_PTX)
             p_t = q_t * inverse
@@ -152,7 +162,7 @@ def _key_gradients_kernel(
         own_row = start * num_heads + local_head
         state = chunk.to(tl.int64) * num_heads + local_head
         all_tokens = tl.cast(num_tokens_all, tl.int64)
-        high, low, high_end, low_end = load_decays(decays, local_head, num_heads, num_tokens_all, start, num_tokens, C)
+        high, low, high_end, low_end = load_decays(decays, h, H, num_tokens_all, start, num_tokens, C)
         until_end, whole = tl.exp2((high_end - high) + (low_end - low)), tl.exp2(high_end)
         term = tl.zeros([C], tl.float32)
         # What the gradient of the last log decay is: <flow, state after the chunk>, for M and for J.
@@ -215,7 +225,8 @@ def _key_gradients_kernel(
                 mask = in_t[:, None] & in_k[None, :]
                 p_t = tl.load(at_p + tt[:, None] * p_step + kk[None, :], mask=mask, other=0.0)
                 flow = tl.load(J_flows + (state * G + j) * K + kk, mask=in_k, other=0.0)
-                J = tl.load(J_states + (state * G + j) * K + kk, mask=in_k, other=0.0)
+                at_J = ((chunk.to(tl.int64) * H + h) * G + j) * K + kk
+                J = tl.load(J_states + at_J, mask=in_k, other=0.0)
                 key = keys[tile].to(tl.float32)
                 from_flow = laters[tile] * until_end[:, None]
                 anchor += whole * tl.sum(flow * J, 0)
@@ -242,8 +253,8 @@ def _key_gradients_kernel(
 def _differentiate_heads(
     call: Call,
     plan: Plan,
-    first_head: int,
-    num_heads: int,
+    heads: tuple[int, int],
+    prepared: Prepared,
     do: Tensor,
     dvar: Tensor | None,
     last: tuple[Tensor, Tensor, Tensor] | None,
@@ -263,8 +274,9 @@ def _differentiate_heads(
     chunks, num_tokens = call.chunks, call.num_tokens
     float32 = {"dtype": torch.float32, "device": q.device}
     tiles_k = cdiv(K, plan.KT)
-    heads = prepare(call, first_head, num_heads, None)
-    states = accumulate(call, plan, heads, None)
+    num_heads = heads[1]
+    J_states, decays, chunk_decay = prepared
+    states = accumulate(call, plan, heads, decays, None)
     queries = q.new_empty(num_tokens, num_heads, G, K, dtype=call.product_dtype)
     dk_from_J = torch.empty(num_tokens, num_heads, K, **float32)
     dbeta_sum = torch.empty(tiles_k, num_tokens, num_heads, G, **float32)
@@ -272,22 +284,30 @@ def _differentiate_heads(
     terms = torch.empty(tiles_k, num_heads, num_tokens, **float32)
     # Zeros: a piece of a packed batch may have no tokens.
     own_sums = torch.zeros(tiles_k, chunks.count, num_heads, **float32)
-    where = (*call.places, num_tokens, T, H, first_head, num_heads, chunks.each, chunks.count)
+    where = (*call.places, num_tokens, T, H, *heads, chunks.each, chunks.count)
     sizes = (K, V, G, plan.KT, plan.VT, CHUNK, plan.stages)
     launch(
         _query_gradients_kernel, (chunks.count * tiles_k, num_heads),
-        q, k, v, beta, call.prior, do, do if dvar is None else dvar, heads.decays, states, heads.J_states,
+        q, k, v, beta, call.prior, do, do if dvar is None else dvar, decays, states, J_states,
         dq, queries, dk_from_J, dbeta_sum, J_flows, terms, own_sums, *where, call.scale, *sizes,
         HAS_DVAR=dvar is not None, HAS_PTX=HAS_PTX, num_warps=plan.num_warps, **call.options,
     )  # fmt: skip
-    carry(call, heads, J_flows, None if last is None else last[1], None if first is None else first[1], reverse=True)
+    carry(
+        call,
+        heads,
+        chunk_decay,
+        J_flows,
+        None if last is None else last[1],
+        None if first is None else first[1],
+        reverse=True,
+    )
     flows, products = accumulate_flows(
-        call, plan, heads, queries, do, states, None if last is None else (last[0], last[2]),
+        call, plan, heads, decays, queries, do, states, None if last is None else (last[0], last[2]),
         None if first is None else first[0],
     )  # fmt: skip
     launch(
         _key_gradients_kernel, (chunks.count, num_heads),
-        queries, k, v, beta, do, heads.decays, heads.J_states, flows, products, J_flows, dk_from_J, dbeta_sum, terms,
+        queries, k, v, beta, do, decays, J_states, flows, products, J_flows, dk_from_J, dbeta_sum, terms,
         dk, dv, dbeta, dg, *where, len(products), *sizes, HAS_PTX=HAS_PTX, num_warps=plan.num_warps, **call.options,
     )  # fmt: skip
     return own_sums.sum((0, 1))
@@ -306,12 +326,17 @@ def backward(
     mean: Tensor | None,
     importance: Tensor | None,
     cu_seqlens: Tensor | None,
+    kept: Tensor,
     do: Tensor,
     dvar: Tensor | None,
     dmean: Tensor | None,
     dimportance: Tensor | None,
 ) -> Gradients:
-    """`backward` of backward.py for beta [B, T, H, G] and importances [N, H, K, G]."""
+    """`backward` of backward.py for beta [B, T, H, G] and importances [N, H, K, G].
+
+    Args:
+        kept: the last result of `forward`; what is empty is computed again.
+    """
     call = make_call(q, k, v, beta, g, importance_prior, scale, mean0, importance0, cu_seqlens)
     _, _, H, K, V, G = call.sizes
     if not q.is_meta:
@@ -322,7 +347,15 @@ def backward(
             states = [size.state(x) for x in (mean0, importance0, mean, importance)]
             flows = [size.sequence(do), size.sequence(dvar), size.state(dmean), size.state(dimportance)]
             tensors = [size.sequence(x) for x in (q, k, v, beta, g)]
-            backward(*tensors, size.prior(importance_prior), scale, *states, size.bounds(cu_seqlens), *flows)
+            backward(
+                *tensors,
+                size.prior(importance_prior),
+                scale,
+                *states,
+                size.bounds(cu_seqlens),
+                kept.new_empty(0, device="meta"),
+                *flows,
+            )
 
         compile_once(("grouped backward", *call.mode, dvar is None), rehearse)
     dq, dk, dv, dbeta, dg = (torch.empty_like(x) for x in (q, k, v, beta, g))
@@ -336,9 +369,10 @@ def backward(
     do, dvar = aligned(do), None if dvar is None else aligned(dvar)
     own_sums = g.new_zeros(H)
     plan = call.plan(with_gradients=True)
-    for first_head, num_heads in plan.head_slices:
-        own_sums[first_head : first_head + num_heads] = _differentiate_heads(
-            call, plan, first_head, num_heads, do, dvar, last, first, (dq, dk, dv, dbeta, dg)
+    prepared = cut_kept(call, kept) if kept.numel() else prepare(call, None)[0]
+    for heads in plan.head_slices:
+        own_sums[heads[0] : sum(heads)] = _differentiate_heads(
+            call, plan, heads, prepared, do, dvar, last, first, (dq, dk, dv, dbeta, dg)
         )
 
     # What forgetting gives back of the prior, over all tokens, telescopes: README.md.

@@ -94,75 +94,83 @@ def _grouped_step_kernel(
     K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, GROUPS: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr,
     AHEAD: tl.constexpr, IS_DENSE: tl.constexpr, HAS_BETA: tl.constexpr, HAS_VARIANCE: tl.constexpr,
 ):  # fmt: skip
-    """All keys and all rows of GROUPS groups of one head: nobody else reads the importances that it overwrites.
+    """All rows of GROUPS groups of one head: nobody else reads the importances that it overwrites.
 
-    One tile of values where all rows fit; or one group in several of them, one after the other.
+    One tile of keys after the other. Several threads need one importance, so that all are read before one is written.
     """
+    TILES: tl.constexpr = (K + KT - 1) // KT
     rows_each: tl.constexpr = V // G
-    num_rows: tl.constexpr = GROUPS * rows_each
-    is_wide: tl.constexpr = num_rows > VT
-    TILES: tl.constexpr = (num_rows + VT - 1) // VT
     programs: tl.constexpr = (G + GROUPS - 1) // GROUPS
     head = tl.program_id(0) // programs
     first_group = (tl.program_id(0) % programs) * GROUPS
     b, h = (head // H).to(tl.int64), (head % H).to(tl.int64)
-    kk, vv = tl.arange(0, KT), tl.arange(0, VT)
-    in_k, first_row = (kk < K)[:, None], first_group * rows_each
-    if G % GROUPS == 0:
-        end = num_rows
-    else:
-        # The last program has fewer.
-        end = tl.minimum(num_rows, V - first_row)
+    vv = tl.arange(0, VT)
+    # The last program may have fewer groups.
+    num_rows = GROUPS * rows_each if G % GROUPS == 0 else tl.minimum(GROUPS * rows_each, V - first_group * rows_each)
+    in_v = vv < num_rows
+    rows = first_group * rows_each + vv
 
-    # Precisions: a column where all rows of the program are of one group, else one for every row.
-    row = tl.arange(0, 1) if is_wide else vv
+    # Precisions: a column where all rows are of one group, else one for every row.
+    row = tl.arange(0, 1) if GROUPS == 1 else vv
+    has_group = (row < num_rows)[None, :]
     group = (first_group + row // rows_each)[None, :]
-    in_group = in_k & (row < end)[None, :]
-    importance_at = importance + b * importance_b + h * importance_h
-    importance_at += kk.to(tl.int64)[:, None] * importance_k + group.to(tl.int64) * importance_g
-    before = tl.load(importance_at, mask=in_group, other=1.0)
-    # On their way while what stands before them is worked on.
-    places, means = (), ()
-    for tile in tl.static_range(min(AHEAD, TILES)):
-        rows = first_row + tile * VT + vv
-        place = _mean_at(mean, b, h, kk[:, None], rows[None, :], mean_b, mean_h, mean_k, mean_v, V, IS_DENSE)
-        places = places + (place,)
-        means = means + (tl.load(place, mask=in_k & (tile * VT + vv < end)[None, :], other=0.0),)
-
+    importance_at = importance + b * importance_b + h * importance_h + group.to(tl.int64) * importance_g
     alpha = tl.exp(tl.load(g + b * g_b + h * g_h).to(tl.float32))
-    k_t = tl.load(k + b * k_b + h * k_h + kk, mask=kk < K, other=0.0).to(tl.float32)[:, None]
-    q_t = tl.load(q + b * q_b + h * q_h + kk, mask=kk < K, other=0.0).to(tl.float32)[:, None]
-    kept = before * alpha
-    after = kept + (1 - alpha) * tl.load(prior + h).to(tl.float32)
+    given_back = (1 - alpha) * tl.load(prior + h).to(tl.float32)
+    v_t = tl.load(v + b * v_b + h * v_h + rows, mask=in_v, other=0.0).to(tl.float32)[None, :]
     if HAS_BETA:
         beta_at = beta + b * beta_b + h * beta_h + group.to(tl.int64) * beta_g
-        after += (k_t * k_t) * tl.load(beta_at, mask=(row < end)[None, :], other=0.0).to(tl.float32)
-    # Several threads read one importance: all of them before one writes it.
-    tl.debug_barrier()
-    tl.store(importance_at, after, mask=in_group & (row % rows_each == 0)[None, :])
-
-    v_at = v + b * v_b + h * v_h + first_row + vv
-    out = head.to(tl.int64) * V + first_row + vv
-    for tile in tl.static_range(TILES):
-        v0 = tile * VT
-        in_v = v0 + vv < end
-        if tile + AHEAD < TILES:
-            rows = first_row + (tile + AHEAD) * VT + vv
+        beta_t = tl.load(beta_at, mask=has_group, other=0.0).to(tl.float32)
+    k_at, q_at = k + b * k_b + h * k_h, q + b * q_b + h * q_h
+    reads = tl.zeros([KT, VT], tl.float32)
+    spreads = tl.zeros([KT, VT], tl.float32)
+    means, importances, places = (), (), ()
+    for step in tl.static_range(TILES + AHEAD):
+        if step < TILES:
+            # On its way while the tiles before it are worked on.
+            kk = step * KT + tl.arange(0, KT)
+            in_k = (kk < K)[:, None]
             place = _mean_at(mean, b, h, kk[:, None], rows[None, :], mean_b, mean_h, mean_k, mean_v, V, IS_DENSE)
             places = places + (place,)
-            means = means + (tl.load(place, mask=in_k & ((tile + AHEAD) * VT + vv < end)[None, :], other=0.0),)
-        v_t = tl.load(v_at + v0, mask=in_v, other=0.0).to(tl.float32)[None, :]
-        mu = (means[tile] * kept + k_t * v_t) / after
-        tl.store(places[tile], mu, mask=in_k & in_v[None, :])
-        tl.store(o + out + v0, tl.sum(q_t * mu, 0) * scale, mask=in_v)
-        if HAS_VARIANCE:
-            # Of a group as often as it has rows.
-            spread = tl.sum((q_t * q_t) / after, 0) * (scale * scale)
-            tl.store(variance + out + v0, spread + tl.zeros([VT], tl.float32), mask=in_v)
+            means = means + (tl.load(place, mask=in_k & in_v[None, :], other=0.0),)
+            before_at = importance_at + kk.to(tl.int64)[:, None] * importance_k
+            importances = importances + (tl.load(before_at, mask=in_k & has_group, other=1.0),)
+        if step >= AHEAD:
+            tile = step - AHEAD
+            kk = tile * KT + tl.arange(0, KT)
+            in_k = kk < K
+            k_t = tl.load(k_at + kk, mask=in_k, other=0.0).to(tl.float32)[:, None]
+            q_t = tl.load(q_at + kk, mask=in_k, other=0.0).to(tl.float32)[:, None]
+            kept = importances[tile] * alpha
+            after = kept + given_back
+            if HAS_BETA:
+                after += (k_t * k_t) * beta_t
+            mu = (means[tile] * kept + k_t * v_t) / after
+            tl.store(places[tile], mu, mask=in_k[:, None] & in_v[None, :])
+            reads += q_t * mu
+            if HAS_VARIANCE:
+                spreads += (q_t * q_t) / after
+    out = head.to(tl.int64) * V + rows
+    tl.store(o + out, tl.sum(reads, 0) * scale, mask=in_v)
+    if HAS_VARIANCE:
+        tl.store(variance + out, tl.sum(spreads, 0) * (scale * scale), mask=in_v)
+
+    tl.debug_barrier()
+    is_first = has_group & (row % rows_each == 0)[None, :]
+    for tile in tl.static_range(TILES):
+        kk = tile * KT + tl.arange(0, KT)
+        in_k = kk < K
+        # Once more, because it would have to wait in registers.
+        at = importance_at + kk.to(tl.int64)[:, None] * importance_k
+        after = tl.load(at, mask=in_k[:, None] & is_first, other=1.0) * alpha + given_back
+        if HAS_BETA:
+            k_t = tl.load(k_at + kk, mask=in_k, other=0.0).to(tl.float32)[:, None]
+            after += (k_t * k_t) * beta_t
+        tl.store(at, after, mask=in_k[:, None] & is_first)
 
 
-# Tiles of means whose loads are under way at a time.
-AHEAD = 3
+# Tiles of keys whose loads are under way while one is worked on.
+AHEAD = 1
 
 
 class GroupedPlan(NamedTuple):
@@ -174,15 +182,15 @@ class GroupedPlan(NamedTuple):
 
 
 def plan_groups(K: int, V: int, G: int) -> GroupedPlan:
-    """All keys a tile, and up to 4,096 elements; 128, one a thread, at least."""
-    KT = max(16, next_power_of_2(K))
-    largest, rows_each = min(64, 4096 // KT), V // G
-    if rows_each <= largest:
-        # Whole groups, as many as fit, or somewhat fewer so that all programs have as many: their loads are wider.
-        fit = min(G, largest // rows_each)
-        num_groups = next((n for n in range(fit, fit // 2, -1) if G % n == 0), fit)
-        return GroupedPlan(num_groups, KT, max(8, next_power_of_2(num_groups * rows_each)))
-    return GroupedPlan(1, KT, smallest_cover(rows_each, tuple(tile for tile in (64, 32, 16, 8) if tile <= largest)))
+    """Whole groups, up to 64 rows or one wide group, and keys for about 2,048 elements."""
+    rows_each = V // G
+    fit = max(1, min(G, 64 // rows_each))
+    # As many as fit, or somewhat fewer so that all programs have as many: their loads are wider.
+    num_groups = next((n for n in range(fit, fit // 2, -1) if G % n == 0), fit)
+    VT = max(8, next_power_of_2(num_groups * rows_each))
+    largest = max(16, 2048 // VT)
+    KT = smallest_cover(K, tuple(tile for tile in (128, 64, 32, 16) if tile <= largest))
+    return GroupedPlan(num_groups, KT, VT)
 
 
 def tile_sizes(K: int, V: int) -> tuple[int, int]:
