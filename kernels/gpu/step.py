@@ -136,17 +136,16 @@ def _grouped_step_kernel(
             before_at = importance_at + kk.to(tl.int64)[:, None] * importance_k
             importances = importances + (tl.load(before_at, mask=in_k & has_group, other=1.0),)
         if step >= AHEAD:
-            tile = step - AHEAD
-            kk = tile * KT + tl.arange(0, KT)
+            kk = (step - AHEAD) * KT + tl.arange(0, KT)
             in_k = kk < K
             k_t = tl.load(k_at + kk, mask=in_k, other=0.0).to(tl.float32)[:, None]
             q_t = tl.load(q_at + kk, mask=in_k, other=0.0).to(tl.float32)[:, None]
-            kept = importances[tile] * alpha
+            kept = importances[step - AHEAD] * alpha
             after = kept + given_back
             if HAS_BETA:
                 after += (k_t * k_t) * beta_t
-            mu = (means[tile] * kept + k_t * v_t) / after
-            tl.store(places[tile], mu, mask=in_k[:, None] & in_v[None, :])
+            mu = (means[step - AHEAD] * kept + k_t * v_t) / after
+            tl.store(places[step - AHEAD], mu, mask=in_k[:, None] & in_v[None, :])
             reads += q_t * mu
             if HAS_VARIANCE:
                 spreads += (q_t * q_t) / after
@@ -188,8 +187,7 @@ def plan_groups(K: int, V: int, G: int) -> GroupedPlan:
     # As many as fit, or somewhat fewer so that all programs have as many: their loads are wider.
     num_groups = next((n for n in range(fit, fit // 2, -1) if G % n == 0), fit)
     VT = max(8, next_power_of_2(num_groups * rows_each))
-    largest = max(16, 2048 // VT)
-    KT = smallest_cover(K, tuple(tile for tile in (128, 64, 32, 16) if tile <= largest))
+    KT = smallest_cover(K, tuple(tile for tile in (128, 64, 32, 16, 8) if tile * VT <= 2048))
     return GroupedPlan(num_groups, KT, VT)
 
 

@@ -33,9 +33,9 @@ def main() -> None:
         cu_seqlens = torch.tensor([0, 100, 300]) if packed else None
         state = (torch.ones(2, H, K, V), torch.ones(2, H, K, G)) if packed else (None, None)
         args = (q, k, v, beta, torch.zeros(B, T, H), torch.ones(H), 1.0, *state)
-        modules["grouped"].forward(*args, packed, packed, cu_seqlens)
+        *_, kept = modules["grouped"].forward(*args, packed, packed, cu_seqlens)
         others = (do, *state) if packed else (None, None, None)
-        modules["grouped_backward"].backward(*args, *state, cu_seqlens, do, *others)
+        modules["grouped_backward"].backward(*args, *state, cu_seqlens, kept, do, *others)
     token = torch.ones(1, 1, 48), torch.ones(1, 1, 48), torch.ones(1, 1, 96)
     step = modules["step"].step
     step(*token, None, torch.zeros(1, 1), torch.ones(1), *torch.ones(2, 1, 1, 48, 96), 1.0, True)

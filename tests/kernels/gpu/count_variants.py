@@ -66,10 +66,13 @@ def call_operator(
     g, prior = tensor(B, T, H), tensor(H)
     bounds = torch.linspace(0, T, N + 1, device=device).long() if packed else None
     states = (tensor(N, H, K, V), tensor(N, H, K, G or V)) if state else (None, None)
-    forward, backward = ("forward", "backward") if G is None else ("grouped", "grouped_backward")
-    modules[forward].forward(q, k, v, beta, g, prior, 1.0, *states, state, variance, bounds)
-    flows = (do, do if variance else None, *states)
-    modules[backward].backward(q, k, v, beta, g, prior, 1.0, *states, *states, bounds, *flows)
+    args, flows = (q, k, v, beta, g, prior, 1.0, *states), (do, do if variance else None, *states)
+    if G is None:
+        modules["forward"].forward(*args, state, variance, bounds)
+        modules["backward"].backward(*args, *states, bounds, *flows)
+        return
+    *_, kept = modules["grouped"].forward(*args, state, variance, bounds)
+    modules["grouped_backward"].backward(*args, *states, bounds, kept, *flows)
 
 
 def call_others(modules, B, T):
