@@ -661,12 +661,14 @@ def forward(
         states = accumulate(call, plan, heads, prepared.decays, M_end)
         first_head, num_heads = heads
         spreads = g.new_empty((call.num_tokens, num_heads, G) if output_variance else (0,))
+        # One tile of keys wants 171 registers in bfloat16; three less, and a multiprocessor holds a program more.
+        is_near = plan.num_warps == 4 and K <= TILE and q.dtype == torch.bfloat16
         launch(
             _attend_kernel, (call.chunks.count * G, num_heads),
             call.q, call.k, call.v, call.beta, call.prior, prepared.decays, states, prepared.J_states, o, spreads,
             *call.places, call.scale, call.num_tokens, T, H, *heads, call.chunks.each,
             K, V, G, plan.KT, plan.VT, CHUNK, plan.stages, HAS_VARIANCE=output_variance, HAS_PTX=HAS_PTX,
-            num_warps=plan.num_warps, **call.options,
+            num_warps=plan.num_warps, maxnreg=168 if is_near else None, **call.options,
         )  # fmt: skip
         if variance is not None:
             of_groups = spreads.view(B, T, num_heads, G)
