@@ -200,3 +200,60 @@ def test_gradients_of_views_and_of_some_arguments_alone(Problem, assert_equal, t
         problem.tensors[name] = torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape)
     assert_equal(problem.run(triton), problem.run(palimpsa_reference), 1e-5)
     assert_equal(problem.gradients(triton), problem.gradients(palimpsa_reference), 1e-5)
+
+
+@pytest.mark.gpu
+class TestOnTheGpu:
+    """Tiles of both widths, one and several of keys and of rows, and rows that fill none."""
+
+    shapes = pytest.mark.parametrize(
+        ("shape", "groups"),
+        [
+            *(((2, 300, 3, 48, 96), 1), ((1, 130, 2, 96, 192), 1), ((1, 300, 2, 48, 96), 6), ((2, 257, 2, 16, 32), 1)),
+            *(((1, 200, 2, 16, 32), 2), ((1, 190, 2, 100, 48), 3), ((1, 190, 2, 7, 24), 1), ((1, 1, 1, 16, 16), 1)),
+            *(((2, 64, 2, 64, 64), 1), ((1, 257, 2, 128, 128), 2), ((1, 65, 1, 256, 256), 1)),
+        ],
+    )
+
+    @shapes
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision(self, Problem, failures_in_half, triton, shape, groups, dtype):
+        assert failures_in_half(triton, Problem(shape, dtype, groups=groups)) == {}
+
+    @shapes
+    def test_it_is_as_exact_as_the_reference(self, Problem, failures, triton, shape, groups):
+        assert failures(triton, Problem(shape, torch.float32, groups=groups)) == {}
+
+    @pytest.mark.parametrize("state", [True, False])
+    def test_packed_sequences(self, Problem, failures_in_half, triton, state):
+        problem = Problem((1, 300, 2, 48, 96), torch.bfloat16, state=state, num_states=4, groups=1)
+        bounds = torch.tensor([0, 3, 3, 170, 300])
+        assert failures_in_half(triton, problem, cu_seqlens=bounds) == {}
+
+    def test_long_sequences_are_exact(self, Problem, triton):
+        problem = Problem((1, 32768, 2, 48, 96), torch.float32, groups=1)
+        found, expected = problem.gradients(triton), problem.to(torch.float64).gradients(palimpsa_chunked)
+        # 1e-4 is what float32 sums of 32,768 terms lose.
+        for name, x in expected.items():
+            assert (found[name].double() - x).abs().max() <= 1e-4 * max(1.0, x.abs().max().item()), name
+
+    def test_two_runs_are_bit_identical(self, Problem, assert_equal, triton):
+        problem = Problem((2, 1000, 4, 48, 96), torch.bfloat16, groups=1)
+        assert_equal(problem.run(triton), problem.run(triton), 0)
+        assert_equal(problem.gradients(triton), problem.gradients(triton), 0)
+
+    def test_another_length_batch_or_number_of_heads_compiles_nothing(self, Problem, triton, monkeypatch):
+        Problem((2, 100, 2, 48, 96), torch.bfloat16, groups=1).gradients(triton)
+        compiled = []
+        runtime = importlib.import_module("triton.knobs").runtime
+        monkeypatch.setattr(runtime, "jit_post_compile_hook", lambda **options: compiled.append(options["fn"].name))
+        for B, T, H in ((2, 101, 2), (1, 1, 1), (16, 64, 16), (1, 5000, 3), (3, 1024, 2)):
+            Problem((B, T, H, 48, 96), torch.bfloat16, groups=1).gradients(triton)
+        assert compiled == []
+
+    @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+    def test_compiled_code_gives_the_same(self, Problem, assert_equal, triton, backend):
+        torch.compiler.reset()
+        problem = Problem((2, 100, 2, 48, 96), torch.bfloat16, groups=1)
+        compiled = torch.compile(triton, backend=backend, fullgraph=True)
+        assert_equal(problem.gradients(compiled), problem.gradients(triton), 1e-2)
