@@ -485,11 +485,15 @@ def test_token_positions_restart_at_every_boundary():
         (PalimpsaD, {"plasticity": "row", "metaplastic": False}, "plasticity"),
         (PalimpsaD, {"plasticity": "constant", "initial_plasticity": (0.1, 1.0)}, "initial_plasticity"),
         (PalimpsaM, {"plasticity": "row"}, "plasticity"),
-        *((PalimpsaD, {"plasticity": "grouped", "num_precisions": G}, "num_precisions") for G in (None, 0, -3, 4, 12)),
+        *(
+            (PalimpsaD, {"plasticity": "grouped", "num_precisions": G}, "num_precisions")
+            for G in (None, 0, -3, 4, 12, 3.0, "3", True)
+        ),
         (PalimpsaM, {"plasticity": "grouped"}, "num_precisions"),
         *((PalimpsaM, {"plasticity": kind, "num_precisions": 1}, "num_precisions") for kind in ("vector", "scalar")),
         (PalimpsaD, {"plasticity": "constant", "num_precisions": V}, "num_precisions"),
         (PalimpsaD, {"metaplastic": False, "num_precisions": 2}, "num_precisions"),
+        (PalimpsaM, {"metaplastic": False, "plasticity": "scalar"}, "plasticity"),
         (PalimpsaM, {"step_size_limit": (2.0, 1.0)}, "step_size_limit"),
         (Attention, {"rope_base": 1.0}, "rope_base"),
         *((mixer_class, {"conv_init_std": 0.0}, "conv_init_std") for mixer_class in sorted(WITH_CONVOLUTION, key=str)),

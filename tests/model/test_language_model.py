@@ -63,17 +63,6 @@ def test_one_precision_a_head_adds_a_number_a_key_to_the_state_of_the_twin_at_ev
         assert mixer.head_k_dim == next(plain.mixers()).head_k_dim
 
 
-def test_the_ablations_scalar_beta_is_the_model_with_one_precision_a_head():
-    """Its runs, and their checkpoints, are of another name."""
-    one, other = (config(name) for name in ("palimpsa_d_scalar", "ablation/palimpsa_d_scalar_beta"))
-    assert one.mixer == other.mixer
-    weights = build("palimpsa_d_scalar").state_dict()
-    build("ablation/palimpsa_d_scalar_beta").load_state_dict(weights)
-    # As W_up was before: an output a head.
-    heads = one.mixer.num_heads
-    assert all(len(weight) == heads for name, weight in weights.items() if name.endswith("plasticity.up.weight"))
-
-
 @each_model
 def test_logits_at_positions_are_those_of_the_whole(name):
     model = build(name)
@@ -111,8 +100,6 @@ BLOCK_ATTENTION = QKV + D * H * V
         # As much state as their twins, and K a head.
         ("palimpsa_d_scalar", BLOCK_D + SCALAR, MEAN + H * K),
         ("palimpsa_m_scalar", BLOCK_M + SCALAR, MEAN + H * K),
-        # Of the weights that its runs have left.
-        ("ablation/palimpsa_d_scalar_beta", BLOCK_D + SCALAR, MEAN + H * K),
         ("gla", BLOCK_GLA, MEAN),
         ("simple_gla", BLOCK_SIMPLE_GLA, MEAN),
         ("deltanet", BLOCK_DELTA, MEAN),

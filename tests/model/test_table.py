@@ -10,10 +10,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from palimpsa.analysis.marked_text import replace_marked
+from palimpsa.analysis.plasticity_costs import ROWS_A_GROUP
 from palimpsa.analysis.text_blocks import TEXT_BLOCKS
 from palimpsa.config.compose import CONFIG_DIR, compose_config
 from palimpsa.config.schema import typed
 from palimpsa.kernels import palimpsa_reference
+from palimpsa.kernels.groups import suits_products
 from palimpsa.mixers import GLA, Attention, DeltaNet, GatedDeltaNet, PalimpsaD, SimpleGLA
 from palimpsa.model import table
 from palimpsa.model.build import build_model
@@ -52,7 +54,9 @@ def test_the_committed_table_is_what_the_configs_build(document):
 
 
 def test_the_table_of_plasticities_is_what_the_models_have():
-    """Each row beside the same model with that plasticity, counted."""
+    """Each row beside the same model with that plasticity, counted; of groups, the smallest that a GPU multiplies."""
+    assert suits_products(ROWS_A_GROUP, 1)
+    assert not suits_products(ROWS_A_GROUP - 1, 1)
     lines = TEXT_BLOCKS["plasticity_costs"](ROOT / "results").splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     kinds = [

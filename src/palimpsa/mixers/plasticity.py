@@ -103,12 +103,16 @@ def make_plasticity(
         num_precisions: G of "grouped", a divisor of V = head_v_dim; None of the others.
 
     Raises:
-        ValueError: for another kind, a num_precisions that does not go with it, an initial_range that is none, or one
-            of a constant plasticity.
+        ValueError: for another kind, one that a mixer without importances would ignore, a num_precisions that does not
+            go with it, an initial_range that is none, or one of a constant plasticity.
     """
     num_precisions = _checked_precisions(kind, head_v_dim, num_precisions)
     initial_range = checked_range("initial_plasticity", initial_range, above_zero=True)
     if not metaplastic:
+        if kind != "vector":
+            raise ValueError(
+                f"plasticity: got {kind!r}, expected 'vector', which changes nothing, with metaplastic: false"
+            )
         return None
     if kind != "constant":
         return Plasticity(d_model, num_heads, num_precisions, initial_range)
@@ -125,8 +129,10 @@ def _checked_precisions(kind: str, head_v_dim: int, num_precisions: int | None) 
         if num_precisions is not None:
             raise ValueError(f"num_precisions: got {num_precisions}, expected null with plasticity: {kind}")
         return 1 if kind == "scalar" else head_v_dim
-    if num_precisions is None or num_precisions < 1 or head_v_dim % num_precisions:
-        given = "null" if num_precisions is None else num_precisions
+    # True and False are numbers to Python.
+    is_whole = type(num_precisions) is int
+    if num_precisions is None or not is_whole or num_precisions < 1 or head_v_dim % num_precisions:
+        given = "null" if num_precisions is None else repr(num_precisions)
         raise ValueError(
             f"num_precisions: got {given}, expected a divisor of head_v_dim = {head_v_dim} with plasticity: grouped"
         )
