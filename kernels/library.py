@@ -52,7 +52,9 @@ def _forward(
     output_final_state: bool,
     output_variance: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """o, variance, mean and importance of `palimpsa`, and what `backward` of the chunked path starts from.
+    """o, variance, mean and importance of `palimpsa`, and what `backward` starts from.
+
+    That is the states before every chunk, or for groups in Triton sums over chunks.
 
     Args:
         cu_seqlens: for "triton" alone.
@@ -67,7 +69,8 @@ def _forward(
         if path == "triton":
             tensors: Any = [_contiguous(x) for x in (q, k, v, beta, g, importance_prior)]
             states: Any = [_contiguous(x) for x in (mean0, importance0)]
-            options: Any = (*tensors, scale, *states, output_final_state, output_variance, cu_seqlens)
+            bounds: Any = _contiguous(cu_seqlens)
+            options: Any = (*tensors, scale, *states, output_final_state, output_variance, bounds)
             # Triton launches on the current device.
             with torch.cuda.device_of(q):
                 if by_products:
@@ -173,15 +176,16 @@ def _backward(
             tensors: Any = [_contiguous(x) for x in (q, k, v, beta, g, importance_prior)]
             states: Any = [_contiguous(x) for x in (mean0, importance0, mean, importance)]
             flows: Any = [_contiguous(x) for x in (d_o, d_variance, d_mean, d_importance)]
+            bounds: Any = _contiguous(cu_seqlens)
             with torch.cuda.device_of(q):
                 if by_products:
                     from .gpu import grouped_backward
 
-                    gradients = grouped_backward.backward(*tensors, scale, *states, cu_seqlens, kept, *flows)
+                    gradients = grouped_backward.backward(*tensors, scale, *states, bounds, kept, *flows)
                 else:
                     from .gpu import backward as triton_backward
 
-                    gradients = triton_backward.backward(*tensors, scale, *states, cu_seqlens, *flows)
+                    gradients = triton_backward.backward(*tensors, scale, *states, bounds, *flows)
         else:
             gradients = scan.backward(
                 q, k, v, beta, g, importance_prior, mean0, importance0, mean, importance, kept,

@@ -183,13 +183,17 @@ def palimpsa(
             are checked when the environment variable PALIMPSA_DEBUG is 1, or unset and the tensors are on the CPU.
         ImportError: beta is None in half precision on a GPU, and flash-linear-attention is not installed.
 
-    What computes it: `triton` on CUDA devices, up to K = V = 256, in float32 inside; `chunked`, plain PyTorch, on all
-    others and for float64 inputs. The environment variable PALIMPSA_PATH = reference | chunked | triton forces one,
-    and an input that it cannot take is an error. Both have torch.compile, torch.func and torch.vmap rules (vmap over
-    every tensor but cu_seqlens), and take torch.autograd.grad(is_grads_batched=True). On CUDA nothing waits for the
-    device, so that a CUDA graph can be captured, and the backward computes the memory again instead of keeping it. Two
-    exceptions, for flash-linear-attention's kernels: they are a break in a compiled graph and refuse is_grads_batched,
-    and under torch.func zeros for beta are what runs; and cu_seqlens is read by the host there and by `chunked`.
+    What computes it: `triton` on CUDA devices, up to K = V = 256; `chunked`, plain PyTorch, on all others and for
+    float64 inputs. The environment variable PALIMPSA_PATH = reference | chunked | triton forces one, and an input that
+    it cannot take is an error. Both compute in float32; but on a GPU groups of 16 rows and more run on products of
+    matrices of q's dtype, and kernels/README.md has what is rounded there. A gradient of g is a sum of terms of both
+    signs, and exact beside their sizes.
+
+    Both have torch.compile, torch.func and torch.vmap rules (vmap over every tensor but cu_seqlens), and take
+    torch.autograd.grad(is_grads_batched=True). On CUDA nothing waits for the device, so that a CUDA graph can be
+    captured, and the backward computes the memory again instead of keeping it. Two exceptions, for
+    flash-linear-attention's kernels: they are a break in a compiled graph and refuse is_grads_batched, and under
+    torch.func zeros for beta are what runs; and cu_seqlens is read by the host there and by `chunked`.
 
     Example:
         >>> import torch

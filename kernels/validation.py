@@ -149,7 +149,9 @@ def check_triton_values(importance_prior: Tensor, state: PalimpsaState | None) -
     if state is not None:
         named["initial_state.importance"] = state.importance
     for name, x in named.items():
-        _check_range(name, x, *TRITON_IMPORTANCES, "from 1e-15 to 1e14", " on the path triton")
+        # As a float32 the larger one is above itself.
+        low, high = (torch.tensor(bound, dtype=x.dtype).item() for bound in TRITON_IMPORTANCES)
+        _check_range(name, x, low, high, "from 1e-15 to 1e14", " on the path triton")
 
 
 def _check_common(
@@ -210,7 +212,7 @@ def _check_common(
     for name, x in (("k", k), ("v", v)):
         _check_dtype(name, x, (q.dtype,), ", the dtype of q")
     if beta is not None:
-        _check_dtype("beta", beta, (q.dtype, torch.float32), " (q's dtype or float32)")
+        _check_dtype("beta", beta, tuple(dict.fromkeys((q.dtype, torch.float32))), " (q's dtype or float32)")
     # A log decay near 0 sets windows of thousands of tokens: bf16 would round it by up to 0.4%, and rounding alpha
     # itself would lose it altogether.
     g_dtypes = (torch.float32, torch.float64) if q.dtype == torch.float64 else (torch.float32,)
@@ -288,7 +290,26 @@ def check_step_inputs(
                 f"{name} is an expanded view (strides {x.stride()}), which cannot be updated in place: "
                 "pass a contiguous copy"
             )
+    _check_memory_of_state(state)
     return _check_scale(scale, q.shape[-1]), state
+
+
+def _check_memory_of_state(state: PalimpsaState) -> None:
+    """Refuses two tensors that begin at one place, and one of which several entries do."""
+    # What is compiled or mapped over has no memory to ask for.
+    if torch.compiler.is_compiling() or under_transforms() or not all(type(x) is Tensor for x in state):
+        return
+    if state.mean.numel() and state.mean.data_ptr() == state.importance.data_ptr():
+        raise ValueError("state.mean and state.importance lie in the same memory: both are updated in place")
+    for name, x in state._asdict().items():
+        reach = 1
+        for stride, size in () if x.is_contiguous() else sorted(zip(x.stride(), x.shape, strict=True)):
+            if size > 1 and stride < reach:
+                raise ValueError(
+                    f"state.{name} has entries that share memory (strides {x.stride()}), which cannot be updated in "
+                    "place: pass a contiguous copy"
+                )
+            reach += stride * (size - 1)
 
 
 def check_triton_sizes(B: int, T: int, H: int, K: int, V: int, num_sequences: int) -> None:

@@ -128,7 +128,9 @@ def _chunk_sums_kernel(
         at_k = k + row * K + tt[:, None] * (H * K) + kk[None, :]
         k_t = tl.load(at_k, mask=in_t[:, None] & in_k[None, :], other=0.0).to(tl.float32)
         g_t = tl.load(g + row + tt * H, mask=in_t, other=0.0)
-        total = tl.cumsum(tl.maximum(g_t.to(tl.float64) * LOG2_E, -160.0), 0)
+        g_t = g_t.to(tl.float64) * LOG2_E
+        # Not the larger of the two, which for a GPU is never a NaN.
+        total = tl.cumsum(tl.where(g_t < -160.0, -160.0, g_t), 0)
         high = total.to(tl.float32)
         low = (total - high.to(tl.float64)).to(tl.float32)
         at = decays + tl.cast(h, tl.int64) * num_tokens_all + start + tt
@@ -522,6 +524,9 @@ def prepare(call: Call, J_end: Tensor | None) -> tuple[Prepared, Tensor]:
     chunks = call.chunks
     kept = call.g.new_empty(num_kept(call.num_tokens, chunks.count, H, K, G))
     prepared = cut_kept(call, kept)
+    if call.is_packed or sum(x.numel() for x in prepared) < kept.numel():
+        # Pieces of packed sequences that are none, and what fills 16 bytes: what lay in memory is nobody's result.
+        kept.zero_()
     J_states, decays, chunk_decay = prepared
     launch(
         _chunk_sums_kernel, (chunks.count * H,),

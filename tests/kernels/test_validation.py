@@ -224,6 +224,9 @@ def test_wrong_tensors_of_a_step(arguments, name, change, error, message):
         palimpsa_step(**arguments, state=PalimpsaState(*state_of(B, H, K, V)))
 
 
+SHARED = torch.ones(B * H * K * V)
+
+
 @pytest.mark.parametrize(
     ("state", "error", "message"),
     [
@@ -239,6 +242,16 @@ def test_wrong_tensors_of_a_step(arguments, name, change, error, message):
             (torch.zeros(B, H, K, V), torch.ones(1, 1, 1, 1).expand(B, H, K, V)),
             ValueError,
             r"state.importance is an expanded view",
+        ),
+        (
+            (SHARED.view(B, H, K, V), SHARED.view(B, H, K, V)),
+            ValueError,
+            r"state.mean and state.importance lie in the same memory",
+        ),
+        (
+            (torch.zeros(B, H, K, V), torch.ones(B, H, K, 7).as_strided((B, H, K, V), (84, 28, 3, 1))),
+            ValueError,
+            r"state.importance has entries that share memory \(strides \(84, 28, 3, 1\)\)",
         ),
     ],
 )
@@ -330,6 +343,10 @@ def test_importances_that_the_triton_kernels_do_not_take_are_named(Problem, monk
             problem[name].view(-1)[0] = value
             with pytest.raises(OPERAND_ERROR, match=rf"^{argument} must be from 1e-15 to 1e14 .*path triton"):
                 problem.run(palimpsa)
+        for value in (1e-15, 1e14):
+            problem = Problem((1, 1, 1, 4, 6), torch.float32)
+            problem[name].view(-1)[0] = value
+            problem.run(palimpsa)
 
 
 def test_debug_mode_can_be_switched_off(arguments, operator, monkeypatch):

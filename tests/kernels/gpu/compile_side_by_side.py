@@ -45,6 +45,11 @@ def main() -> None:
     start_anew(wait_for_another)
     forward()
     assert set(waiting) == forward_kernels, waiting
+    waiting.clear()
+    both_are_there.clear()
+    start_anew(wait_for_another)
+    modules["grouped"].forward(q, q, v, v[..., :1], g, prior, 1.0, None, None, False, False, None)
+    assert set(waiting) == {"_chunk_sums_kernel", "_carry_kernel", "_accumulate_kernel", "_attend_kernel"}, waiting
     print("side by side")
 
     compiled = Counter()
