@@ -71,6 +71,8 @@ def precise_product(a, b, total, MODE: tl.constexpr, HAS_BF16: tl.constexpr):
     """total + a b, exact to 2^-16 of the sizes of its terms and better: nothing is rounded to 8 bits."""
     if MODE == 0:
         result = tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="tf32x3")
+    elif (a.dtype == tl.bfloat16) and (b.dtype == tl.bfloat16):
+        result = tl.dot(a, b, total)
     elif a.dtype == tl.bfloat16:
         b_high, b_low = _cut_in_two(b.to(tl.float32), HAS_BF16)
         result = tl.dot(a, b_high, tl.dot(a, b_low, total))
@@ -397,9 +399,15 @@ def make_plan(
     heads = slice_heads(H, fit)
     if max(K, R) <= SMALL_TILE:
         return Plan(SMALL_TILE, SMALL_TILE, 1, 2, heads)
-    # What wide keys need fits the shared memory once. In the forward, whose programs leave room for others, more than
-    # there are tiles would keep some out.
-    stages = 1 if K > 2 * TILE else 3 if with_gradients else min(3, cdiv(R, TILE))
+    # As many as fit the shared memory: the loop that loads ahead is that over the rows of a group, or, where these are one
+    # tile, that over groups, which has more to load. In the forward, whose programs leave room for others, more than there
+    # are tiles would keep some out.
+    if K > 2 * TILE:
+        stages = 1
+    elif with_gradients:
+        stages = 3 if K <= TILE or (size == 2 and R > TILE) else 2
+    else:
+        stages = min(3, cdiv(R, TILE))
     return Plan(TILE, TILE, stages, 4, heads)
 
 
@@ -448,6 +456,11 @@ class Call(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         return {"IS_PACKED": self.is_packed, "MODE": MODES[self.q.dtype], "HAS_BF16": not INTERPRETED}
+
+    def of_chunks(self, num_tiles: int, num_heads: int) -> Tensor:
+        """[num_tiles, chunks, num_heads], for a number of each chunk; of a piece that has no tokens it is 0."""
+        make = self.g.new_zeros if self.is_packed else self.g.new_empty
+        return make(num_tiles, self.chunks.count, num_heads)
 
     def plan(self, with_gradients: bool) -> Plan:
         _, _, H, K, V, G = self.sizes
@@ -585,7 +598,7 @@ def accumulate_flows(
         last: the flow of M, and M, after every sequence, [N, H, K, V] each.
         first: takes what reaches the start of every sequence.
     """
-    products = call.g.new_zeros(_num_tiles(call, plan, reverse=True), call.chunks.count, heads[1])
+    products = call.of_chunks(_num_tiles(call, plan, reverse=True), heads[1])
     flow, M_last = last or (None, None)
     flows = _accumulate(
         call, plan, heads, decays, queries, do, flow, first, (states, products if M_last is None else M_last, products)

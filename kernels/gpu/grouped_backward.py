@@ -77,7 +77,7 @@ def _query_gradients_kernel(
             # The gradient of the group's query: through the scores, before decay, and through the state.
             d_scores = tl.zeros([C, C], tl.float32)
             dp_t = tl.zeros([C, KT], tl.float32)
-            spread = tl.zeros([C], tl.float32)
+            spreads = tl.zeros([C, VT], tl.float32)
             for r0 in tl.range(0, R, VT, num_stages=STAGES):
                 rr = r0 + tl.arange(0, VT)
                 in_v = rr < R
@@ -91,7 +91,7 @@ def _query_gradients_kernel(
                 d_scores = product(do_t, tl.trans(v_t), d_scores, MODE, HAS_BF16)
                 dp_t = product(do_t, tl.trans(M), dp_t, MODE, HAS_BF16)
                 if HAS_DVAR:
-                    spread += tl.sum(tl.load(dvar + at_v, mask=in_v_t, other=0.0).to(tl.float32), 1)
+                    spreads += tl.load(dvar + at_v, mask=in_v_t, other=0.0).to(tl.float32)
             k_t = tl.load(k + at, mask=mask, other=0.0)
             q_t = tl.load(q + at, mask=mask, other=0.0).to(tl.float32) * scale
             until = decays_between(high, low, False, C, MODE, HAS_PTX)
@@ -118,6 +118,8 @@ def _query_gradients_kernel(
             own = -dp_t * p_t * inverse
             dq_t += dp_t * inverse
             if HAS_DVAR:
+                # Not before: Triton 3.7.1 fails on a sum over rows within the loop, in float32.
+                spread = tl.sum(spreads, 1)
                 own -= p_t * p_t * spread[:, None]
                 dq_t += 2.0 * p_t * spread[:, None]
                 terms_t -= tl.sum(q_t * p_t, 1) * spread
@@ -127,9 +129,6 @@ def _query_gradients_kernel(
             tl.store(J_flows + (state * G + j) * K + kk, tl.sum(own * passed[:, None], 0), mask=in_k)
             # The gradient of J from the tokens of this chunk.
             since = decays_between(high, low, True, C, MODE, HAS_PTX)
-            if MODE == 2 and HAS_BF16:
-                # Rounded once: of what is a token's own it is 1.
-                since = since.to(tl.bfloat16)
             dJ = precise_product(since, own, tl.zeros([C, KT], tl.float32), MODE, HAS_BF16)
             at_beta = tile_k * tl.cast(num_tokens_all, tl.int64) * (num_heads * G) + own_row * G + j
             tl.store(dbeta_sum + at_beta + tt * (num_heads * G), tl.sum(key * key * dJ, 1), mask=in_t)
@@ -186,7 +185,7 @@ def _key_gradients_kernel(
                 kk = tile * KT + tl.arange(0, KT)
                 mask = (kk < K)[:, None] & in_t[None, :]
                 p_t = tl.load(at_p + tt[None, :] * p_step + kk[:, None], mask=mask, other=0.0)
-                scores = product(keys[tile], p_t, scores, MODE, HAS_BF16)
+                scores = precise_product(keys[tile], p_t, scores, MODE, HAS_BF16)
                 laters = laters + (tl.zeros([C, KT], tl.float32),)
             since = decays_between(high, low, True, C, MODE, HAS_PTX)
             scores = scores * since
@@ -277,20 +276,21 @@ def _differentiate_heads(
     num_heads = heads[1]
     J_states, decays, chunk_decay = prepared
     states = accumulate(call, plan, heads, decays, None)
-    queries = q.new_empty(num_tokens, num_heads, G, K, dtype=call.product_dtype)
+    queries = torch.empty(num_tokens, num_heads, G, K, **float32)
     dk_from_J = torch.empty(num_tokens, num_heads, K, **float32)
     dbeta_sum = torch.empty(tiles_k, num_tokens, num_heads, G, **float32)
     J_flows = torch.empty(chunks.count, num_heads, G, K, **float32)
     terms = torch.empty(tiles_k, num_heads, num_tokens, **float32)
-    # Zeros: a piece of a packed batch may have no tokens.
-    own_sums = torch.zeros(tiles_k, chunks.count, num_heads, **float32)
+    own_sums = call.of_chunks(tiles_k, num_heads)
     where = (*call.places, num_tokens, T, H, *heads, chunks.each, chunks.count)
     sizes = (K, V, G, plan.KT, plan.VT, CHUNK, plan.stages)
+    # The stages are of the loop over rows, and of that over groups where rows of one fit a tile.
+    options = {"num_warps": plan.num_warps, "num_stages": plan.stages, **call.options}
     launch(
         _query_gradients_kernel, (chunks.count * tiles_k, num_heads),
         q, k, v, beta, call.prior, do, do if dvar is None else dvar, decays, states, J_states,
         dq, queries, dk_from_J, dbeta_sum, J_flows, terms, own_sums, *where, call.scale, *sizes,
-        HAS_DVAR=dvar is not None, HAS_PTX=HAS_PTX, num_warps=plan.num_warps, **call.options,
+        HAS_DVAR=dvar is not None, HAS_PTX=HAS_PTX, **options,
     )  # fmt: skip
     carry(
         call,
@@ -308,7 +308,7 @@ def _differentiate_heads(
     launch(
         _key_gradients_kernel, (chunks.count, num_heads),
         queries, k, v, beta, do, decays, J_states, flows, products, J_flows, dk_from_J, dbeta_sum, terms,
-        dk, dv, dbeta, dg, *where, len(products), *sizes, HAS_PTX=HAS_PTX, num_warps=plan.num_warps, **call.options,
+        dk, dv, dbeta, dg, *where, len(products), *sizes, HAS_PTX=HAS_PTX, **options,
     )  # fmt: skip
     return own_sums.sum((0, 1))
 
@@ -367,16 +367,15 @@ def backward(
         flow = dmean.float() / of_rows
         last = (flow, dimportance.float() - sum_over_rows(flow * mean, G), mean * of_rows)
     do, dvar = aligned(do), None if dvar is None else aligned(dvar)
-    own_sums = g.new_zeros(H)
+    own_sums = []
     plan = call.plan(with_gradients=True)
     prepared = cut_kept(call, kept) if kept.numel() else prepare(call, None)[0]
     for heads in plan.head_slices:
-        own_sums[heads[0] : sum(heads)] = _differentiate_heads(
-            call, plan, heads, prepared, do, dvar, last, first, (dq, dk, dv, dbeta, dg)
-        )
+        results = dq, dk, dv, dbeta, dg
+        own_sums.append(_differentiate_heads(call, plan, heads, prepared, do, dvar, last, first, results))
 
     # What forgetting gives back of the prior, over all tokens, telescopes: README.md.
-    dprior = own_sums
+    dprior = own_sums[0] if len(own_sums) == 1 else torch.cat(own_sums)
     if last is not None:
         dprior = dprior + last[1].sum((0, 2, 3))
     dmean0 = dimportance0 = None

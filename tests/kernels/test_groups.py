@@ -22,11 +22,11 @@ def repeated(q, k, v, beta, g, prior, *, initial_state=None, **options):
     G = (initial_state[1] if beta is None else beta).shape[-1]
 
     def for_rows(x):
-        return None if x is None else x.repeat_interleave(V // G, -1)
+        return x if x is None or G == V else x.repeat_interleave(V // G, -1)
 
     state = None if initial_state is None else (initial_state[0], for_rows(initial_state[1]))
     out = palimpsa_reference(q, k, v, for_rows(beta), g, prior, initial_state=state, **options)
-    if out.final_state is None:
+    if out.final_state is None or G == V:
         return out
     mean, importance = out.final_state
     return out._replace(final_state=PalimpsaState(mean, importance.unflatten(-1, (G, -1))[..., -1]))

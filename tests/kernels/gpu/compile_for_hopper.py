@@ -1,12 +1,22 @@
 """Compiles every Triton kernel that some calls launch for a Hopper GPU, which need not be there, and runs none.
 
 The interpreter takes what the compiler refuses: an argument of 1, for one, is a constant to the compiler alone.
-Prints how many versions of each there are.
+Prints how many versions of each there are, and the most bytes of shared memory that one of them takes.
 """
 
 # B batch, T time, H heads, K key dim, V value dim, G precisions a head, N sequences packed along T
 import torch
-from hopper import pretend, variants
+from hopper import kernels, pretend
+
+
+def variants_and_memory(modules):
+    """How many versions of each kernel were compiled, and the most shared memory of any."""
+    found = {}
+    for name, kernel in kernels(modules).items():
+        compiled = [version for cache in kernel.device_caches.values() for version in cache[0].values()]
+        if compiled:
+            found[name] = len(compiled), max(version.metadata.shared for version in compiled)
+    return found
 
 
 def main() -> None:
@@ -26,10 +36,17 @@ def main() -> None:
         others = (do, *state) if packed else (None, None, None)
         args = (q, k, v, beta, g, prior, 1.0, *state, *state, cu_seqlens, do, *others)
         modules["backward"].backward(*args)
-    # Groups of rows: two warps a program, and four.
-    for (B, T, H, K, V, G), packed in (((1, 1, 1, 16, 32, 2), False), ((1, 300, 1, 48, 96, 1), True)):
-        q, k = (torch.ones(B, T, H, K, dtype=torch.bfloat16) for _ in range(2))
-        v, beta, do = (torch.ones(B, T, H, size, dtype=torch.bfloat16) for size in (V, G, V))
+    # Groups of rows: two warps a program, and four; what takes most of the shared memory, in each dtype.
+    for (B, T, H, K, V, G), packed, dtype in (
+        ((1, 1, 1, 16, 32, 2), False, torch.bfloat16),
+        ((1, 300, 1, 48, 96, 1), True, torch.bfloat16),
+        ((1, 300, 1, 96, 192, 12), False, torch.bfloat16),
+        ((1, 300, 1, 96, 192, 12), False, torch.float16),
+        ((1, 300, 1, 128, 32, 2), False, torch.float32),
+        ((1, 300, 1, 128, 96, 1), True, torch.float32),
+    ):
+        q, k = (torch.ones(B, T, H, K, dtype=dtype) for _ in range(2))
+        v, beta, do = (torch.ones(B, T, H, size, dtype=dtype) for size in (V, G, V))
         cu_seqlens = torch.tensor([0, 100, 300]) if packed else None
         state = (torch.ones(2, H, K, V), torch.ones(2, H, K, G)) if packed else (None, None)
         args = (q, k, v, beta, torch.zeros(B, T, H), torch.ones(H), 1.0, *state)
@@ -56,8 +73,8 @@ def main() -> None:
     for num_tokens, D, V in ((1, 1, 2), (65536, 128, 8192), (64, 768, 50257)):
         tokens = torch.zeros(num_tokens, dtype=torch.int64)
         modules["embedding"].embedding_gradient(torch.ones(num_tokens, D), tokens, V)
-    for name, count in sorted(variants(modules).items()):
-        print(name, count)
+    for name, (count, shared) in sorted(variants_and_memory(modules).items()):
+        print(name, count, shared)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[3]
 # Of any kernel in any mode, over all lengths, batches and numbers of heads.
 MOST_VARIANTS = 3
+# Of a program, as CUDA's programming guide has it.
+HOPPER_SHARED_BYTES = 227 * 1024
 
 
 @pytest.fixture
@@ -34,7 +36,9 @@ def test_every_kernel_compiles_for_a_gpu(printed):
     source = "".join(file.read_text() for file in (ROOT / "kernels/gpu").glob("*.py"))
     # What a host function launches: name[grid](...), or launch(name, ...).
     launched = {a or b for a, b in re.findall(r"(\w+_kernel)\[|launch\(\s*(\w+_kernel)", source)}
-    assert {line.split()[0] for line in printed("compile_for_hopper.py").splitlines()} == launched
+    found = [line.split() for line in printed("compile_for_hopper.py").splitlines()]
+    assert {name for name, _, _ in found} == launched
+    assert max(int(shared) for _, _, shared in found) <= HOPPER_SHARED_BYTES
 
 
 def test_a_new_length_batch_or_number_of_heads_compiles_nothing(printed):
