@@ -399,9 +399,9 @@ def make_plan(
     heads = slice_heads(H, fit)
     if max(K, R) <= SMALL_TILE:
         return Plan(SMALL_TILE, SMALL_TILE, 1, 2, heads)
-    # As many as fit the shared memory: the loop that loads ahead is that over the rows of a group, or, where these are one
-    # tile, that over groups, which has more to load. In the forward, whose programs leave room for others, more than there
-    # are tiles would keep some out.
+    # As many as fit the shared memory. The loop that loads ahead is that over the rows of a group or, where these are
+    # one tile, that over groups, which loads more. In the forward, whose programs leave room for others, more than
+    # there are tiles would keep some out.
     if K > 2 * TILE:
         stages = 1
     elif with_gradients:
