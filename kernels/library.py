@@ -8,6 +8,7 @@ row, this is where those of groups are repeated, and where their results and gra
 
 # B batch, T time, H heads, K key dim, V value dim, G precisions a head, N sequences packed along T, X a dimension that
 # vmap maps over
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,13 @@ NAMESPACE = "palimpsa" if __package__ == "palimpsa.kernels" else f"palimpsa_{(__
 def needs_backward(*tensors: Tensor | None) -> bool:
     """Whether autograd will follow these arguments."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    """No context where none is needed: to enter one takes as long as to launch a kernel."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _zeros_if_missing(x: Tensor | None, like: Tensor | None) -> Tensor | None:
@@ -63,7 +71,7 @@ def _forward(
     """
     kept, V, G = v.new_empty(0, dtype=compute_dtype(v.dtype)), v.shape[-1], beta.shape[-1]
     by_products = path == "triton" and suits_products(V, G)
-    with torch.autocast(q.device.type, enabled=False):
+    with _no_autocast(q.device.type):
         if not by_products:
             beta, importance0 = _for_rows(beta, importance0, V)
         if path == "triton":
@@ -163,7 +171,7 @@ def _backward(
     inputs = (q, k, v, beta, g, importance_prior, mean0, importance0)
     V, G = v.shape[-1], beta.shape[-1]
     by_products = path == "triton" and suits_products(V, G)
-    with torch.autocast(q.device.type, enabled=False):
+    with _no_autocast(q.device.type):
         if G < V and not by_products:
             # In the dtype of the recurrence: what comes back is added over a group before it is rounded.
             beta, importance0 = _for_rows(beta.to(compute_dtype(q.dtype)), importance0, V)
@@ -341,7 +349,7 @@ def _step(
     output_variance: bool,
 ) -> tuple[Tensor, Tensor]:
     """o and variance of `palimpsa_step`; writes into mean and importance."""
-    with torch.autocast(q.device.type, enabled=False):
+    with _no_autocast(q.device.type):
         if path == "triton":
             from .gpu import step as triton_step
 

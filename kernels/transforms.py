@@ -5,6 +5,7 @@ the results and the dimension of each that is mapped (None: it is not), as the r
 """
 
 # X entries of a dimension that is mapped over
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,9 @@ def stand_in(
         @staticmethod
         def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
             return _map_any_size(rule, call, info.batch_size, in_dims, args)
+
+    # PyTorch binds the arguments of every call to it, and it takes longer to find out than to bind.
+    vars(StandIn.forward)["__signature__"] = inspect.signature(StandIn.forward)
 
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():

@@ -522,14 +522,14 @@ def cut_kept(call: Call, kept: Tensor) -> Prepared:
     _, _, H, K, _, G = call.sizes
     parts, start = [], 0
     for shape in ((call.chunks.count, H, G, K), (2, H, call.num_tokens), (call.chunks.count, H)):
-        size = torch.Size(shape).numel()
+        size = math.prod(shape)
         parts.append(kept[start : start + size].view(shape))
         start += cdiv(size, 4) * 4
     return Prepared(*parts)
 
 
-def prepare(call: Call, J_end: Tensor | None) -> tuple[Prepared, Tensor]:
-    """Sums over the tokens of every chunk, and J before it; J after every sequence goes to `J_end` [N, H, K, G].
+def sum_chunks(call: Call) -> tuple[Prepared, Tensor]:
+    """Sums over the tokens of every chunk: what is to be J before it is what it adds to J, until `carry_J`.
 
     Also in one tensor, for `cut_kept`.
     """
@@ -546,8 +546,13 @@ def prepare(call: Call, J_end: Tensor | None) -> tuple[Prepared, Tensor]:
         call.k, call.beta, call.g, decays, chunk_decay, J_states, *call.places, call.num_tokens, T, H, chunks.each,
         K, G, max(16, next_power_of_2(K)), CHUNK, IS_PACKED=call.is_packed, num_warps=2,
     )  # fmt: skip
-    carry(call, (0, H), chunk_decay, J_states, call.sequences.J_start, J_end, reverse=False)
     return prepared, kept
+
+
+def carry_J(call: Call, prepared: Prepared, J_end: Tensor | None) -> None:
+    """Makes J before every chunk of what it adds; J after every sequence goes to `J_end` [N, H, K, G]."""
+    heads = (0, call.g.shape[2])
+    carry(call, heads, prepared.chunk_decay, prepared.J_states, call.sequences.J_start, J_end, reverse=False)
 
 
 def carry(
@@ -673,11 +678,14 @@ def forward(
     M_end = J_end = None
     if output_final_state:
         M_end, J_end = (g.new_empty(call.sequences.num, H, K, width) for width in (V, G))
-    prepared, kept = prepare(call, J_end)
+    prepared, kept = sum_chunks(call)
     plan = call.plan(with_gradients=False)
     for heads in plan.head_slices:
         states = accumulate(call, plan, heads, prepared.decays, M_end)
         first_head, num_heads = heads
+        if first_head == 0:
+            # Now: the GPU has work until the next kernel is launched, which it would not have from this one.
+            carry_J(call, prepared, J_end)
         spreads = g.new_empty((call.num_tokens, num_heads, G) if output_variance else (0,))
         # One tile of keys wants 171 registers in bfloat16; three less, and a multiprocessor holds a program more.
         is_near = plan.num_warps == 4 and K <= TILE and q.dtype == torch.bfloat16

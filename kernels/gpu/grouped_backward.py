@@ -27,14 +27,15 @@ from .grouped import (
     accumulate,
     accumulate_flows,
     carry,
+    carry_J,
     chunk_importance,
     cut_kept,
     decays_between,
     load_decays,
     make_call,
     precise_product,
-    prepare,
     product,
+    sum_chunks,
 )
 from .primitives import HAS_PTX, SCALARS, aligned, cdiv, locate, reciprocal
 
@@ -369,7 +370,11 @@ def backward(
     do, dvar = aligned(do), None if dvar is None else aligned(dvar)
     own_sums = []
     plan = call.plan(with_gradients=True)
-    prepared = cut_kept(call, kept) if kept.numel() else prepare(call, None)[0]
+    if kept.numel():
+        prepared = cut_kept(call, kept)
+    else:
+        prepared, _ = sum_chunks(call)
+        carry_J(call, prepared, None)
     for heads in plan.head_slices:
         results = dq, dk, dv, dbeta, dg
         own_sums.append(_differentiate_heads(call, plan, heads, prepared, do, dvar, last, first, results))

@@ -174,7 +174,7 @@ def check_on_cpu(call: dict[str, Any], problem: Problem) -> dict[str, str]:
 
 
 def sizes_of_terms(problem: Problem, gradients: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Of what the gradients of g and the prior are sums of, whose sum may be nothing.
+    """Of what the gradients of g, the prior and the initial importance are sums of, which may be nothing.
 
     v dv, q dq and beta dbeta of the tokens, as if their signs were random, and those of the initial state.
     """
@@ -188,7 +188,12 @@ def sizes_of_terms(problem: Problem, gradients: dict[str, torch.Tensor]) -> dict
         if name in gradients and gradients[name].numel()
     )
     size = of_tokens + of_state
-    return {"g": size, "importance_prior": len(squares) * size / problem["importance_prior"].min().item()}
+    sizes = {"g": size, "importance_prior": len(squares) * size / problem["importance_prior"].min().item()}
+    if problem.state is not None and problem["mean"].numel():
+        # Through the mean that it was multiplied with, of all its rows.
+        of_rows = (problem["mean"] * gradients["mean"]).abs().unflatten(-1, (problem["importance"].shape[-1], -1))
+        sizes["importance"] = (of_rows.sum(-1) / problem["importance"]).max().item()
+    return sizes
 
 
 def check_on_gpu(call: dict[str, Any], problem: Problem) -> dict[str, str]:
@@ -207,11 +212,11 @@ def check_on_gpu(call: dict[str, Any], problem: Problem) -> dict[str, str]:
         allowed = errors(reference, truth)
         for name, error in errors(actual, truth).items():
             size = truth[name].abs().max().item() if truth[name].numel() else 0.0
+            size = max(size, terms.get(name, 0.0))
             is_state = name in ("mean", "importance") and not kind
             # What states are made of goes in as two bfloat16.
             rounding = min(2 * unit, 2**-14) if is_state else 2 * unit
-            rounded = rounding * max(size, terms.get(name, 0.0))
-            limit = 2 * allowed[name] + 1e-5 * max(1.0, size) + rounded
+            limit = 2 * allowed[name] + 1e-5 * max(1.0, size) + rounding * size
             if actual[name].dtype != reference[name].dtype or not error <= limit:
                 found[kind + name] = f"{error:.2e} > {limit:.2e} in {actual[name].dtype}, size {size:.1e}"
     if call["bounds"] is None and call["T"] <= 70:
