@@ -3,6 +3,7 @@
 # B batch, T time, H heads, K key dim, V value dim
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from palimpsa.analysis.collect.benchmark_columns import ROWS_A_GROUP
 from palimpsa.kernels import palimpsa, palimpsa_reference, palimpsa_step
 from palimpsa.kernels.fla.guards import avoid_miscompiled_backward, guarded_chunk_simple_gla
 
@@ -132,16 +134,17 @@ class Palimpsa(Operator):
     """`palimpsa` and `palimpsa_step`.
 
     Args:
-        precision: "vector", one for every row; "scalar", one a head; None, without beta.
+        precision: "vector", one for every row; "grouped", one for 16 rows (8 where V is no multiple of 16, and so on);
+            "scalar", one a head; None, without beta.
     """
 
-    def __init__(self, precision: Literal["vector", "scalar"] | None) -> None:
+    def __init__(self, precision: Literal["vector", "grouped", "scalar"] | None) -> None:
         self.precision = precision
         self.divides = precision == "vector"
 
     def _num_importances(self, V: int) -> int:
         """Of each key: G."""
-        return 1 if self.precision == "scalar" else V
+        return {"scalar": 1, "grouped": V // math.gcd(V, ROWS_A_GROUP)}.get(self.precision or "", V)
 
     def state_size(self, shape: Shape) -> int:
         return shape.B * shape.H * shape.K * (shape.V + self._num_importances(shape.V))
@@ -271,6 +274,7 @@ class SoftmaxAttention(Operator):
 # The names are those of palimpsa.analysis.collect.benchmark_columns.OPERATORS.
 REGISTRY: dict[str, Operator] = {
     "palimpsa": Palimpsa("vector"),
+    "palimpsa_grouped": Palimpsa("grouped"),
     "palimpsa_scalar": Palimpsa("scalar"),
     "palimpsa_without_metaplasticity": Palimpsa(None),
     "simple_gla": SimpleGLA(),

@@ -8,6 +8,7 @@ and SHARED is what all of its rows have in common: a run with other values may n
 # name -> label. The order is that of figures.
 OPERATORS = {
     "palimpsa": "Palimpsa",
+    "palimpsa_grouped": "Palimpsa, one precision for 16 rows",
     "palimpsa_scalar": "Palimpsa, one precision a head",
     "palimpsa_without_metaplasticity": "Palimpsa w/o metaplasticity",
     "simple_gla": "simple GLA (fla)",
@@ -20,9 +21,12 @@ NEED_CUDA = ("simple_gla", "gla", "gated_deltanet")
 # Those that call it on a GPU.
 NEED_FLA = (*NEED_CUDA, "palimpsa_without_metaplasticity")
 
+# Of a grouped precision: the smallest groups that a GPU takes by products of matrices.
+ROWS_A_GROUP = 16
+
 _PALIMPSA = ("palimpsa", "palimpsa_scalar", "palimpsa_without_metaplasticity")
 OPERATORS_OF_CASE = {
-    "table": (*_PALIMPSA, "simple_gla", "gated_deltanet"),
+    "table": (_PALIMPSA[0], "palimpsa_grouped", *_PALIMPSA[1:], "simple_gla", "gated_deltanet"),
     "decode": (*_PALIMPSA, "simple_gla"),
     "lengths": (*_PALIMPSA, "gla", "gated_deltanet", "softmax_attention"),
     # The one that ratios are taken against comes first.

@@ -20,14 +20,14 @@ OPERATOR_STYLES = dict(
         (
             MODEL_STYLES[model]
             for model in (
-                *("palimpsa_d", "palimpsa_d_scalar", "palimpsa_d_nometa"),
+                *("palimpsa_d", "palimpsa_m", "palimpsa_d_scalar", "palimpsa_d_nometa"),
                 *("mamba2", "gla", "gated_deltanet", "transformer"),
             )
         ),
         strict=True,
     )
 )
-_MARKERS = dict(zip(OPERATORS, "oPosD^v", strict=True))
+_MARKERS = dict(zip(OPERATORS, "oXPosD^v", strict=True))
 _GROUP_WIDTH = 0.8
 # Of a legend.
 _MAX_COLUMNS = 5
