@@ -44,7 +44,9 @@ def test_fresh_inputs_are_leaves_of_the_dtype_asked_for(name):
     assert "g" not in x or (x["g"] <= 0).all()
 
 
-@pytest.mark.parametrize(("name", "num_importances"), [("palimpsa", 6), ("palimpsa_grouped", 3), ("palimpsa_scalar", 1)])
+@pytest.mark.parametrize(
+    ("name", "num_importances"), [("palimpsa", 6), ("palimpsa_grouped", 3), ("palimpsa_scalar", 1)]
+)
 def test_an_importance_serves_as_many_rows_as_a_precision(name, num_importances):
     x = inputs(name)
     assert x["beta"].shape == (2, 23, 2, num_importances)
