@@ -198,6 +198,18 @@ class LanguageModel(nn.Module):
         matrices = sum(weight.numel() for weight in [*weights, self.embedding.weight])
         return 2 * matrices + sum(mixer.memory_flops(context) for mixer in self.mixers())
 
+    def training_flops_per_token(self, context: int) -> int:
+        """Floating-point operations that training on one token needs: three times the forward pass.
+
+        The backward pass computes two products for each one of the forward pass. What is computed a second time
+        (`checkpoint_blocks`, the chunked memories' own recomputation) does not count: MFU = these times tokens a second
+        / the device's peak is of what the model needs, whatever the implementation does.
+
+        Args:
+            context: see `flops_per_token`.
+        """
+        return 3 * self.flops_per_token(context)
+
     @property
     def num_parameters(self) -> int:
         """Trained parameters; the tied embedding counts once."""

@@ -12,7 +12,15 @@ from palimpsa.config.text import markdown_text
 from palimpsa.model.build import build_model
 
 LANGUAGE_MODEL_CONTEXT = 4_096  # tokens, of the published pretraining
-SIZES = ("170m", "340m", "760m")
+TINY_CONTEXT = 256  # bytes
+# Of language models, from the smallest to the largest: the ends of their names, and what a section calls them.
+SIZES = {
+    "tiny": ("Language models of about 1M parameters over bytes", TINY_CONTEXT),
+    "44m": ("Language models of 44M parameters", LANGUAGE_MODEL_CONTEXT),
+    "170m": ("Language models of 170M parameters", LANGUAGE_MODEL_CONTEXT),
+    "340m": ("Language models of 340M parameters", LANGUAGE_MODEL_CONTEXT),
+    "760m": ("Language models of 760M parameters", LANGUAGE_MODEL_CONTEXT),
+}
 
 HEAD = """\
 # The models, counted
@@ -24,7 +32,9 @@ Written by `make figures` from `configs/model`, each model built and counted; a 
   Attention's memory grows instead.
 - **FLOPs a token**: the forward pass, logits at every token included, a multiply-add counted as two; memories in their
   recurrent form (the chunked kernels do more), attention averaged over the positions of the context that the section
-  names; norms, gates and activations left out. A training step takes about three times as much.
+  names; norms, gates and activations left out. A token of training is counted as three times as many: the backward
+  pass has two products for each one of the forward pass. What activation checkpointing computes a second time does not
+  count: MFU, from these numbers, is the share of a device's peak that the model itself needed.
 
 ## What each plasticity costs
 
@@ -45,10 +55,9 @@ COLUMNS = """\
 def models_document() -> str:
     """The whole of docs/models.md, but for what stands between markers there."""
     sections = [HEAD, *_sections_by_scale(_configs("*") | _configs("ablation/*"))]
-    for size in SIZES:
-        title = f"Language models of {size.upper()} parameters, context {LANGUAGE_MODEL_CONTEXT:,}"
+    for size, (title, context) in SIZES.items():
         models = {name: cfg.model for name, cfg in _configs(f"lm/*_{size}").items()}
-        sections.append(f"## {title}{_table(models, LANGUAGE_MODEL_CONTEXT)}")
+        sections.append(f"## {title}, context {context:,}{_table(models, context)}")
     return "\n".join(sections)
 
 
