@@ -27,7 +27,7 @@ LOG2_E = tl.constexpr(math.log2(math.e))
 class RowResults(NamedTuple):
     """losses [N] fp32, nats. is_right [N] bool: the label is the first class with the largest logit, the loss a number.
 
-    gradient: [N, V] of the mean loss, in the logits' dtype, or None.
+    gradient: [N, V] of the mean loss or of what `share` says, in the logits' dtype, or None.
     """
 
     losses: Tensor
@@ -38,12 +38,20 @@ class RowResults(NamedTuple):
 # Of labels one is loaded: those of a part of the rows may lie anywhere.
 @triton.jit(do_not_specialize_on_alignment=["labels"])
 def _loss_kernel(
-    logits, labels, losses, is_right, gradient, share, V: tl.constexpr, TILE: tl.constexpr, HAS_GRADIENT: tl.constexpr
+    logits, labels, losses, is_right, gradient, share, V: tl.constexpr, TILE: tl.constexpr, HAS_GRADIENT: tl.constexpr,
+    IGNORE_INDEX: tl.constexpr,
 ):  # fmt: skip
     """One row. A GPU has time for ten instructions a logit before it waits for them more than for memory."""
     row = tl.program_id(0).to(tl.int64)
     classes = tl.arange(0, TILE)
     label = tl.load(labels + row)
+    if IGNORE_INDEX is not None:
+        is_target = label != IGNORE_INDEX
+        # Nobody has looked at the labels, which would take a wait: one that is no class reads nothing, and tells.
+        is_class = (label >= 0) & (label < V)
+        label = tl.where(is_class, label, 0)
+        factor = tl.where(is_class, 1.0, float("nan"))
+        share *= factor
     wanted = tl.load(logits + row * V + label).to(tl.float32)
     if TILE == V:
         x = tl.load(logits + row * V + classes).to(tl.float32)
@@ -53,24 +61,46 @@ def _loss_kernel(
     # In powers of two, which is what a GPU computes.
     weights = tl.exp2((x - largest) * LOG2_E)
     total = tl.sum(weights, 0)
-    tl.store(losses + row, tl.log(total) + (largest - wanted))
+    loss = tl.log(total) + (largest - wanted)
     # Where the loss is NaN, so is the total.
     right = (wanted == largest) & (total == total)
+    if IGNORE_INDEX is not None:
+        loss = tl.where(is_target, loss * factor, 0.0)
+        right &= is_class
+    tl.store(losses + row, loss)
     if right:
         # Of equal logits argmax takes the first.
         right = tl.min(tl.where(x == largest, classes, TILE), 0) == label
     tl.store(is_right + row, right)
     if HAS_GRADIENT:
         scale = share / total
-        tl.store(gradient + row * V + classes, weights * scale, mask=classes < V)
+        row_gradient = weights * scale
         label_gradient = tl.exp2((wanted - largest) * LOG2_E) * scale - share
+        if IGNORE_INDEX is not None:
+            row_gradient = tl.where(is_target, row_gradient, 0.0)
+            label_gradient = tl.where(is_target, label_gradient, 0.0)
+        tl.store(gradient + row * V + classes, row_gradient, mask=classes < V)
         # Over what another thread has just stored.
         tl.debug_barrier()
         tl.store(gradient + row * V + label, label_gradient)
 
 
-def row_results(logits: Tensor, labels: Tensor, *, with_gradient: bool) -> RowResults:
-    """Of logits [N, V], fp32 or half precision, V <= MAX_CLASSES, at labels [N] int64 in [0, V); on a GPU."""
+def row_results(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    with_gradient: bool,
+    ignore_index: int | None = None,
+    share: float | None = None,
+) -> RowResults:
+    """Of logits [N, V], fp32 or half precision, V <= MAX_CLASSES, at labels [N] int64 in [0, V); on a GPU.
+
+    Args:
+        with_gradient: whether to make the gradient.
+        ignore_index: a label that is no target: its loss and gradient are 0, and it is not right. Others that are no
+            class then make both NaN; with None they read what is not theirs.
+        share: what the gradient has of each row's loss; None: 1 / N, that of the mean over all rows.
+    """
     N, V = logits.shape
     logits, labels = logits.contiguous(), labels.contiguous()
     losses = torch.empty(N, dtype=torch.float32, device=logits.device)
@@ -82,7 +112,8 @@ def row_results(logits: Tensor, labels: Tensor, *, with_gradient: bool) -> RowRe
         # Triton launches on the current device.
         with torch.cuda.device_of(logits):
             launch(
-                logits, labels, losses, is_right, logits if gradient is None else gradient, 1 / N, V, tile,
-                HAS_GRADIENT=with_gradient, num_warps=min(32, max(1, tile // PER_THREAD // 32)),
+                logits, labels, losses, is_right, logits if gradient is None else gradient,
+                1 / N if share is None else share, V, tile, HAS_GRADIENT=with_gradient, IGNORE_INDEX=ignore_index,
+                num_warps=min(32, max(1, tile // PER_THREAD // 32)),
             )  # fmt: skip
     return RowResults(losses, is_right, gradient)

@@ -30,16 +30,22 @@ class CrossEntropy(NamedTuple):
 def cross_entropy(logits: Tensor, labels: Tensor) -> CrossEntropy:
     """Of logits [N, V] at labels [N] int64 in [0, V); differentiable once."""
     # torch.func has no rule for the kernel.
-    if logits.is_cuda and logits.dtype != torch.float64 and not under_transforms():
-        # Here and not above: Triton.
-        from palimpsa.kernels.gpu.cross_entropy import MAX_CLASSES
-
-        if logits.shape[1] <= MAX_CLASSES:
-            return CrossEntropy(*_RowKernel.apply(logits, labels))
+    if row_kernel_takes(logits) and not under_transforms():
+        return CrossEntropy(*_RowKernel.apply(logits, labels))
     mean = F.cross_entropy(at_least_fp32(logits), labels)
     largest, answers = logits.detach().max(dim=1)
     # An infinite logit, or none that is finite, makes the loss NaN.
     return CrossEntropy(mean, (answers == labels) & largest.isfinite())
+
+
+def row_kernel_takes(logits: Tensor) -> bool:
+    """Whether kernels/gpu/cross_entropy.py computes the losses of logits [N, V]."""
+    if not logits.is_cuda or logits.dtype == torch.float64:
+        return False
+    # Here and not above: Triton.
+    from palimpsa.kernels.gpu.cross_entropy import MAX_CLASSES
+
+    return logits.shape[1] <= MAX_CLASSES
 
 
 class _RowKernel(torch.autograd.Function):
@@ -58,10 +64,14 @@ class _RowKernel(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient,), upstream = ctx.saved_tensors, gradients[0]
-        # Times one, it would be read and written once more: of 16,384 rows of 8,192 classes 268 MB each way.
-        is_unit = not is_mapped(upstream) and upstream.data_ptr() == unit_gradient(upstream.device).data_ptr()
-        return gradient if is_unit else gradient * upstream, None
+        return times_upstream(ctx.saved_tensors[0], gradients[0]), None
+
+
+def times_upstream(gradient: Tensor, upstream: Tensor) -> Tensor:
+    """A loss's own gradient times the scalar that comes from what was made of the loss."""
+    # Times one, it would be read and written once more: of 16,384 rows of 8,192 classes 268 MB each way.
+    is_unit = not is_mapped(upstream) and upstream.data_ptr() == unit_gradient(upstream.device).data_ptr()
+    return gradient if is_unit else gradient * upstream
 
 
 @functools.cache

@@ -68,8 +68,14 @@ def main() -> None:
     modules["random_bits"].random_bits_kernel(-1, torch.arange(2), 5)
     for logits in (torch.ones(1, 1), torch.ones(3, 8192, dtype=torch.bfloat16)):
         labels = torch.zeros(len(logits), dtype=torch.int64)
+        modules["cross_entropy"].row_results(logits, labels, with_gradient=True, ignore_index=-100, share=1.0)
         modules["cross_entropy"].row_results(logits, labels, with_gradient=True)
         modules["cross_entropy"].row_results(logits, labels, with_gradient=False)
+    # A language model's; of one row, whose number a compiler might take for a constant.
+    for dtype, V in ((torch.bfloat16, 32_000), (torch.float32, 2**16)):
+        logits, labels = torch.ones(1, V, dtype=dtype), torch.zeros(1, dtype=torch.int64)
+        modules["cross_entropy"].row_results(logits, labels, with_gradient=True, ignore_index=-100, share=1.0)
+        modules["cross_entropy"].row_results(logits, labels, with_gradient=False, ignore_index=-100)
     for num_tokens, D, V in ((1, 1, 2), (65536, 128, 8192), (64, 768, 50257)):
         tokens = torch.zeros(num_tokens, dtype=torch.int64)
         modules["embedding"].embedding_gradient(torch.ones(num_tokens, D), tokens, V)

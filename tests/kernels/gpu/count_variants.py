@@ -86,6 +86,8 @@ def call_others(modules, B, T):
     modules["convolution"].backward(x, weight, None, parts)
     labels = torch.empty(B * T + 1, dtype=torch.int64, device="meta")[1:]
     modules["cross_entropy"].row_results(torch.empty(B * T, 8192, device="meta"), labels, with_gradient=True)
+    logits = torch.empty(B * T, 32_000, dtype=torch.bfloat16, device="meta")
+    modules["cross_entropy"].row_results(logits, labels, with_gradient=True, ignore_index=-100, share=1.0)
     modules["embedding"].embedding_gradient(torch.empty(B * T, 129, device="meta"), labels, 8192)
 
 

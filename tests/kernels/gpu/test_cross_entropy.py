@@ -7,6 +7,9 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton")
 from palimpsa.kernels.gpu.cross_entropy import row_results
+from palimpsa.mixers.layers import at_least_fp32
+from palimpsa.tasks import linear_loss
+from palimpsa.tasks.linear_loss import linear_cross_entropy
 from palimpsa.tasks.loss import _RowKernel
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -81,6 +84,61 @@ def test_no_row_gives_no_result():
     none = torch.empty(0, dtype=torch.int64, device=DEVICE)
     found = row_results(torch.empty(0, 5, device=DEVICE), none, with_gradient=True)
     assert [x.shape for x in found] == [(0,), (0,), (0, 5)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float16, 1e-3)])
+def test_an_ignored_label_is_no_target_and_a_share_weighs_every_other(dtype, tolerance):
+    generator = torch.Generator().manual_seed(0)
+    logits = (4 * torch.randn(6, 300, generator=generator)).to(dtype)
+    labels = torch.tensor([0, -100, 299, 7, -100, 7])
+    # Right where they are targets; what an ignored row holds does not matter.
+    logits[0, 0], logits[1, 0], logits[4, 1] = 20.0, 20.0, float("nan")
+    leaf = logits.double().requires_grad_()
+    losses = F.cross_entropy(leaf, labels, reduction="none")
+    is_target = labels != -100
+    (gradient,) = torch.autograd.grad(0.5 * losses[is_target].sum(), leaf)
+    options = {"with_gradient": True, "ignore_index": -100, "share": 0.5}
+    found = row_results(logits.to(DEVICE), labels.to(DEVICE), **options)
+    torch.testing.assert_close(found.losses.cpu().double(), losses.detach(), rtol=1e-5, atol=1e-5)
+    assert found.is_right.tolist() == [True, *[False] * 5]
+    assert found.gradient is not None
+    own = found.gradient.cpu()
+    assert (own[~is_target] == 0).all()
+    assert (own[is_target].double() - gradient[is_target]).abs().max() <= tolerance
+    without = row_results(logits.to(DEVICE), labels.to(DEVICE), with_gradient=False, ignore_index=-100)
+    assert without.gradient is None
+    assert torch.equal(without.losses, found.losses)
+
+
+def test_a_label_that_is_no_class_makes_its_own_row_nan():
+    labels = torch.tensor([2, -100, -1, 5, 10**12], device=DEVICE)
+    found = row_results(torch.zeros(5, 5, device=DEVICE), labels, with_gradient=True, ignore_index=-100)
+    assert found.losses.isnan().tolist() == [False, False, True, True, True]
+    assert found.gradient is not None
+    assert found.gradient.isnan().all(1).tolist() == [False, False, True, True, True]
+    assert not found.gradient[:2].isnan().any()
+    assert found.is_right.tolist() == [False] * 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_linear_layers_loss_by_the_kernel_is_as_exact_as_torchs(dtype, monkeypatch):
+    """In 8 chunks, of which the last is smaller."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(60, 16, generator=generator).to(DEVICE, dtype).requires_grad_()
+    weight = torch.randn(40, 16, generator=generator).to(DEVICE, dtype).requires_grad_()
+    labels = torch.randint(0, 40, (60,), generator=generator).to(DEVICE)
+    labels[::5] = -100
+    monkeypatch.setattr(linear_loss, "row_kernel_takes", lambda logits: True)
+    own = linear_cross_entropy(hidden, weight, labels, rows_per_chunk=8)
+    gradients = torch.autograd.grad(own.mean, (hidden, weight))
+    exact, torchs = (
+        [losses.detach(), *torch.autograd.grad(losses.sum() / 48, leaves)]
+        for leaves in ([x.detach().double().requires_grad_() for x in (hidden, weight)], (hidden, weight))
+        for losses in [F.cross_entropy(at_least_fp32(F.linear(*leaves)), labels, reduction="none")]
+    )
+    for found, reference, truth in zip((own.losses, *gradients), torchs, exact, strict=True):
+        errors = [(x.double() - truth).abs().max().item() for x in (found, reference)]
+        assert errors[0] <= 2 * errors[1] + 1e-5 * truth.abs().max().item()
 
 
 def test_batched_gradients_are_those_of_torchs():
