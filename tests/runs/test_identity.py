@@ -295,10 +295,11 @@ def test_the_defaults_of_somebodys_own_mixer_are_not_ours(committed):
     assert config_hash(config) != config_hash(other)
 
 
-def test_graphs_change_no_identity_and_kinds_of_tasks_do(committed):
+def test_graphs_and_checkpointed_blocks_change_no_identity_and_kinds_of_tasks_do(committed):
     config, expected, _ = committed[0]
     graphed, kind = copy.deepcopy(config), copy.deepcopy(config)
     graphed["trainer"]["cuda_graphs"] = not config["trainer"]["cuda_graphs"]
+    graphed["trainer"]["checkpoint_blocks"] = True
     kind["task"]["kind"] = "text"
     assert config_hash(graphed) == expected != config_hash(kind)
 

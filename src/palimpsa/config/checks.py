@@ -55,6 +55,9 @@ def _check_agreement(config: TrainConfig) -> None:
         raise ConfigError(
             f"trainer.cuda_graphs: got true, expected false with trainer.accelerator={trainer.accelerator}"
         )
+    if trainer.cuda_graphs and trainer.checkpoint_blocks:
+        # Not tried on a GPU.
+        raise ConfigError("trainer.checkpoint_blocks: got true, expected false with trainer.cuda_graphs=true")
     if not is_file_name(f"{config.model.name}{config.variant}"):
         raise ConfigError(
             f"variant: got {config.variant!r}, expected letters, digits, '_', '-', '+' and '.', and with model.name "

@@ -163,6 +163,8 @@ class TrainerConfig:
     compile: bool = key(False)  # blocks by torch.compile: faster on a GPU, other rounding
     # Steps and validations captured and replayed, to the same bits; on one GPU alone.
     cuda_graphs: bool = key(False, changes_numbers=False)
+    # Blocks computed again in the backward pass instead of kept, to the same bits: less memory, a third more time.
+    checkpoint_blocks: bool = key(False, changes_numbers=False)
     progress_bar: bool = key(True, changes_numbers=False)
 
 

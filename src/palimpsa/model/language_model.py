@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from palimpsa.mixers import MemoryTrace, Mixer, MixerCache
 from palimpsa.mixers.layers import ShortConvolution
@@ -71,9 +72,15 @@ class LanguageModel(nn.Module):
         init_std: standard deviation of every matrix and of the embedding; None: D^-1/2.
         generator: the randomness of the initial weights; None leaves them for a checkpoint to fill.
 
+    Attributes:
+        checkpoint_blocks: keep of every block its input alone, and compute the rest again in the backward pass: less
+            memory, a third more time, the same numbers. Where there are no gradients, or caches, nothing changes.
+
     Raises:
         ValueError: for sizes below 1 or unknown names.
     """
+
+    checkpoint_blocks = False
 
     def __init__(
         self,
@@ -118,8 +125,14 @@ class LanguageModel(nn.Module):
     ) -> Tensor:
         """tokens [B, T] int64 -> normalised hidden states [B, T, D]."""
         x = self.embedding(tokens)
+        # A block that is computed again would bring its cache up to date twice.
+        checkpointed = self.checkpoint_blocks and caches is None and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
-            x = block(x, None if caches is None else caches[i], cu_seqlens)
+            if checkpointed:
+                # No block draws random numbers, whose state would be copied from the GPU.
+                x = checkpoint(block, x, None, cu_seqlens, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, None if caches is None else caches[i], cu_seqlens)
         return self.normalise(x)
 
     def normalise(self, x: Tensor) -> Tensor:

@@ -47,12 +47,19 @@ class TrainingModule(L.LightningModule):
         self.optimizer_config = optimizer_config
         self.schedule = schedule
         self.model_config = model_config
+        self._is_whole_batch = True
 
     def training_step(self, _: Any, batch_idx: int) -> Tensor:
         stage, step, num_ranks = self.curriculum.stage, self.curriculum.stage_step, self.trainer.world_size
         batch = self.task.batch(stage, step, self.device, rank=self.global_rank, num_ranks=num_ranks)
-        with compiled_code_if(len(batch[0]) * num_ranks == stage.batch_size):
+        self._is_whole_batch = len(batch[0]) * num_ranks == stage.batch_size
+        with compiled_code_if(self._is_whole_batch):
             return self.task.loss(self.model, batch).mean
+
+    def backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:
+        # What blocks do not keep is computed again here, by the same code.
+        with compiled_code_if(self._is_whole_batch):
+            super().backward(loss, *arguments, **options)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         clip_gradients(optimizer, self.optimizer_config.gradient_clip)

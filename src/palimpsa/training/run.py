@@ -173,6 +173,7 @@ class TrainingRun:
             torch.set_num_threads(trainer_config.num_threads)
         quiet_lightning()
         model = build_model(config.model, config.seed)
+        model.checkpoint_blocks = trainer_config.checkpoint_blocks
         if trainer_config.compile:
             compile_blocks(model)
         module_class = GraphedTrainingModule if trainer_config.cuda_graphs else TrainingModule
