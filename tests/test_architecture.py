@@ -22,13 +22,17 @@ ARROWS: dict[str, set[str]] = {
     "mixers": {"kernels"},
     "theory": {"kernels"},
     "model": {"kernels", "mixers", "config"},
-    "tasks": {"kernels", "mixers", "config"},
     "runs": {"config"},
+    "text": {"config", "runs"},
+    "tasks": {"kernels", "mixers", "config", "text"},
     "analysis": {"config", "runs"},
-    "training": {"kernels", "mixers", "model", "tasks", "config", "runs"},
+    "training": {"kernels", "mixers", "model", "tasks", "config", "runs", "text"},
     "sweeps": {"kernels", "mixers", "model", "tasks", "training", "config", "runs", "analysis"},
     "benchmark": {"kernels", "mixers", "model", "tasks", "training", "config", "runs", "analysis", "sweeps", "theory"},
-    "scripts": {"kernels", "model", "tasks", "theory", "training", "config", "runs", "analysis", "sweeps", "benchmark"},
+    "scripts": {
+        *("kernels", "model", "tasks", "theory", "training", "config", "runs", "text", "analysis", "sweeps"),
+        "benchmark",
+    },
 }
 # Packages that a room never imports, at the top of a file or late; and those that it imports late at most.
 NEVER = {
@@ -39,6 +43,7 @@ NEVER = {
     "tasks": {"lightning", "wandb", "hydra"},
     "config": {"lightning", "wandb", "torch"},
     "runs": {"lightning", "wandb", "hydra"},
+    "text": {"torch", "lightning", "wandb", "pandas", "transformers"},
     "analysis": {"torch", "lightning", "triton", "wandb", "hydra", "fla"},
     "sweeps": {"wandb", "fla"},
     "benchmark": {"wandb"},
@@ -47,6 +52,7 @@ NEVER = {
 }
 LATE = {
     "runs": {"torch"},
+    "text": {"hydra", "datasets", "pyarrow", "huggingface_hub", "sentencepiece", "tokenizers"},
     "sweeps": {"torch", "lightning", "pandas"},
     "kernels": {"fla"},
     "tasks": {"triton"},
