@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,9 @@ class Manifest:
     def to_json(self) -> str:
         """The content of manifest.json, its checksum included."""
         values = {"format": FORMAT, **asdict(self)}
-        return json.dumps({**values, "checksum": json_sha256(values)}, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps({**values, "checksum": json_sha256(values)}, indent=2, ensure_ascii=False) + "\n"
+        # A list of ids in a line.
+        return re.sub(r"\[\n[\d,\s]+\]", lambda found: " ".join(found[0].split()), text)
 
 
 def read_manifest(directory: Path) -> Manifest:

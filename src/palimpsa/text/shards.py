@@ -249,9 +249,11 @@ class ShardWriter:
         self._tail = [np.load(self.directory / state["tail"]["file"], allow_pickle=False)]
         self._tail_length = len(self._tail[0])
         self._documents = []
-        # Of a checkpoint that was written for nothing, or is followed by this one.
+
+    def remove_old_checkpoints(self) -> None:
+        """Removes what the newest checkpoint, once it is written down, has taken the place of."""
         for path in (self.directory / UNFINISHED).glob("tail_*.npy"):
-            if path.name != Path(state["tail"]["file"]).name:
+            if path.name != f"tail_{self._num_checkpoints - 1:05d}.npy":
                 path.unlink()
 
     def finish(self, **facts: Any) -> TokenShards:
