@@ -88,6 +88,7 @@ SLOW = (
     "test_packaging.py",
     "test_readme.py",
     "test_scripts.py",
+    "text/test_prepare.py",
     "training/test_checkpoint.py",
     "training/test_checkpoint_blocks.py",
     "training/test_crash.py",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from palimpsa.config.errors import ConfigError
-from palimpsa.text.manifest import file_sha256
+from palimpsa.text.files import file_sha256
 from palimpsa.text.records import Batch, Fields, decode
 
 # Of text, in one batch: a quarter of a second of SentencePiece's on a core.

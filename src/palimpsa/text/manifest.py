@@ -11,32 +11,11 @@ from typing import Any
 
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.keys import convert, key
+from palimpsa.text.files import MANIFEST, FileFacts
 
-MANIFEST = "manifest.json"
 FORMAT = "palimpsa token shards, 1"
 # What one token is stored as, by the name in the manifest: raw, little-endian.
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
-_BLOCK = 1 << 20
-
-
-@dataclass(frozen=True)
-class FileFacts:
-    """A file beside the manifest, or in a folder there."""
-
-    file: str
-    size: int = key(unit="bytes", minimum=0)
-    sha256: str = key()
-
-    def check(self, directory: Path, *, by_hash: bool) -> None:
-        """Raises ConfigError, naming the file, where it is not there or of another length; by_hash: of other bytes."""
-        path = directory / self.file
-        if not path.is_file():
-            raise ConfigError(f"{path}: missing, expected the {self.size} bytes that were written")
-        size = path.stat().st_size
-        if size != self.size:
-            raise ConfigError(f"{path}: got {size} bytes, expected the {self.size} that were written")
-        if by_hash and file_sha256(path) != self.sha256:
-            raise ConfigError(f"{path}: got other bytes than those that were written: its SHA-256 is another")
 
 
 @dataclass(frozen=True)
@@ -147,12 +126,3 @@ def read_manifest(directory: Path) -> Manifest:
 def json_sha256(values: Any) -> str:
     """SHA-256, in hex, of values that JSON has, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256, in hex, of a file's bytes."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            found.update(block)
-    return found.hexdigest()

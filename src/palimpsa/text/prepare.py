@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import platform
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,8 +17,9 @@ import numpy as np
 
 from palimpsa.config.errors import ConfigError
 from palimpsa.runs.files import LockHeldError, hold_lock, write_atomic
+from palimpsa.text.files import MANIFEST, remove_checkpoints, remove_shards
 from palimpsa.text.hub import HubSource
-from palimpsa.text.manifest import MANIFEST, TokenizerFacts, json_sha256, read_manifest
+from palimpsa.text.manifest import TokenizerFacts, json_sha256, read_manifest
 from palimpsa.text.request import Source, check_request, make_request, make_sources
 from palimpsa.text.schema import PrepareTextConfig
 from palimpsa.text.shards import ShardWriter, TokenShards
@@ -89,7 +89,9 @@ def prepare(
             request = make_request(config, source, validation, facts)
             splits = [TRAIN, *([VALIDATION] if validation is not None or config.validation_every is not None else [])]
             if config.fresh:
-                _remove(directory)
+                (directory / PROGRESS).unlink(missing_ok=True)
+                for name in (TRAIN, VALIDATION):
+                    remove_shards(directory / name)
             finished = _finished(directory, splits, request)
             if finished is not None:
                 return finished, True
@@ -97,7 +99,7 @@ def prepare(
             if isinstance(source, HubSource):
                 # The newest one may be another by the time that this goes on.
                 source.revision = revision = revision or source.resolve_revision()
-            with TokeniserPool(files, config.num_workers or os.cpu_count() or 1) as pool:
+            with TokeniserPool(files, config.num_workers or _num_cores()) as pool:
                 parts = [source, *([validation] if validation is not None else [])]
                 while work.part < len(parts):
                     for fraction, is_shard in _tokenise_part(parts[work.part], pool, work, config):
@@ -111,12 +113,6 @@ def prepare(
         raise ConfigError(f"directory: {directory} is being made by {error.holder}") from error
 
 
-def _remove(directory: Path) -> None:
-    for name in (TRAIN, VALIDATION):
-        shutil.rmtree(directory / name, ignore_errors=True)
-    (directory / PROGRESS).unlink(missing_ok=True)
-
-
 def _finished(directory: Path, splits: list[str], request: dict[str, Any]) -> dict[str, TokenShards] | None:
     """The shards, where all are there; they, and those of another config, are never written over."""
     there = [name for name in (TRAIN, VALIDATION) if (directory / name / MANIFEST).exists()]
@@ -126,26 +122,27 @@ def _finished(directory: Path, splits: list[str], request: dict[str, Any]) -> di
         return None
     found = {name: TokenShards.open(directory / name) for name in splits}
     # A kill may have come between the last manifest and this.
-    (directory / PROGRESS).unlink(missing_ok=True)
+    _remove_progress(directory)
     return found
+
+
+def _remove_progress(directory: Path) -> None:
+    """Where all splits are finished: the file that asks for the checkpoints before these."""
+    (directory / PROGRESS).unlink(missing_ok=True)
+    for name in (TRAIN, VALIDATION):
+        remove_checkpoints(directory / name)
 
 
 def _begin(
     directory: Path, splits: list[str], config: PrepareTextConfig, facts: TokenizerFacts, request: dict[str, Any]
 ) -> tuple[_Work, str | None]:
     """The work so far, nothing where there was none; and the revision of the hub's data set that it holds to."""
-    path = directory / PROGRESS
-    saved: dict[str, Any] | None = None
-    if path.exists():
-        try:
-            saved = json.loads(path.read_bytes())
-            checksum = saved.pop("checksum")  # pyright: ignore[reportOptionalMemberAccess]
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ConfigError(
-                f"{path}: is damaged, expected what an earlier call left; fresh=true begins anew"
-            ) from error
-        if checksum != json_sha256(saved):
-            raise ConfigError(f"{path}: was changed by somebody; fresh=true begins anew")
+    saved = _read_progress(directory / PROGRESS)
+    if saved is None:
+        # What was killed before its first checkpoint, of whatever config.
+        for name in (TRAIN, VALIDATION):
+            remove_shards(directory / name)
+    else:
         check_request(directory, saved["request"], request)
     writers = {
         name: ShardWriter(directory / name, tokenizer=facts, tokens_per_shard=config.tokens_per_shard)
@@ -160,6 +157,25 @@ def _begin(
     _stand(work, None)
     work.standing.resumed_tokens = work.standing.num_tokens
     return work, saved["revision"]
+
+
+def _read_progress(path: Path) -> dict[str, Any] | None:
+    """What `_save` wrote, but for its checksum; None where it wrote nothing."""
+    if not path.exists():
+        return None
+    try:
+        saved = json.loads(path.read_bytes())
+        is_whole = saved.pop("checksum") == json_sha256(saved)
+    except (ValueError, KeyError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise ConfigError(f"{path}: is damaged or was changed, expected what was written; fresh=true begins anew")
+    return saved
+
+
+def _num_cores() -> int:
+    """Those that this process may use, where the system says."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _stand(work: _Work, fraction: float | None) -> None:
@@ -245,7 +261,7 @@ def _finish(
         )
         for name, writer in work.writers.items()
     }
-    (directory / PROGRESS).unlink(missing_ok=True)
+    _remove_progress(directory)
     return shards
 
 

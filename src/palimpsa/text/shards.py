@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,11 +13,10 @@ import numpy as np
 
 from palimpsa.config.errors import ConfigError
 from palimpsa.runs.files import write_atomic
-from palimpsa.text.manifest import DTYPES, MANIFEST, FileFacts, Manifest, TokenizerFacts, read_manifest
+from palimpsa.text.files import MANIFEST, UNFINISHED, FileFacts
+from palimpsa.text.manifest import DTYPES, Manifest, TokenizerFacts, read_manifest
 
 TOKENS_PER_SHARD = 100_000_000
-# What a writer that is not finished needs to go on.
-UNFINISHED = "unfinished"
 
 
 class TokenShards:
@@ -109,8 +107,7 @@ class TokenShards:
 
     def _check_documents(self) -> None:
         ends, path = self.document_ends, self.directory / self.manifest.document_ends.file
-        increasing = ends[0] > 0 and bool(np.all(ends[1:] > ends[:-1]))
-        if not increasing or ends[-1] != self.num_tokens:
+        if ends[0] <= 0 or np.any(ends[1:] <= ends[:-1]) or ends[-1] != self.num_tokens:
             raise ConfigError(f"{path}: got ends up to {ends[-1]}, expected ever later ones up to {self.num_tokens}")
 
 
@@ -131,8 +128,7 @@ def _load_documents(directory: Path, facts: FileFacts, manifest: Manifest) -> np
 class ShardWriter:
     """Writes token shards: documents with `add` or `add_documents`, then `finish`.
 
-    A shard is on disk as soon as it is full. `checkpoint` makes the rest last as well, and a new writer goes on from it
-    by `restore`; without one nothing of an unfinished writer counts.
+    A shard is on disk as soon as it is full. `checkpoint` saves the rest as well, and a new writer's `restore` goes on.
 
     Args:
         directory: of one split; made where it is missing. An old manifest in it is removed first.
@@ -162,7 +158,7 @@ class ShardWriter:
 
     @property
     def num_shards(self) -> int:
-        """Shards that are full and on disk."""
+        """Those on disk."""
         return len(self._shards)
 
     def add(self, token_ids: Sequence[int] | np.ndarray, num_bytes: int) -> None:
@@ -221,10 +217,8 @@ class ShardWriter:
         number = self._num_checkpoints
         documents = np.concatenate([np.zeros((0, 2), np.int64), *self._documents])
         tail = np.concatenate([np.zeros(0, self._dtype), *self._tail])
-        files = {
-            "documents": self._write(f"{UNFINISHED}/documents_{number:05d}.npy", _npy(documents)),
-            "tail": self._write(f"{UNFINISHED}/tail_{number:05d}.npy", _npy(tail)),
-        }
+        saved_documents = self._write(f"{UNFINISHED}/documents_{number:05d}.npy", _npy(documents))
+        saved_tail = self._write(f"{UNFINISHED}/tail_{number:05d}.npy", _npy(tail))
         self._documents = []
         self._num_checkpoints += 1
         return {
@@ -232,7 +226,8 @@ class ShardWriter:
             "num_checkpoints": self._num_checkpoints,
             "num_tokens": self.num_tokens,
             "num_documents": self.num_documents,
-            **{name: asdict(facts) for name, facts in files.items()},
+            "documents": asdict(saved_documents),
+            "tail": asdict(saved_tail),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -257,7 +252,7 @@ class ShardWriter:
                 path.unlink()
 
     def finish(self, **facts: Any) -> TokenShards:
-        """Writes the last shard, the documents and, when all of it is on disk, the manifest.
+        """Writes the last shard, the documents and, when all of it is on disk, the manifest; checkpoints stay.
 
         Args:
             facts: `request`, `source`, `licences`, `versions` and `command` of the manifest.
@@ -285,7 +280,6 @@ class ShardWriter:
             **facts,
         )
         write_atomic(self.directory / MANIFEST, manifest.to_json())
-        shutil.rmtree(self.directory / UNFINISHED, ignore_errors=True)
         return TokenShards(self.directory, manifest)
 
 

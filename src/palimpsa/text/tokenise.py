@@ -82,32 +82,29 @@ class TokeniserPool:
         """
         pending: deque[tuple[Batch, Future[TokenisedBatch]]] = deque()
         source, error = iter(batches), None
-        while error is None:
-            try:
-                batch = next(source, None)
-            except ConfigError as raised:
-                # Records that were read before may be wrong too, and come first.
-                error = raised
-                break
-            if batch is None:
-                break
-            pending.append((batch, self._pool.submit(_tokenise_here, batch, fields)))
-            if len(pending) >= self._in_flight:
-                yield _result(*pending.popleft())
-        while pending:
-            yield _result(*pending.popleft())
+        try:
+            while error is None:
+                try:
+                    batch = next(source, None)
+                except ConfigError as raised:
+                    # Records that were read before may be wrong too, and come first.
+                    error = raised
+                    break
+                if batch is None:
+                    break
+                pending.append((batch, self._pool.submit(_tokenise_here, batch, fields)))
+                if len(pending) >= self._in_flight:
+                    done, future = pending.popleft()
+                    yield done, future.result()
+            while pending:
+                done, future = pending.popleft()
+                yield done, future.result()
+        except BrokenProcessPool as broken:
+            raise RuntimeError(
+                "a process that tokenised was killed: out of memory? num_workers=1 needs least"
+            ) from broken
         if error is not None:
             raise error
-
-
-def _result(batch: Batch, future: Future[TokenisedBatch]) -> tuple[Batch, TokenisedBatch]:
-    try:
-        return batch, future.result()
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            f"a process was killed while it tokenised {batch.place} from {batch.unit} {batch.first}: out of memory? "
-            "num_workers=1 needs the least"
-        ) from error
 
 
 # Of this process, where it is one of a pool's.

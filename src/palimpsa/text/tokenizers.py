@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from palimpsa.config.errors import ConfigError
+from palimpsa.text.files import file_sha256
 from palimpsa.text.golden import golden_ids
 from palimpsa.text.hub import hub_files
-from palimpsa.text.manifest import TokenizerFacts, file_sha256, json_sha256
+from palimpsa.text.manifest import TokenizerFacts, json_sha256
 
 BYTES = "bytes"
 # What a folder, or a hub's repository, may hold, in the order in which it is looked for.
