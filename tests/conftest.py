@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import DictConfig
 
 from palimpsa.config.compose import compose_config as compose_train_config
 from palimpsa.config.schema import TrainConfig, typed
+from palimpsa.text.manifest import TokenizerFacts
+from palimpsa.text.shards import ShardWriter, TokenShards
 
 # No test may wait for a network or ask for an account.
 os.environ["WANDB_MODE"] = "offline"
@@ -91,6 +95,7 @@ SLOW = (
     "text/test_prepare.py",
     "training/test_checkpoint.py",
     "training/test_checkpoint_blocks.py",
+    "training/test_commonsense_run.py",
     "training/test_crash.py",
     "training/test_distributed.py",
     "training/test_graphed_step.py",
@@ -157,3 +162,39 @@ def tiny_config(tmp_path: Path):
 def slow_entries() -> tuple[str, ...]:
     """What `make test-fast` leaves out."""
     return SLOW
+
+
+def _write_shards(
+    directory: Path, documents: Sequence[Sequence[int]], *, vocab_size: int = 32, tokenizer: str = "0" * 64
+) -> TokenShards:
+    """Documents of token ids below vocab_size - 1, which ends each, in shards of 100 tokens; 2 bytes a token."""
+    facts = TokenizerFacts("test", "bytes", tokenizer, vocab_size, vocab_size - 1)
+    writer = ShardWriter(directory, tokenizer=facts, tokens_per_shard=100)
+    for document in documents:
+        writer.add(document, 2 * len(document))
+    return writer.finish()
+
+
+def _write_text(directory: Path, *, num_documents: int = 40, vocab_size: int = 32, seed: int = 0) -> Path:
+    """A folder with train/ and validation/: documents of 0 to 60 tokens that count up by steps of their own."""
+    generator = np.random.default_rng(seed)
+
+    def documents(number: int) -> list[list[int]]:
+        shapes = generator.integers((0, 0, 1), (61, vocab_size - 1, 3), (number, 3)).tolist()
+        return [[(first + step * i) % (vocab_size - 1) for i in range(length)] for length, first, step in shapes]
+
+    _write_shards(directory / "train", documents(num_documents), vocab_size=vocab_size)
+    _write_shards(directory / "validation", documents(num_documents // 2), vocab_size=vocab_size)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def write_shards():
+    """Writes token shards of documents: `write_shards(tmp_path / "train", [[1, 2], [3]], vocab_size=5)`."""
+    return _write_shards
+
+
+@pytest.fixture(scope="session")
+def write_text():
+    """Writes a folder for the task `commonsense`: `write_text(tmp_path, num_documents=40)`."""
+    return _write_text

@@ -10,7 +10,7 @@ from palimpsa.config.compose import CONFIG_DIR
 from palimpsa.config.schema import typed
 from palimpsa.model.build import build_model, check_model
 from palimpsa.sweeps.plan import plan_command_line
-from palimpsa.tasks.stages import stages_from_config
+from palimpsa.tasks.build import build_task
 
 
 def names(folder: str) -> list[str]:
@@ -22,13 +22,14 @@ MODELS = [f"{folder}{name}" for folder in ("", "ablation/", "lm/") for name in n
 
 @pytest.mark.parametrize("scale", names("scale"))
 @pytest.mark.parametrize("task", names("task"))
-def test_every_task_is_built_at_every_scale(scale, task, compose_config):
-    cfg = compose_config(f"scale={scale}", f"task={task}")
+def test_every_task_is_built_at_every_scale(scale, task, compose_config, write_text, tmp_path):
+    data = [f"task.data={write_text(tmp_path, num_documents=400)}"] if task == "commonsense" else []
+    cfg = compose_config(f"scale={scale}", f"task={task}", *data)
     config = typed(cfg)
     check_config(config)
     assert (config.scale.name, config.task.name) == (scale, task)
     assert config.optimizer.warmup_steps == config.task.warmup_steps
-    assert all(stage.max_steps > 0 for stage in stages_from_config(config.task))
+    assert all(stage.max_steps > 0 for stage in build_task(config.task, 1).stages)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -129,7 +129,27 @@ class MQARConfig(TaskConfig):
     num_epochs: int | None = key(None, minimum=1)
 
 
-TASK_SCHEMAS: dict[str, type] = {"mqar": MQARConfig}
+@dataclass
+class CommonsenseConfig(TaskConfig):
+    """Next tokens of prepared text; docs/pretraining.md says what a batch is."""
+
+    # A folder with train/ and validation/, as scripts/prepare_text.py writes it. What is in it counts, not where it is.
+    data: str = key(changes_numbers=False)
+    # 64 hexadecimal digits each of what is in it; null: read from its manifests before the run.
+    tokenizer_digest: str | None = key(None)
+    train_digest: str | None = key(None)
+    validation_digest: str | None = key(None)
+    # What of the shards is compared with their manifest first: sizes, or all bytes, which takes a second a gigabyte.
+    verify: str = key(choices=("sizes", "hashes"), changes_numbers=False)
+    context: int = key(minimum=2, unit="tokens")
+    documents: str = key("reset", choices=("reset", "run_on", "reset_every_context"))
+    contexts_per_row: int = key(1, minimum=1)  # consecutive ones that the order of an epoch leaves together
+    num_steps: int | None = key(None, minimum=1, unit="optimiser steps")  # or num_tokens
+    num_tokens: int | None = key(None, minimum=1, unit="tokens")  # rounded up to whole steps
+    validation_tokens: int = key(minimum=2, unit="tokens")  # at most: the first ones of the split
+
+
+TASK_SCHEMAS: dict[str, type] = {"mqar": MQARConfig, "commonsense": CommonsenseConfig}
 
 
 @dataclass

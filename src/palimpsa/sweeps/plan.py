@@ -27,6 +27,7 @@ from palimpsa.sweeps.launch import HydraLaunch
 from palimpsa.sweeps.launchers import check_launcher, runs_on_other_machines
 from palimpsa.sweeps.ledger import Job
 from palimpsa.sweeps.sweep import Sweep
+from palimpsa.tasks.data_digests import with_data_digests
 from palimpsa.training.distributed import is_distributed
 from palimpsa.training.preflight import check_run
 
@@ -65,7 +66,7 @@ def plan_command_line(
                 raise ConfigError(f"{override.input_line}: got several values, expected one; add -m to sweep over them")
         first.hydra.mode = RunMode.RUN
         check_launcher(first)
-        config = typed(first)
+        config = with_data_digests(typed(first))
         _check_run(config, elsewhere=runs_on_other_machines(first))
         return config
 
@@ -120,7 +121,7 @@ def _make_jobs(combinations: Sequence[Sequence[str]], config_name: str, *, elsew
     jobs: dict[Path, Job] = {}
     checked: set[str] = set()
     for combination in combinations:
-        config = typed(composer.compose(combination))
+        config = with_data_digests(typed(composer.compose(combination)))
         # A thousand finished runs need no look at their models, nor torch; whether they have ended is for the ledger.
         if not checked.issuperset(combination) and not RunDirectory(config.run_dir).seems_finished():
             checked.update(combination)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from palimpsa.config.errors import ConfigError, nearest
+from palimpsa.tasks.commonsense import CommonsenseTask
 from palimpsa.tasks.mqar import MQARTask
 from palimpsa.tasks.task import Task
 
-TASKS = {"mqar": MQARTask}
+TASKS = {"mqar": MQARTask, "commonsense": CommonsenseTask}
 
 
 def build_task(config: Any, seed: int) -> Task[Any, Any]:

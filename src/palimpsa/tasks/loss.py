@@ -16,6 +16,8 @@ from palimpsa.kernels.transforms import is_mapped
 from palimpsa.kernels.validation import under_transforms
 from palimpsa.mixers.layers import at_least_fp32
 
+_ROWS_AT_A_TIME = 1_024
+
 
 class CrossEntropy(NamedTuple):
     """mean: over all rows, nats, a scalar in fp32 (fp64 of such logits), for autograd to follow.
@@ -46,6 +48,18 @@ def row_kernel_takes(logits: Tensor) -> bool:
     from palimpsa.kernels.gpu.cross_entropy import MAX_CLASSES
 
     return logits.shape[1] <= MAX_CLASSES
+
+
+@torch.no_grad()
+def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """[N] fp32 (fp64 of such logits), nats, of logits [N, V] at labels [N] int64 in [0, V); for evaluation."""
+    if row_kernel_takes(logits):
+        from palimpsa.kernels.gpu.cross_entropy import row_results
+
+        return row_results(logits, labels, with_gradient=False)[0]
+    # Some rows at a time: in fp32 all of them may take gigabytes.
+    parts = zip(logits.split(_ROWS_AT_A_TIME), labels.split(_ROWS_AT_A_TIME), strict=True)
+    return torch.cat([F.cross_entropy(at_least_fp32(rows), at, reduction="none") for rows, at in parts])
 
 
 class _RowKernel(torch.autograd.Function):

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-# A named tuple of tensors, the first axis of each running over examples.
+# A named tuple of tensors: see `Task.count_examples`.
 BatchT = TypeVar("BatchT", bound=tuple[Tensor, ...])
 StageT = TypeVar("StageT", bound="Stage")
 # Metrics by name; fractions, nats, as the task says.
@@ -28,7 +28,11 @@ SPLITS = ("train", "validation", "test")
 
 
 class Loss(NamedTuple):
-    """mean: a scalar in fp32 or fp64, nats, for autograd to follow; num_targets: the predictions that it is over."""
+    """mean: a scalar in fp32 or fp64, nats, for autograd to follow; num_targets: the predictions that it is over.
+
+    Of one share of a step, `mean` is such that its average over all shares is the sum over the step's targets divided
+    by their number, however they are spread.
+    """
 
     mean: Tensor
     num_targets: int
@@ -114,10 +118,14 @@ class Task(ABC, Generic[StageT, BatchT]):
 
     @abstractmethod
     def contexts(self, stage: StageT, num_examples: int, device: torch.device) -> Tensor:
-        """[num_examples, T] int64 tokens of the validation split, for the memory probe."""
+        """[num_examples, T] int64 tokens of the validation split, for the memory probe; fewer where it is short."""
+
+    def count_examples(self, batch: BatchT) -> int:
+        """How many examples are in a batch: the length of the first axis of its tensors, unless a task packs them."""
+        return len(batch[0])
 
     def release(self) -> None:
-        """Lets go of what was captured to evaluate: memory that a sweep's next run in this process may want."""
+        """Lets go of what was captured or prepared: memory that a sweep's next run in this process may want."""
 
     def batch(self, stage: StageT, step: int, device: torch.device, *, rank: int = 0, num_ranks: int = 1) -> BatchT:
         """The batch of a step, or one process's share of it: a pure function of (seed, stage, step, rank)."""

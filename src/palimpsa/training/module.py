@@ -52,7 +52,7 @@ class TrainingModule(L.LightningModule):
     def training_step(self, _: Any, batch_idx: int) -> Tensor:
         stage, step, num_ranks = self.curriculum.stage, self.curriculum.stage_step, self.trainer.world_size
         batch = self.task.batch(stage, step, self.device, rank=self.global_rank, num_ranks=num_ranks)
-        self._is_whole_batch = len(batch[0]) * num_ranks == stage.batch_size
+        self._is_whole_batch = self.task.count_examples(batch) * num_ranks == stage.batch_size
         with compiled_code_if(self._is_whole_batch):
             return self.task.loss(self.model, batch).mean
 

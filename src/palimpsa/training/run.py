@@ -23,6 +23,7 @@ from palimpsa.runs.identity import config_hash
 from palimpsa.runs.progress import JobProgress
 from palimpsa.runs.result import run_result, status_of
 from palimpsa.runs.schema import FINISHED
+from palimpsa.tasks.data_digests import with_data_digests
 from palimpsa.tasks.task import Task
 from palimpsa.training.checkpoint import AtomicCheckpointIO, find_checkpoint, quiet_lightning
 from palimpsa.training.compiled import compile_blocks
@@ -53,6 +54,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         ConfigError: for a config that cannot be run.
         RunDirectoryError: where the run's directory holds another config or a damaged file.
     """
+    config = with_data_digests(config)
     task = check_run(config)
     directory, stored = RunDirectory(config.run_dir), plain(config)
     progress = JobProgress.from_environment(run_name(config), task.max_steps)

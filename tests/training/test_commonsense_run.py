@@ -1,0 +1,196 @@
+"""Pretraining end to end on a CPU: what a run records, that a killed one goes on, and who its data are."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from palimpsa.config.errors import ConfigError, RunDirectoryError
+from palimpsa.config.schema import plain, typed
+from palimpsa.runs.identity import config_hash, identity
+from palimpsa.sweeps.plan import plan_command_line
+from palimpsa.sweeps.sweep import Sweep
+from palimpsa.tasks.build import build_task
+from palimpsa.tasks.data_digests import with_data_digests
+from palimpsa.training.run import run
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = (
+    "task=commonsense",
+    "task.vocab_size=32",
+    "task.context=16",
+    "task.tokens_per_step=128",
+    "task.num_steps=12",
+    "task.warmup_steps=2",
+    "task.validation_every=5",
+    "task.validation_tokens=200",
+    "scale.d_model=16",
+    "scale.num_heads=2",
+    "scale.head_k_dim=4",
+    "scale.head_v_dim=4",
+    "trainer.log_every=1",
+    "trainer.probe_every=4",
+    "trainer.checkpoint_every=4",
+    "trainer.progress_bar=false",
+    "logger=csv",
+)
+
+
+@pytest.fixture
+def overrides(tmp_path, write_text):
+    """The command line of a run of 12 steps: `overrides("seed=2")`."""
+    data = write_text(tmp_path / "text")
+    return lambda *more: [*SIZES, f"task.data={data}", f"results_dir={tmp_path}", *more]
+
+
+@pytest.fixture
+def commonsense(overrides, compose_config):
+    """Its config."""
+    return lambda *more: typed(compose_config(*overrides(*more)))
+
+
+def directory_of(config, results_dir: Path) -> Path:
+    return results_dir / Path(config.run_dir).relative_to(config.results_dir)
+
+
+def curves(directory: Path) -> pd.DataFrame:
+    return pd.read_csv(directory / "history.csv").drop(columns="tokens_per_s")
+
+
+def test_a_run_is_trained_and_recorded(commonsense, capsys):
+    config = commonsense()
+    result = run(config)
+    assert "finished, validation loss " in capsys.readouterr().err
+    assert result["status"] == "finished"
+    (stage,) = result["stages"]
+    assert (stage["steps"], stage["ended_by"], stage["context"]) == (12, "cap", 16)
+    assert 1 < stage["validation_perplexity_per_byte"] < stage["validation_perplexity"] < 40
+    assert list(stage["validation_loss_by_position"]) == ["1", "2", "3to4", "5to8", "9to16"]
+    assert "33to64" in stage["validation_loss_by_length"]
+    history = curves(Path(config.run_dir)).set_index("step")
+    assert history.index[history["validation_loss"].notna()].tolist() == [5, 10, 12]
+    assert history["validation_loss/position3to4"].notna().sum() == 3
+    assert history["loss"].iloc[-1] < history["loss"].dropna().iloc[0]
+    assert history["window_mean"].notna().sum() == 4
+    assert result["config"]["task"]["train_digest"] == build_task(config.task, 1).shards["train"].digest
+    assert json.loads((Path(config.run_dir) / "result.json").read_text()) == result
+    # Not trained again.
+    assert run(config) == result
+
+
+@pytest.mark.parametrize("documents", ["run_on", "reset_every_context"])
+def test_the_other_ways_to_pack_train_too(commonsense, documents):
+    config = commonsense(f"task.documents={documents}", "task.contexts_per_row=2", "task.num_steps=3")
+    assert run(config)["stages"][0]["validation_loss"] > 0
+
+
+def test_a_run_that_is_killed_goes_on_with_the_very_next_token(commonsense, overrides, tmp_path):
+    """SIGKILL, twice in one run's life, in different epochs, against an undisturbed run: every loss is equal."""
+    longer = ("task.num_steps=120", "trainer.checkpoint_every=10", "task.validation_every=60")
+    undisturbed = commonsense(*longer)
+    expected = run(undisturbed)
+    killed = tmp_path / "killed"
+    command = [sys.executable, str(ROOT / "scripts/train.py"), *overrides(*longer), f"results_dir={killed}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    directory = directory_of(undisturbed, killed)
+    checkpoint = directory / "checkpoints/last.ckpt"
+    for _ in range(2):
+        seen = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if checkpoint.exists() and checkpoint.stat().st_mtime_ns != seen:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        assert process.wait() == -signal.SIGKILL
+    assert not (directory / "result.json").exists()
+    assert 0 < torch.load(checkpoint, weights_only=True)["global_step"] < 120
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    result = json.loads((directory / "result.json").read_text())
+    assert (result["stages"], result["config_hash"]) == (expected["stages"], expected["config_hash"])
+    pd.testing.assert_frame_equal(curves(directory), curves(Path(undisturbed.run_dir)), check_exact=True)
+
+
+def test_two_processes_train_as_one_and_one_goes_on_where_two_were(commonsense, overrides, tmp_path):
+    """DDP on gloo: the losses of one process to 1e-5, though the shares of a step differ in targets."""
+    alone = commonsense("seed=2")
+    run(alone)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [str(ROOT / "scripts/train.py"), *overrides("seed=2", f"results_dir={tmp_path}/shared")]
+    # One checkpoint alone, in the middle of an epoch.
+    command.append("trainer.checkpoint_every=8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run([*launcher, *command], **options)
+    assert done.returncode == 0, done.stderr
+    directory, expected = directory_of(alone, tmp_path / "shared"), curves(Path(alone.run_dir))
+    pd.testing.assert_frame_equal(curves(directory), expected, rtol=1e-5, atol=0)
+    # Resumed on one process from the checkpoint that two wrote.
+    (directory / "result.json").unlink()
+    assert torch.load(directory / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 8
+    resumed = subprocess.run([sys.executable, *command], **options)
+    assert resumed.returncode == 0, resumed.stderr
+    pd.testing.assert_frame_equal(curves(directory), expected, rtol=1e-5, atol=0)
+
+
+# Property 4: a changed file, tokenizer or packing under the same name is an error that names it.
+def test_the_data_are_part_of_a_runs_identity_and_their_path_is_not(commonsense, tmp_path, write_text, write_shards):
+    config = commonsense()
+    complete = with_data_digests(config)
+    run(config)
+    known = identity(plain(complete))
+    assert {"task.train_digest", "task.validation_digest", "task.tokenizer_digest", "task.context"} <= set(known)
+    assert not {"task.data", "task.verify"} & set(known)
+    # The same text elsewhere is the same run.
+    moved = commonsense(f"task.data={write_text(tmp_path / 'moved')}")
+    assert config_hash(plain(with_data_digests(moved))) == config_hash(plain(complete))
+    assert run(moved)["status"] == "finished"
+    for split, other in (("train", 1), ("validation", 2)):
+        text = write_text(tmp_path / "text", seed=other)
+        write_text(tmp_path / "same")
+        (tmp_path / "same" / split).rename(tmp_path / f"old_{split}")
+        (text / split).rename(tmp_path / "same" / split)
+        with pytest.raises(RunDirectoryError, match=rf"task\.{split}_digest: stored '[0-9a-f]{{64}}', now '"):
+            run(commonsense(f"task.data={tmp_path / 'same'}"))
+    for split in ("train", "validation"):
+        write_shards(tmp_path / "words" / split, [[1] * 200], tokenizer="1" * 64)
+    with pytest.raises(RunDirectoryError, match=r"task\.tokenizer_digest: stored '0{64}', now '1{64}'"):
+        run(commonsense(f"task.data={tmp_path / 'words'}"))
+    for change in ("task.documents=run_on", "task.context=8", "task.contexts_per_row=2"):
+        key = change.partition("=")[0].replace(".", r"\.")
+        with pytest.raises(RunDirectoryError, match=rf"holds a run of another config \({key}: stored"):
+            run(commonsense(f"task.data={write_text(tmp_path / 'again')}", change))
+
+
+def test_a_config_that_names_its_data_is_held_to_them(commonsense, tmp_path):
+    digest = with_data_digests(commonsense()).task.train_digest
+    assert with_data_digests(commonsense(f"task.train_digest={digest}")).task.train_digest == digest
+    with pytest.raises(
+        ConfigError, match=rf"task\.train_digest: got abc, expected {digest}, that of .*text/train; null"
+    ):
+        run(commonsense("task.train_digest=abc"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_step_that_does_not_divide_between_ranks_is_refused(commonsense, monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "3", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"a step of 8 examples \(L 16\) for 3 processes, expected a multiple"):
+        run(commonsense())
+
+
+def test_a_sweep_over_learning_rates_is_planned(overrides, tmp_path):
+    sweep = plan_command_line(["+sweep=learning_rate", *overrides()], multirun=False)
+    assert isinstance(sweep, Sweep)
+    assert [job.directory.parts[-2:] for job in sweep.jobs] == [("lr_0.005", "seed_1"), ("lr_0.01", "seed_1")]
+    assert all(job.config["task"]["train_digest"] for job in sweep.jobs)
+    with pytest.raises(ConfigError, match=r"task\.data: got 'absent', expected a folder"):
+        plan_command_line(["+sweep=learning_rate", *overrides("task.data=absent")], multirun=False)
