@@ -194,3 +194,23 @@ def test_a_sweep_over_learning_rates_is_planned(overrides, tmp_path):
     assert all(job.config["task"]["train_digest"] for job in sweep.jobs)
     with pytest.raises(ConfigError, match=r"task\.data: got 'absent', expected a folder"):
         plan_command_line(["+sweep=learning_rate", *overrides("task.data=absent")], multirun=False)
+
+
+def test_a_sweep_chooses_the_rate_with_the_lowest_validation_loss(overrides, tmp_path):
+    """In two phases: both rates on the first seed, the better one on the second."""
+    rates = ("optimizer.lr=1e-6,3e-2", "seed=1,2", "hydra.sweeper.selection_seeds=1")
+    command = [sys.executable, str(ROOT / "scripts/train.py"), "-m", *overrides(*rates)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    losses = {}
+    for path in sorted((tmp_path / "runs").rglob("result.json")):
+        losses[path.parts[-3:-1]] = json.loads(path.read_text())["stages"][0]["validation_loss"]
+    assert set(losses) == {("lr_1e-06", "seed_1"), ("lr_0.03", "seed_1"), ("lr_0.03", "seed_2")}
+    lowest = losses["lr_0.03", "seed_1"]
+    assert lowest < losses["lr_1e-06", "seed_1"]
+    assert f"Palimpsa-D: learning rate 0.03 of 2 rates, validation loss {lowest:.4f} on 1 seed" in done.stdout
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["0.03", "best", "2/2", f"{lowest:.4f}"] in lines
+    assert ["1e-06", "1/1", f"{losses['lr_1e-06', 'seed_1']:.4f}"] in lines
+    assert "best at the edge of the rates tried" in done.stdout

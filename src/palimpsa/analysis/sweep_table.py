@@ -1,4 +1,4 @@
-"""What a sweep over learning rates ends with: a table of every rate, its accuracies, and the best one."""
+"""What a sweep over learning rates ends with: a table of every rate, its accuracies or its loss, and the best one."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from palimpsa.analysis.loss_table import print_losses
 from palimpsa.analysis.statistics.learning_rate import (
     STAGE,
     choose_learning_rates,
@@ -18,6 +19,7 @@ from palimpsa.analysis.statistics.learning_rate import (
     not_compared,
     score_learning_rates,
 )
+from palimpsa.analysis.statistics.validation_loss import is_measured_by_loss
 from palimpsa.analysis.style import model_order
 from palimpsa.analysis.titles import subtitle, title
 from palimpsa.config.process import plain_console
@@ -42,6 +44,7 @@ def print_learning_rates(folders: Iterable[Path], *, console: Console | None = N
     """
     console = console or plain_console()
     found: list[dict[str, Any]] = []
+    results: dict[tuple[str, str], list[dict[str, Any]]] = {}
     problems: list[str] = []
     num_missing = 0
     for folder in folders:
@@ -50,14 +53,20 @@ def print_learning_rates(folders: Iterable[Path], *, console: Console | None = N
             continue
         path = folder / "result.json"
         try:
-            found += read_result_and_rows(path)[1]
+            result, rows = read_result_and_rows(path)
         except ResultError as error:
             problems.append(str(error))
+            continue
+        found += rows
+        results.setdefault((result["run"]["task"], result["run"]["scale"]), []).append(result)
     if not found:
         return
     runs = runs_frame(found)
     swept = False
-    for task, scale in sorted(set(zip(runs["task"], runs["scale"], strict=True))):
+    for task, scale in sorted(results):
+        if is_measured_by_loss(results[task, scale]):
+            swept |= print_losses(results[task, scale], console)
+            continue
         rows = runs.loc[(runs["task"] == task) & (runs["scale"] == scale)].reset_index(drop=True)
         if all(len(lines) < 2 for lines in learning_rate_cells(rows).values()):
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class Choice:
     """The learning rate that a model's selection runs decided for.
 
     lr: None where none of them finished.
-    score: mean validation accuracy, a fraction.
+    score: mean validation accuracy, a fraction; by_loss: or mean validation loss, nats.
     """
 
     label: str
@@ -32,13 +33,15 @@ class Choice:
     score: float
     num_seeds: int
     num_rates: int
+    by_loss: bool = False
 
     def __str__(self) -> str:
         if self.lr is None:
             return f"{self.label}: none of its selection runs finished: no learning rate chosen, no second phase"
         seeds = f"{self.num_seeds} seed{'' if self.num_seeds == 1 else 's'}"
         rates = f"{self.num_rates} rate{'' if self.num_rates == 1 else 's'}"
-        return f"{self.label}: learning rate {self.lr:g} of {rates}, {self.score:.1%} validation accuracy on {seeds}"
+        score = f"validation loss {self.score:.4f}" if self.by_loss else f"{self.score:.1%} validation accuracy"
+        return f"{self.label}: learning rate {self.lr:g} of {rates}, {score} on {seeds}"
 
 
 class Sweep:
@@ -191,14 +194,22 @@ def choose_learning_rate(selection: Sequence[Entry]) -> Choice:
     """The learning rate of one model, by the rule of the figures, from its selection runs, all of them final."""
     # Here and not above: pandas.
     from palimpsa.analysis.statistics.learning_rate import choose_learning_rates
+    from palimpsa.analysis.statistics.validation_loss import best_rate, is_measured_by_loss, losses_by_rate
     from palimpsa.runs.read import runs_frame
     from palimpsa.runs.result import read_result_and_rows
 
     files = [RunDirectory(entry.job.directory).result_file for entry in selection]
-    rows = runs_frame([row for file in files for row in read_result_and_rows(file)[1]])
-    chosen = choose_learning_rates(rows).iloc[0]
+    found, label = [read_result_and_rows(file) for file in files], selection[0].job.label
+    results = [result for result, _ in found]
+    if is_measured_by_loss(results):
+        (rates,) = losses_by_rate(results).values()
+        best = best_rate(rates)
+        if best is None:
+            return Choice(label, None, math.inf, 0, len(rates), by_loss=True)
+        return Choice(label, best.lr, best.loss, best.num_seeds, len(rates), by_loss=True)
+    chosen = choose_learning_rates(runs_frame([row for _, rows in found for row in rows])).iloc[0]
     return Choice(
-        label=selection[0].job.label,
+        label=label,
         lr=None if chosen["lr"] != chosen["lr"] else float(chosen["lr"]),
         score=chosen["score"],
         num_seeds=chosen["num_seeds"],
