@@ -49,7 +49,7 @@ def test_the_scales_of_one_size_build_the_same_models(compose_config):
     assert sizes[0] == sizes[1]
 
 
-@pytest.mark.parametrize("group", ["trainer", "logger", "optimizer"])
+@pytest.mark.parametrize("group", ["trainer", "logger", "optimizer", "recipe"])
 def test_every_other_choice_is_checked(group, compose_config):
     for name in names(group):
         cfg = compose_config(f"{group}={name}")

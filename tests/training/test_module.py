@@ -77,3 +77,8 @@ def test_the_backward_is_outside_of_autocast(tiny_config):
 def test_learning_rate_schedules(schedule, expected):
     factors = [learning_rate_factor(step, schedule=schedule, warmup_steps=2, max_steps=6) for step in (0, 1, 2, 4, 6)]
     assert factors == pytest.approx(expected)
+
+
+def test_a_cosine_ends_at_the_share_that_it_is_given():
+    options = {"schedule": "cosine", "warmup_steps": 2, "max_steps": 6, "final_share": 0.1}
+    assert [learning_rate_factor(step, **options) for step in (1, 4, 6, 9)] == pytest.approx([1.0, 0.55, 0.1, 0.1])

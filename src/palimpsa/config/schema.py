@@ -101,6 +101,7 @@ class TaskConfig:
     warmup_steps: int = key(minimum=0, unit="optimiser steps", changes_numbers=False)
     validation_every: int = key(above=0, unit="optimiser steps")
     schedule: str = key(choices=("constant", "cosine"))  # of the learning rate, after the warm-up
+    final_lr_share: float = key(0.0, minimum=0, maximum=1)  # of the peak, where a cosine ends
     sweep: SweepAxes = key(factory=SweepAxes, changes_numbers=False)
 
 
@@ -161,8 +162,24 @@ class OptimizerConfig:
     weight_decay: float = key(minimum=0)
     beta1: float = key(minimum=0, below=1)
     beta2: float = key(minimum=0, below=1)
+    eps: float = key(1e-8, above=0)
+    decay_all: bool = key(False)  # False: matrices, taps and embeddings alone
     warmup_steps: int = key(minimum=0, unit="optimiser steps")
     gradient_clip: float = key(above=0)  # global L2 norm
+
+
+@dataclass
+class RecipeConfig:
+    """How language models start and are optimised, where that is a matter of recipe; other groups take their values
+    from these.
+    """
+
+    name: str = key("ours", changes_numbers=False)
+    eps: float = key(1e-8, changes_numbers=False)
+    decay_all: bool = key(False, changes_numbers=False)
+    forgetting: str = key("normal", changes_numbers=False)
+    # The range of the log-uniform draw of softplus(s); null: softplus(1) = 1.31.
+    initial_plasticity: list[float] | None = key(None, changes_numbers=False)
 
 
 @dataclass
@@ -211,6 +228,7 @@ class TrainConfig:
     model: ModelConfig = key(factory=ModelConfig, swept=True)
     task: TaskConfig = key(factory=TaskConfig, kinds=TASK_SCHEMAS)
     optimizer: OptimizerConfig = key(factory=OptimizerConfig)
+    recipe: RecipeConfig = key(factory=RecipeConfig, changes_numbers=False)
     trainer: TrainerConfig = key(factory=TrainerConfig)
     logger: LoggerConfig = key(factory=LoggerConfig, changes_numbers=False)
 

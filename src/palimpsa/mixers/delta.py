@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from palimpsa.kernels.fla.recurrences import delta_rule, gated_delta_rule
 from palimpsa.mixers.base import MemoryTrace, MixerCache
-from palimpsa.mixers.layers import Decay, GatedRMSNorm, at_least_fp32, check_norm_eps, l2_normalise, mean_window
-from palimpsa.mixers.parameters import initial_decay
+from palimpsa.mixers.layers import GatedRMSNorm, at_least_fp32, check_norm_eps, l2_normalise, mean_window
+from palimpsa.mixers.parameters import make_decay
 from palimpsa.mixers.projected import RecurrentMixer
 
 
@@ -77,7 +77,7 @@ class GatedDeltaNet(RecurrentMixer):
         d_model: D.
         num_heads, head_k_dim, head_v_dim: H, K, V.
         conv_width: width of the short convolutions, tokens.
-        forgetting: "small" or "normal", the initial decay.
+        forgetting: "small", "normal" or "random", the initial decay: see `make_decay`.
         norm_eps: of the output norm.
         conv_init_std: taps start from N(0, conv_init_std^2); None: from U(-W^-1/2, W^-1/2).
 
@@ -101,7 +101,7 @@ class GatedDeltaNet(RecurrentMixer):
         conv_init_std: float | None = None,
     ) -> None:
         super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width, conv_init_std)
-        self.decay = Decay(*initial_decay(num_heads, forgetting))
+        self.decay = make_decay(num_heads, forgetting)
         self.decay_proj = nn.Linear(d_model, num_heads, bias=False)
         self.beta_proj = nn.Linear(d_model, num_heads, bias=False)
         self.gate_proj = nn.Linear(d_model, self.v_width, bias=False)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import overload
 
@@ -39,13 +40,32 @@ class Decay(nn.Module):
         rate: initial A [H], > 0.
         step_size: initial d [H], > 0: softplus(b_d).
         step_size_limit: (low, high): d_t is clamped to it, as Mamba-2's time_step_limit does; None: not at all.
+        is_random: whether initial weights are drawn: see `reset_parameters`.
     """
 
-    def __init__(self, rate: Tensor, step_size: Tensor, step_size_limit: tuple[float, float] | None = None) -> None:
+    def __init__(
+        self,
+        rate: Tensor,
+        step_size: Tensor,
+        step_size_limit: tuple[float, float] | None = None,
+        *,
+        is_random: bool = False,
+    ) -> None:
         super().__init__()
         self.log_rate = nn.Parameter(rate.log())
         self.bias = nn.Parameter(softplus_inverse(step_size))
         self.step_size_limit = step_size_limit
+        self.is_random = is_random
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws a random decay anew, of each head: A uniform in (0, 16], d log-uniform in 0.001..0.1."""
+        if self.is_random:
+            # Not of [0, 16): the logarithm of A is what is kept.
+            self.log_rate.uniform_(0.0, 1.0, generator=generator)
+            self.log_rate.copy_((16 * (1 - self.log_rate)).log())
+            self.bias.uniform_(math.log(0.001), math.log(0.1), generator=generator)
+            self.bias.copy_(softplus_inverse(self.bias.exp()))
 
     def forward(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         # bf16 holds three digits of a decay that is 0.9998 a token.

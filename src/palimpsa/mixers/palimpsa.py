@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from palimpsa.kernels import PalimpsaOutput, PalimpsaState, palimpsa, palimpsa_step
 from palimpsa.mixers.base import MemoryTrace, Mixer, MixerCache, check_packing, checked_range
-from palimpsa.mixers.layers import Decay, GatedRMSNorm, ShortConvolution, at_least_fp32, l2_normalise, mean_window
-from palimpsa.mixers.parameters import initial_decay
+from palimpsa.mixers.layers import GatedRMSNorm, ShortConvolution, at_least_fp32, l2_normalise, mean_window
+from palimpsa.mixers.parameters import make_decay
 from palimpsa.mixers.plasticity import make_plasticity
 from palimpsa.mixers.projected import project_and_convolve, project_in_parts
 
@@ -40,7 +40,7 @@ class PalimpsaMixer(Mixer):
         metaplastic: False leaves out the importance (beta = 0): simple gated linear attention in Palimpsa-D's block,
             Mamba-2 in Palimpsa-M's.
         importance_prior: I_prior > 0, the same for all heads, not trained.
-        forgetting: "small" or "normal", the initial decay.
+        forgetting: "small", "normal" or "random", the initial decay: see `make_decay`.
         initial_plasticity: (low, high), the range of the log-uniform draw of softplus(s), of language models; None: s
             starts at 1.
         plasticity, num_precisions: how many precisions a token has in a head, G, and how they are made: see
@@ -80,7 +80,7 @@ class PalimpsaMixer(Mixer):
         if not 0 < importance_prior < float("inf"):
             raise ValueError(f"importance_prior: got {importance_prior}, expected > 0 and finite")
         step_size_limit = checked_range("step_size_limit", step_size_limit, above_zero=False)
-        self.decay = Decay(*initial_decay(num_heads, forgetting), step_size_limit)
+        self.decay = make_decay(num_heads, forgetting, step_size_limit)
         self.plasticity = make_plasticity(
             plasticity, d_model, num_heads, head_v_dim, num_precisions, initial_plasticity, metaplastic=metaplastic
         )

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from palimpsa.mixers.layers import ShortConvolution
+from palimpsa.mixers.layers import Decay, ShortConvolution
 from palimpsa.mixers.plasticity import Plasticity
 
 MASTER_DTYPE = torch.float32
@@ -23,6 +23,7 @@ MASTER_DTYPE = torch.float32
 # windows of 614..6250 tokens over 8 heads, "normal" 6..63).
 DECAY_RATE_RANGE = {"small": (0.01, 0.16), "normal": (1.0, 16.0)}
 STEP_SIZE_RANGE = (0.1, 0.001)
+RANDOM = "random"
 
 
 def initial_decay(num_heads: int, forgetting: str) -> tuple[Tensor, Tensor]:
@@ -36,11 +37,25 @@ def initial_decay(num_heads: int, forgetting: str) -> tuple[Tensor, Tensor]:
         ValueError: for another `forgetting`.
     """
     if forgetting not in DECAY_RATE_RANGE:
-        raise ValueError(f"forgetting: got {forgetting!r}, expected one of {', '.join(DECAY_RATE_RANGE)}")
+        raise ValueError(f"forgetting: got {forgetting!r}, expected one of {', '.join(DECAY_RATE_RANGE)} here")
     first, last = STEP_SIZE_RANGE
     rate = torch.linspace(*DECAY_RATE_RANGE[forgetting], num_heads)
     step_size = torch.logspace(math.log10(first), math.log10(last), num_heads)
     return rate, step_size
+
+
+def make_decay(num_heads: int, forgetting: str, step_size_limit: tuple[float, float] | None = None) -> Decay:
+    """The decay of a mixer whose `forgetting` may also be "random": drawn for each head, as `Decay` says.
+
+    Raises:
+        ValueError: for another `forgetting`.
+    """
+    if forgetting == RANDOM:
+        return Decay(*initial_decay(num_heads, "normal"), step_size_limit, is_random=True)
+    if forgetting not in DECAY_RATE_RANGE:
+        known = ", ".join([*DECAY_RATE_RANGE, RANDOM])
+        raise ValueError(f"forgetting: got {forgetting!r}, expected one of {known}")
+    return Decay(*initial_decay(num_heads, forgetting), step_size_limit)
 
 
 def initial_decay_bias(num_heads: int, forgetting: str, temperature: float) -> Tensor:
@@ -55,12 +70,12 @@ def initialise(model: nn.Module, std: float, generator: torch.Generator) -> None
     """Draws a model's initial weights in place, by the generator alone.
 
     Matrices and embeddings come from N(0, std^2), convolution taps from U(-W^-1/2, W^-1/2), or N(0, init_std^2) where
-    they have an `init_std`, and s of a plasticity that has an `initial_range` so that softplus(s) is log-uniform in it.
-    Everything else keeps the value that its module gave it: norms, biases, skips, and decays, which start at
-    `initial_decay`.
+    they have an `init_std`, s of a plasticity that has an `initial_range` so that softplus(s) is log-uniform in it, and
+    random decays as `Decay` says. Everything else keeps the value that its module gave it: norms, biases, skips, and
+    the other decays, which start at `initial_decay`.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             module.weight.normal_(0.0, std, generator=generator)
-        elif isinstance(module, ShortConvolution | Plasticity):
+        elif isinstance(module, ShortConvolution | Plasticity | Decay):
             module.reset_parameters(generator)

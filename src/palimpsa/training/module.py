@@ -28,6 +28,7 @@ class TrainingModule(L.LightningModule):
         curriculum: says which stage and step comes next.
         optimizer_config: the `optimizer` group.
         schedule: "constant" or "cosine" after a linear warm-up.
+        final_lr_share: of the peak learning rate, where a cosine ends.
         model_config: what the model was built from, as plain containers; kept in checkpoints, to tell whose they are.
     """
 
@@ -39,6 +40,8 @@ class TrainingModule(L.LightningModule):
         optimizer_config: Any,
         schedule: str,
         model_config: dict[str, Any],
+        *,
+        final_lr_share: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -46,6 +49,7 @@ class TrainingModule(L.LightningModule):
         self.curriculum = curriculum
         self.optimizer_config = optimizer_config
         self.schedule = schedule
+        self.final_lr_share = final_lr_share
         self.model_config = model_config
         self._is_whole_batch = True
 
@@ -68,7 +72,11 @@ class TrainingModule(L.LightningModule):
         config = self.optimizer_config
         optimizer = make_optimizer(self.model, config, self.device)
         scheduler = make_schedule(
-            optimizer, schedule=self.schedule, warmup_steps=config.warmup_steps, max_steps=self.task.max_steps
+            optimizer,
+            schedule=self.schedule,
+            warmup_steps=config.warmup_steps,
+            max_steps=self.task.max_steps,
+            final_share=self.final_lr_share,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -21,36 +21,53 @@ def make_optimizer(model: nn.Module, config: Any, device: torch.device) -> AdamW
         ValueError: see `weight_decay_groups`.
     """
     return AdamW(
-        weight_decay_groups(model, config.weight_decay),
+        weight_decay_groups(model, config.weight_decay, decay_all=config.decay_all),
         lr=config.lr,
         betas=(config.beta1, config.beta2),
+        eps=config.eps,
         # The other one launches a dozen kernels a tensor, or copies lists of them to the GPU.
         fused=device.type == "cuda",
     )
 
 
-def make_schedule(optimizer: AdamW, *, schedule: str, warmup_steps: int, max_steps: int) -> LambdaLR:
+def make_schedule(
+    optimizer: AdamW, *, schedule: str, warmup_steps: int, max_steps: int, final_share: float
+) -> LambdaLR:
     """The learning rate of every step: see `learning_rate_factor`."""
-    factor = partial(learning_rate_factor, schedule=schedule, warmup_steps=warmup_steps, max_steps=max_steps)
-    return LambdaLR(optimizer, factor)
+    return LambdaLR(
+        optimizer,
+        partial(
+            learning_rate_factor,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            max_steps=max_steps,
+            final_share=final_share,
+        ),
+    )
 
 
-def learning_rate_factor(step: int, *, schedule: str, warmup_steps: int, max_steps: int) -> float:
-    """The share of the peak learning rate at a step: a linear warm-up, then "constant", or "cosine" down to 0.
+def learning_rate_factor(
+    step: int, *, schedule: str, warmup_steps: int, max_steps: int, final_share: float = 0.0
+) -> float:
+    """The share of the peak learning rate at a step: a linear warm-up, then "constant", or "cosine" to `final_share`.
 
     >>> learning_rate_factor(0, schedule="cosine", warmup_steps=2, max_steps=6)
     0.5
+    >>> round(learning_rate_factor(6, schedule="cosine", warmup_steps=2, max_steps=6, final_share=0.1), 3)
+    0.1
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if schedule == "constant":
         return 1.0
     progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
-    return 0.5 * (1 + math.cos(math.pi * progress))
+    return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def weight_decay_groups(model: nn.Module, weight_decay: float, *, decay_all: bool = False) -> list[dict[str, Any]]:
     """AdamW's parameter groups: matrices, taps and embeddings decay; vectors do not (A, d's bias, D, s, norms, biases).
+
+    decay_all: they do too.
 
     Raises:
         ValueError: for a trained parameter that is not fp32: bf16 keeps 8 bits, and AdamW's steps on it round to
@@ -65,7 +82,7 @@ def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str,
             )
     return [
         {"params": [p for p in trained.values() if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": weight_decay if decay_all else 0.0},
     ]
 
 

@@ -181,7 +181,13 @@ class TrainingRun:
         module_class = GraphedTrainingModule if trainer_config.cuda_graphs else TrainingModule
         stored = plain(config)
         module = module_class(
-            model, self.task, self.curriculum, config.optimizer, config.task.schedule, stored["model"]
+            model,
+            self.task,
+            self.curriculum,
+            config.optimizer,
+            config.task.schedule,
+            stored["model"],
+            final_lr_share=config.task.final_lr_share,
         )
         probe = MemoryProbe(
             self.curriculum, self.step_log, every=trainer_config.probe_every, num_examples=trainer_config.num_probe
