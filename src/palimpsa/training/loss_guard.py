@@ -1,0 +1,90 @@
+"""Stops a run before a step that its loss or gradients say would spoil it, and says which step and layer."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Steps whose losses are remembered; as many have to be there before one is called a spike.
+WINDOW = 100
+
+
+class LossGuard:
+    """Remembers the losses of the last `WINDOW` steps, and refuses the step whose loss or gradient does not belong.
+
+    Args:
+        spike_sigmas: a loss above their mean by so many of their standard deviations is a spike.
+    """
+
+    def __init__(self, spike_sigmas: float) -> None:
+        self.spike_sigmas = spike_sigmas
+        self._losses: deque[float] = deque(maxlen=WINDOW)
+
+    def check(self, step: int, loss: float, gradient_norm: float, model: nn.Module) -> None:
+        """Looks at a step before the optimiser takes it, and remembers its loss.
+
+        Args:
+            step: 0-based; the batch of a step is a function of the run's seed and this number.
+            loss: nats, of all processes, so that all of them decide alike.
+            gradient_norm: L2, of all parameters, before clipping.
+            model: whose parameters hold the gradients.
+
+        Raises:
+            FloatingPointError: for a loss or a norm that is no number, and a spike; the parameters are as they were.
+        """
+        if not math.isfinite(loss) or not math.isfinite(gradient_norm):
+            what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {gradient_norm}"
+            raise FloatingPointError(
+                f"{what} at step {step} (its batch is that of this step), {first_not_finite(model)}: the step is not "
+                "taken; the last checkpoint is from before it, and a lower optimizer.lr may help"
+            )
+        if len(self._losses) == WINDOW:
+            mean = math.fsum(self._losses) / WINDOW
+            deviation = math.sqrt(math.fsum((one - mean) ** 2 for one in self._losses) / WINDOW)
+            if loss > mean + self.spike_sigmas * deviation:
+                raise FloatingPointError(
+                    f"the loss is {loss:.4g} at step {step} (its batch is that of this step), above the last {WINDOW} "
+                    f"steps' mean of {mean:.4g} by more than trainer.spike_sigmas = {self.spike_sigmas:g} standard "
+                    f"deviations of {deviation:.3g}; {largest_gradient(model)}: the step is not taken, the last "
+                    "checkpoint is from before it. A lower optimizer.lr may help, and trainer.spike_sigmas=null goes on"
+                )
+        self._losses.append(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": list(self._losses)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        losses = state_dict["losses"]
+        if len(losses) > WINDOW or not all(isinstance(one, float) and math.isfinite(one) for one in losses):
+            raise ValueError(f"losses: expected at most {WINDOW} finite numbers")
+        self._losses = deque(losses, maxlen=WINDOW)
+
+
+def first_not_finite(model: nn.Module) -> str:
+    """In words, the first parameter whose gradient is no number; a loss that never met a parameter has none."""
+    for name, gradient in _gradients(model):
+        if not bool(torch.isfinite(gradient).all()):
+            return f"first in the gradient of {name}"
+    return "and all gradients are finite"
+
+
+def largest_gradient(model: nn.Module) -> str:
+    """In words, the parameter with the largest gradient."""
+    norms = {name: float(gradient.float().norm()) for name, gradient in _gradients(model)}
+    if not norms:
+        return "no parameter has a gradient"
+    name = max(norms, key=norms.__getitem__)
+    return f"the largest gradient is that of {name}, of norm {norms[name]:.3g}"
+
+
+def _gradients(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            # Of sharded parameters, this process's part.
+            gradient = parameter.grad
+            yield name, gradient.to_local() if hasattr(gradient, "to_local") else gradient
