@@ -93,6 +93,7 @@ SLOW = (
     "test_readme.py",
     "test_scripts.py",
     "text/test_prepare.py",
+    "training/test_accumulation.py",
     "training/test_checkpoint.py",
     "training/test_checkpoint_blocks.py",
     "training/test_commonsense_run.py",

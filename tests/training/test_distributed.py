@@ -70,6 +70,19 @@ def test_two_processes_train_as_one(tiny_config, tiny_overrides, tmp_path):
     assert "skipped, finished earlier" in again.stderr
 
 
+def test_two_processes_of_two_parts_each_train_as_one(tiny_config, tiny_overrides, tmp_path):
+    """Parts are added on each process before they meet: the mean over all of them is that of the step."""
+    from palimpsa.training.run import run
+
+    alone = tiny_config("seed=2")
+    run(alone)
+    done = torchrun(*tiny_overrides, f"results_dir={tmp_path}/shared", "seed=2", "trainer.accumulate=2")
+    assert done.returncode == 0, done.stderr
+    directory = tmp_path / "shared" / Path(alone.run_dir).relative_to(tmp_path)
+    one, two = (pd.read_csv(folder / "history.csv").drop(columns=TIMES) for folder in (Path(alone.run_dir), directory))
+    pd.testing.assert_frame_equal(one, two, rtol=1e-5, atol=0)
+
+
 def test_the_shares_of_a_step_are_the_step(tiny_config):
     task = build_task(tiny_config().task, 1)
     stage, cpu = task.stages[1], torch.device("cpu")

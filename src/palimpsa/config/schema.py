@@ -197,6 +197,11 @@ class TrainerConfig:
     probe_every: int = key(above=0, unit="optimiser steps")
     num_probe: int = key(above=0, unit="examples")
     checkpoint_every: int = key(above=0, unit="optimiser steps", changes_numbers=False)
+    # Parts of a step that are computed one after the other, whose gradients are added: as much memory less for each.
+    accumulate: int = key(1, minimum=1)
+    # A loss above the last 100 steps' mean by so many of their standard deviations stops the run before its step, as
+    # one that is no number does. null: nobody looks at every step.
+    spike_sigmas: float | None = key(None, above=0, changes_numbers=False)
     compile: bool = key(False)  # blocks by torch.compile: faster on a GPU, other rounding
     # Steps and validations captured and replayed, to the same bits; on one GPU alone.
     cuda_graphs: bool = key(False, changes_numbers=False)

@@ -28,6 +28,7 @@ class Curriculum(L.Callback):
         step_log: of the training steps; each validation adds a row to those of every `log_every` steps.
         validation_every, log_every: optimiser steps between them, counted within a stage.
         report: told of every row.
+        accumulate: Lightning's batches to a step.
 
     Attributes:
         stage_index, stage_step: the stage, and how many steps of it are done.
@@ -42,12 +43,15 @@ class Curriculum(L.Callback):
         validation_every: int,
         log_every: int,
         report: Report,
+        accumulate: int = 1,
     ) -> None:
         self.task = task
         self.step_log = step_log
         self.validation_every = validation_every
         self.log_every = log_every
         self.report = report
+        self.accumulate = accumulate
+        self._loss_so_far: Any = 0.0
         self.stage_index = 0
         self.stage_step = 0
         # The first row of a stage whose loss is half of what knowing nothing costs.
@@ -74,8 +78,15 @@ class Curriculum(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        loss = outputs["loss"]
+        if self.accumulate > 1:
+            # Of a step's parts Lightning has each divided by their number.
+            self._loss_so_far = self._loss_so_far + loss.detach()
+            if not self.ends_step(batch_idx):
+                return
+            loss, self._loss_so_far = self._loss_so_far, 0.0
         self.stage_step += 1
-        self.step_log.add(outputs["loss"], self.stage.tokens_per_step)
+        self.step_log.add(loss, self.stage.tokens_per_step)
         at_cap = self.stage_step >= self.stage.max_steps
         validates = at_cap or self.stage_step % self.validation_every == 0
         # Also before a validation, which may end the stage: no step's loss is dropped.
@@ -85,6 +96,10 @@ class Curriculum(L.Callback):
             started = time.perf_counter()
             self._validate(trainer, pl_module, at_cap)
             self.step_log.pause(time.perf_counter() - started)
+
+    def ends_step(self, batch_idx: int) -> bool:
+        """Whether the optimiser has taken its step with this one of Lightning's batches."""
+        return (batch_idx + 1) % self.accumulate == 0
 
     def _log(self, trainer: L.Trainer) -> None:
         loss, ignorance = self.step_log.write_row(trainer, self.stage), self.stage.ignorance_loss

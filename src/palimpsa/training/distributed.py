@@ -27,20 +27,37 @@ def is_first_rank() -> bool:
     return not is_distributed() or int(os.environ["RANK"]) == 0
 
 
-def check_ranks(task: Task[Any, Any], *, uses_graphs: bool, gpus: Sequence[int] | None = None) -> None:
+def check_ranks(
+    task: Task[Any, Any],
+    *,
+    uses_graphs: bool,
+    gpus: Sequence[int] | None = None,
+    accumulate: int = 1,
+    spike_sigmas: float | None = None,
+) -> None:
     """Checks that a run's steps can be captured and shared as its config asks.
 
     Args:
         task: what the run trains on.
         uses_graphs: trainer.cuda_graphs.
         gpus: trainer.gpus.
+        accumulate: trainer.accumulate.
+        spike_sigmas: trainer.spike_sigmas.
 
     Raises:
-        ConfigError: where a step's examples do not divide evenly between `num_ranks` processes, where they are to
-            choose GPUs, and where CUDA graphs are asked for with several of them, or of a task that has none.
+        ConfigError: where a step's examples do not divide evenly between `num_ranks` processes of `accumulate` parts
+            each, where processes are to choose GPUs, and where CUDA graphs are asked for with several of either, with
+            a look at every step's loss, or of a task that has none.
     """
     if uses_graphs and not task.capturable:
         raise ConfigError("trainer.cuda_graphs: got true, expected false with a task whose batches need the host")
+    if uses_graphs and (accumulate > 1 or spike_sigmas is not None):
+        key, value = ("accumulate", accumulate) if accumulate > 1 else ("spike_sigmas", spike_sigmas)
+        raise ConfigError(
+            f"trainer.{key}: got {value} with trainer.cuda_graphs, expected {1 if accumulate > 1 else 'null'}: a graph "
+            "is a whole step, which nobody looks at; trainer.cuda_graphs=false"
+        )
+    _check_shares(task, accumulate)
     if num_ranks() == 1:
         return
     if gpus is not None:
@@ -52,12 +69,21 @@ def check_ranks(task: Task[Any, Any], *, uses_graphs: bool, gpus: Sequence[int] 
         raise ConfigError(
             f"trainer.cuda_graphs: got true with {num_ranks()} processes, expected false: a graph is one GPU's"
         )
+
+
+def _check_shares(task: Task[Any, Any], accumulate: int) -> None:
+    """Raises ConfigError for a step whose examples do not divide evenly between processes and their parts of it."""
     for stage in task.stages:
         for size in task.step_sizes(stage):
             if size % num_ranks():
                 raise ConfigError(
                     f"task: got a step of {size} examples ({stage.label}) for {num_ranks()} processes, expected a "
                     "multiple of their number; change task.tokens_per_step or torchrun's --nproc-per-node"
+                )
+            if size // num_ranks() % accumulate:
+                raise ConfigError(
+                    f"trainer.accumulate: got {accumulate}, expected a divisor of the {size // num_ranks()} examples "
+                    f"that each of {num_ranks()} processes has of a step ({stage.label})"
                 )
 
 

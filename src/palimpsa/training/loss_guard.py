@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 WINDOW = 100
 
 
-class LossGuard:
+class LossGuard(L.Callback):
     """Remembers the losses of the last `WINDOW` steps, and refuses the step whose loss or gradient does not belong.
+
+    A callback for the sake of its state, which travels in checkpoints; the training module asks it.
 
     Args:
         spike_sigmas: a loss above their mean by so many of their standard deviations is a spike.

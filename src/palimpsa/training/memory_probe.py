@@ -45,7 +45,7 @@ class MemoryProbe(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % self.every == 0:
+        if self.curriculum.ends_step(batch_idx) and trainer.global_step % self.every == 0:
             self._probe(trainer, pl_module)
 
     def _probe(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -16,6 +16,7 @@ from palimpsa.training.compiled import compiled_code_if
 from palimpsa.training.cuda_graph import run_aside
 from palimpsa.training.curriculum import Curriculum
 from palimpsa.training.gpus import machine_lock
+from palimpsa.training.loss_guard import LossGuard
 from palimpsa.training.optimizer import clip_gradients, make_optimizer, make_schedule
 
 
@@ -29,6 +30,8 @@ class TrainingModule(L.LightningModule):
         optimizer_config: the `optimizer` group.
         schedule: "constant" or "cosine" after a linear warm-up.
         final_lr_share: of the peak learning rate, where a cosine ends.
+        accumulate: parts of a process's share of a step, one batch of Lightning's each, whose gradients are added.
+        guard: told of every step before it is taken; None: nobody is, and the host does not wait for the loss.
         model_config: what the model was built from, as plain containers; kept in checkpoints, to tell whose they are.
     """
 
@@ -42,6 +45,8 @@ class TrainingModule(L.LightningModule):
         model_config: dict[str, Any],
         *,
         final_lr_share: float = 0.0,
+        accumulate: int = 1,
+        guard: LossGuard | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -50,15 +55,26 @@ class TrainingModule(L.LightningModule):
         self.optimizer_config = optimizer_config
         self.schedule = schedule
         self.final_lr_share = final_lr_share
+        self.accumulate = accumulate
+        self.guard = guard
+        # Of the last step, before clipping.
+        self.gradient_norm: Tensor | None = None
+        self._step_loss: Tensor | float = 0.0
         self.model_config = model_config
         self._is_whole_batch = True
 
     def training_step(self, _: Any, batch_idx: int) -> Tensor:
-        stage, step, num_ranks = self.curriculum.stage, self.curriculum.stage_step, self.trainer.world_size
-        batch = self.task.batch(stage, step, self.device, rank=self.global_rank, num_ranks=num_ranks)
-        self._is_whole_batch = self.task.count_examples(batch) * num_ranks == stage.batch_size
+        stage, step = self.curriculum.stage, self.curriculum.stage_step
+        num_shares = self.trainer.world_size * self.accumulate
+        share = self.global_rank * self.accumulate + batch_idx % self.accumulate
+        batch = self.task.batch(stage, step, self.device, rank=share, num_ranks=num_shares)
+        self._is_whole_batch = self.task.count_examples(batch) * num_shares == stage.batch_size
         with compiled_code_if(self._is_whole_batch):
-            return self.task.loss(self.model, batch).mean
+            # Lightning divides it by the parts of a share, and adds their gradients.
+            loss = self.task.loss(self.model, batch).mean
+        if self.guard is not None:
+            self._step_loss = self._step_loss + loss.detach() / self.accumulate
+        return loss
 
     def backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:
         # What blocks do not keep is computed again here, by the same code.
@@ -66,7 +82,11 @@ class TrainingModule(L.LightningModule):
             super().backward(loss, *arguments, **options)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        clip_gradients(optimizer, self.optimizer_config.gradient_clip)
+        self.gradient_norm = clip_gradients(optimizer, self.optimizer_config.gradient_clip)
+        if self.guard is not None:
+            loss = self.trainer.strategy.reduce(torch.as_tensor(self._step_loss), reduce_op="mean")
+            self._step_loss = 0.0
+            self.guard.check(self.trainer.global_step, float(loss), float(self.gradient_norm), self.model)
 
     def configure_optimizers(self) -> Any:
         config = self.optimizer_config
@@ -88,7 +108,7 @@ class TrainingModule(L.LightningModule):
                 self._warm_up()
 
     def _warm_up(self) -> None:
-        batch = self.task.batch(self.curriculum.stage, 0, self.device)
+        batch = self.task.batch(self.curriculum.stage, 0, self.device, num_ranks=self.accumulate)
         with self.trainer.precision_plugin.forward_context():
             run_aside(lambda: self.compute_gradients(batch))
         self.zero_grad()

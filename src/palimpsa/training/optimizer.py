@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -86,7 +86,7 @@ def weight_decay_groups(model: nn.Module, weight_decay: float, *, decay_all: boo
     ]
 
 
-def clip_gradients(optimizer: Any, max_norm: float) -> None:
-    """Scales a torch optimiser's gradients in place so that their global L2 norm is at most `max_norm`."""
+def clip_gradients(optimizer: Any, max_norm: float) -> Tensor:
+    """Scales a torch optimiser's gradients in place so that their global L2 norm is at most `max_norm`; what it was."""
     # Lightning's own refuses a fused optimiser, which only in fp16 would see scaled gradients.
-    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_norm)
+    return nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_norm)

@@ -37,6 +37,12 @@ def check_run(config: TrainConfig, *, elsewhere: bool = False) -> Task[Any, Any]
     task = build_task(config.task, config.seed)
     if task.max_steps > MAX_COUNT:
         raise ConfigError(f"task: got {task.max_steps} optimiser steps in all, expected at most {MAX_COUNT}")
-    check_ranks(task, uses_graphs=config.trainer.cuda_graphs, gpus=config.trainer.gpus)
+    check_ranks(
+        task,
+        uses_graphs=config.trainer.cuda_graphs,
+        gpus=config.trainer.gpus,
+        accumulate=config.trainer.accumulate,
+        spike_sigmas=config.trainer.spike_sigmas,
+    )
     check_device(config, elsewhere=elsewhere)
     return task

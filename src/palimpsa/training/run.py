@@ -34,6 +34,7 @@ from palimpsa.training.gpus import record_gpu_failure
 from palimpsa.training.graphed_step import GraphedTrainingModule
 from palimpsa.training.history import History, StepLog
 from palimpsa.training.loggers import close_loggers, make_loggers, run_name
+from palimpsa.training.loss_guard import LossGuard
 from palimpsa.training.memory_probe import MemoryProbe
 from palimpsa.training.module import TrainingModule
 from palimpsa.training.preflight import check_run
@@ -153,6 +154,7 @@ class TrainingRun:
             validation_every=config.task.validation_every,
             log_every=config.trainer.log_every,
             report=report,
+            accumulate=config.trainer.accumulate,
         )
 
     def fit(self, callbacks: Sequence[L.Callback] = (), *, show_bar: bool = False) -> dict[str, Any]:
@@ -180,6 +182,7 @@ class TrainingRun:
             compile_blocks(model)
         module_class = GraphedTrainingModule if trainer_config.cuda_graphs else TrainingModule
         stored = plain(config)
+        guards = [] if trainer_config.spike_sigmas is None else [LossGuard(trainer_config.spike_sigmas)]
         module = module_class(
             model,
             self.task,
@@ -188,19 +191,21 @@ class TrainingRun:
             config.task.schedule,
             stored["model"],
             final_lr_share=config.task.final_lr_share,
+            accumulate=trainer_config.accumulate,
+            guard=next(iter(guards), None),
         )
         probe = MemoryProbe(
             self.curriculum, self.step_log, every=trainer_config.probe_every, num_examples=trainer_config.num_probe
         )
         loggers = self._make_loggers(stored) if is_first_rank() else []
-        trainer, checkpoints = self._make_trainer(probe, loggers, callbacks, show_bar)
+        trainer, checkpoints = self._make_trainer(probe, loggers, [*guards, *callbacks], show_bar)
         clock = time.perf_counter()
         try:
             # The loader only counts: the curriculum says what a step trains on, so that a resume loses no position.
-            own = [self.history, self.curriculum]
+            own = [self.history, self.curriculum, *guards]
             checkpoint, damages = find_checkpoint(self.directory, module.state_dict(), stored, own)
             checkpoints.damaged = self.directory.checkpoint_file if damages else None
-            trainer.fit(module, range(self.task.max_steps), ckpt_path=checkpoint)
+            trainer.fit(module, range(self.task.max_steps * trainer_config.accumulate), ckpt_path=checkpoint)
         except OperandError as error:
             # On a CPU the operator looks at its arguments before anyone looks at the loss.
             at = f"after step {trainer.global_step}: a lower optimizer.lr may help"
@@ -247,6 +252,7 @@ class TrainingRun:
             accelerator=config.accelerator,
             precision=config.precision,  # pyright: ignore[reportArgumentType]
             max_steps=self.task.max_steps,
+            accumulate_grad_batches=config.accumulate,
             max_epochs=1,
             # Only Lightning's own logging asks for it; the curves are logged by the callbacks.
             log_every_n_steps=config.log_every,
