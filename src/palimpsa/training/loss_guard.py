@@ -89,5 +89,4 @@ def _gradients(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             # Of sharded parameters, this process's part.
-            gradient = parameter.grad
-            yield name, gradient.to_local() if hasattr(gradient, "to_local") else gradient
+            yield name, getattr(parameter.grad, "to_local", lambda gradient=parameter.grad: gradient)()
