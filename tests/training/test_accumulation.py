@@ -10,6 +10,7 @@ import torch
 
 from palimpsa.config.errors import ConfigError
 from palimpsa.tasks.build import build_task
+from palimpsa.tasks.mqar import MQARTask
 from palimpsa.training import module as training_module
 from palimpsa.training.distributed import check_ranks
 from palimpsa.training.run import run
@@ -96,3 +97,14 @@ def test_the_losses_of_the_last_steps_travel_in_the_checkpoint(tiny_config):
     losses = saved["callbacks"]["LossGuard"]["losses"]
     assert len(losses) == min(100, saved["global_step"]) > 8
     assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_a_task_may_have_its_curves_show_what_steps_cost(tiny_config, monkeypatch):
+    plain = curves(tiny_config("seed=2", "variant=_plain"))
+    monkeypatch.setattr(MQARTask, "reports_costs", True)
+    rows = curves(tiny_config("seed=2", "trainer.accumulate=2"))
+    costs = ["data_wait", "gradient_norm"]
+    pd.testing.assert_frame_equal(rows.drop(columns=costs), plain, rtol=1e-5, atol=0)
+    trained = rows.loc[rows["loss"].notna()]
+    assert (trained["gradient_norm"] > 0).all()
+    assert trained["data_wait"].between(0, 1, inclusive="neither").all()

@@ -76,10 +76,13 @@ class Task(ABC, Generic[StageT, BatchT]):
         capture: makes evaluations cheaper to repeat; None: as they stand.
         metric: the one of `evaluate` that ends a stage and that figures show.
         capturable: whether `make_batch` and `loss` compute on the device alone, so that CUDA graphs can replay them.
+        reports_costs: whether curves show what steps cost: waiting for batches, share of the peak, memory; and the
+            norm of the gradient.
     """
 
     metric: ClassVar[str]
     capturable: ClassVar[bool] = False
+    reports_costs: ClassVar[bool] = False
     stages: Sequence[StageT]
     seed: int
     capture: Capture | None = None

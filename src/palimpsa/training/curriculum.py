@@ -11,6 +11,7 @@ import lightning as L
 from palimpsa.model.language_model import LanguageModel
 from palimpsa.tasks.task import Metrics, Stage, Task
 from palimpsa.training.history import StepLog
+from palimpsa.training.throughput import StepCosts
 
 # Told the optimiser step and a few words about it.
 Report = Callable[[int, str], None]
@@ -71,6 +72,9 @@ class Curriculum(L.Callback):
         return len(self.finished_stages) == self.num_stages
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.task.reports_costs:
+            flops = network(pl_module).training_flops_per_token(self.stage.context)
+            self.step_log.costs = StepCosts(pl_module.device, flops, trainer.world_size)
         self.step_log.restart_clock()
         if self.done:
             trainer.should_stop = True

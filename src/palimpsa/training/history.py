@@ -15,6 +15,7 @@ from torch import Tensor
 
 from palimpsa.runs.files import write_atomic
 from palimpsa.tasks.task import Stage
+from palimpsa.training.throughput import StepCosts
 
 
 class History(L.Callback):
@@ -61,6 +62,8 @@ class StepLog:
         self._num_tokens = 0
         self._paused_s = 0.0
         self._last_row_at = time.perf_counter()
+        # Where the task wants rows to say what steps cost.
+        self.costs: StepCosts | None = None
 
     def add(self, loss: Tensor, num_tokens: int) -> None:
         """Takes a step's loss, a scalar on any device, and the tokens of all processes that it is over."""
@@ -94,6 +97,8 @@ class StepLog:
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "tokens_per_s": self._num_tokens / max(elapsed, 1e-9),
         }
+        if self.costs is not None:
+            metrics |= self.costs.take(metrics["tokens_per_s"], elapsed)
         self._loss_sum, self._num_losses = 0.0, 0
         self.restart_clock()
         self.history.record(trainer, metrics)

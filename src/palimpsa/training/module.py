@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import lightning as L
@@ -57,8 +58,6 @@ class TrainingModule(L.LightningModule):
         self.final_lr_share = final_lr_share
         self.accumulate = accumulate
         self.guard = guard
-        # Of the last step, before clipping.
-        self.gradient_norm: Tensor | None = None
         self._step_loss: Tensor | float = 0.0
         self.model_config = model_config
         self._is_whole_batch = True
@@ -67,7 +66,9 @@ class TrainingModule(L.LightningModule):
         stage, step = self.curriculum.stage, self.curriculum.stage_step
         num_shares = self.trainer.world_size * self.accumulate
         share = self.global_rank * self.accumulate + batch_idx % self.accumulate
-        batch = self.task.batch(stage, step, self.device, rank=share, num_ranks=num_shares)
+        costs = self.curriculum.step_log.costs
+        with costs.waiting_for_data() if costs is not None else contextlib.nullcontext():
+            batch = self.task.batch(stage, step, self.device, rank=share, num_ranks=num_shares)
         self._is_whole_batch = self.task.count_examples(batch) * num_shares == stage.batch_size
         with compiled_code_if(self._is_whole_batch):
             # Lightning divides it by the parts of a share, and adds their gradients.
@@ -82,11 +83,13 @@ class TrainingModule(L.LightningModule):
             super().backward(loss, *arguments, **options)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        self.gradient_norm = clip_gradients(optimizer, self.optimizer_config.gradient_clip)
+        norm = clip_gradients(optimizer, self.optimizer_config.gradient_clip)
+        if self.curriculum.step_log.costs is not None:
+            self.curriculum.step_log.costs.gradient_norm = norm
         if self.guard is not None:
             loss = self.trainer.strategy.reduce(torch.as_tensor(self._step_loss), reduce_op="mean")
             self._step_loss = 0.0
-            self.guard.check(self.trainer.global_step, float(loss), float(self.gradient_norm), self.model)
+            self.guard.check(self.trainer.global_step, float(loss), float(norm), self.model)
 
     def configure_optimizers(self) -> Any:
         config = self.optimizer_config

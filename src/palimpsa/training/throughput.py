@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 # Dense bfloat16, from the data sheets, by a part of the device's name: FLOPs a second.
 PEAK_BF16_FLOPS = {
@@ -23,8 +24,6 @@ PEAK_BF16_FLOPS = {
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
-# A multiply-add of the forward is one for the gradient of each of its factors in the backward.
-TRAINING_PER_FORWARD = 3
 
 
 def peak_flops(device_name: str) -> float | None:
@@ -45,8 +44,7 @@ class StepCosts:
 
     Args:
         device: of the model.
-        flops_per_token: of a training step, over all processes: `TRAINING_PER_FORWARD` times the forward's. What
-            activation checkpointing computes again is not counted: the model's FLOPs are, not the machine's.
+        flops_per_token: of training, `LanguageModel.training_flops_per_token`.
         num_ranks: processes, of one GPU each.
     """
 
@@ -56,6 +54,8 @@ class StepCosts:
         peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
         self.peak = None if peak is None else peak * num_ranks
         self._waited_s = 0.0
+        # Of the last step, before clipping.
+        self.gradient_norm: Tensor | None = None
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
@@ -74,11 +74,14 @@ class StepCosts:
             elapsed_s: since the last row, without what is not training.
 
         Returns:
-            data_wait, the share of the time that the host spent on batches; mfu, the share of the peak, where the
-            device's is known; peak_memory_gib of this process's GPU since the last row.
+            data_wait, the share of the time that the host spent on batches; gradient_norm, L2, of the last step before
+            clipping; mfu, the share of the peak, where the device's is known; peak_memory_gib of this process's GPU
+            since the last row.
         """
         metrics = {"data_wait": self._waited_s / max(elapsed_s, 1e-9)}
         self._waited_s = 0.0
+        if self.gradient_norm is not None:
+            metrics["gradient_norm"] = float(self.gradient_norm)
         if self.peak is not None:
             metrics["mfu"] = tokens_per_s * self.flops_per_token / self.peak
         if self.device.type == "cuda":
