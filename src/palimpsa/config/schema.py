@@ -197,6 +197,8 @@ class TrainerConfig:
     probe_every: int = key(above=0, unit="optimiser steps")
     num_probe: int = key(above=0, unit="examples")
     checkpoint_every: int = key(above=0, unit="optimiser steps", changes_numbers=False)
+    # Of several processes: each has all weights (ddp) or its part of them, of their gradients and moments (fsdp).
+    strategy: str = key("ddp", choices=("ddp", "fsdp"), changes_numbers=False)
     # Parts of a step that are computed one after the other, whose gradients are added: as much memory less for each.
     accumulate: int = key(1, minimum=1)
     # A loss above the last 100 steps' mean by so many of their standard deviations stops the run before its step, as

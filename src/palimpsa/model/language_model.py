@@ -56,6 +56,10 @@ class Block(nn.Module):
             x = x + self.channel_mixer(self.channel_norm(x))
         return x
 
+    def memory(self, x: Tensor) -> MemoryTrace:
+        """What the mixer's memory did with x [B, T, D]."""
+        return self.mixer.memory(self.mixer_norm(x))
+
 
 class LanguageModel(nn.Module):
     """Embedding, blocks, norm, and logits by the tied embedding.
@@ -180,7 +184,7 @@ class LanguageModel(nn.Module):
         """What each layer's memory did with the context tokens [B, T]."""
         traces, x = [], self.embedding(tokens)
         for block in self._blocks():
-            traces.append(block.mixer.memory(block.mixer_norm(x)))
+            traces.append(block.memory(x))
             x = block(x)
         return traces
 

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 from palimpsa.config.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from palimpsa.model.language_model import LanguageModel
     from palimpsa.tasks.task import Task
 
 
@@ -87,12 +90,13 @@ def _check_shares(task: Task[Any, Any], accumulate: int) -> None:
                 )
 
 
-def trainer_options(accelerator: str, gpus: Sequence[int] | None) -> dict[str, Any]:
+def trainer_options(accelerator: str, gpus: Sequence[int] | None, strategy: str) -> dict[str, Any]:
     """`devices`, `num_nodes`, `strategy` and the cluster environment of Lightning's trainer.
 
     Args:
         accelerator: cpu or gpu.
         gpus: indices that a run of one process may choose from; None for all.
+        strategy: ddp or fsdp, of several processes.
 
     Raises:
         ConfigError: see `gpus.lease_gpu`.
@@ -110,6 +114,32 @@ def trainer_options(accelerator: str, gpus: Sequence[int] | None) -> dict[str, A
     return {
         "devices": local,
         "num_nodes": num_ranks() // local,
-        "strategy": "ddp",
+        "strategy": _sharded() if strategy == "fsdp" else "ddp",
         "plugins": [TorchElasticEnvironment()],
     }
+
+
+def _sharded() -> Any:
+    """FSDP2. Its other defaults would split matrices, not the data."""
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    # Whole checkpoints, gathered by the first process: those of any number of processes go on from one another.
+    return ModelParallelStrategy(
+        data_parallel_size=num_ranks(), tensor_parallel_size=1, save_distributed_checkpoint=False
+    )
+
+
+def shard_model(model: LanguageModel, mesh: DeviceMesh) -> None:
+    """Spreads a model's weights over the processes of a mesh, a block at a time, in place.
+
+    The embedding, which is also the matrix of the logits, stays with what is in no block.
+    """
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    # What is called beside `forward` needs the weights together too.
+    for module, names in [(model, ("hidden", "memory")), *((block, ("memory",)) for block in model.blocks)]:
+        for name in names:
+            register_fsdp_forward_method(module, name)

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from palimpsa.model.language_model import LanguageModel
@@ -16,6 +17,7 @@ from palimpsa.training.checkpoint import MODEL_CONFIG_KEY
 from palimpsa.training.compiled import compiled_code_if
 from palimpsa.training.cuda_graph import run_aside
 from palimpsa.training.curriculum import Curriculum
+from palimpsa.training.distributed import shard_model
 from palimpsa.training.gpus import machine_lock
 from palimpsa.training.loss_guard import LossGuard
 from palimpsa.training.optimizer import clip_gradients, make_optimizer, make_schedule
@@ -90,6 +92,10 @@ class TrainingModule(L.LightningModule):
             loss = self.trainer.strategy.reduce(torch.as_tensor(self._step_loss), reduce_op="mean")
             self._step_loss = 0.0
             self.guard.check(self.trainer.global_step, float(loss), float(norm), self.model)
+
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard_model(self.model, self.trainer.strategy.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         config = self.optimizer_config

@@ -89,4 +89,6 @@ def weight_decay_groups(model: nn.Module, weight_decay: float, *, decay_all: boo
 def clip_gradients(optimizer: Any, max_norm: float) -> Tensor:
     """Scales a torch optimiser's gradients in place so that their global L2 norm is at most `max_norm`; what it was."""
     # Lightning's own refuses a fused optimiser, which only in fp16 would see scaled gradients.
-    return nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_norm)
+    norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_norm)
+    # Of sharded gradients, that of all parts.
+    return getattr(norm, "full_tensor", lambda: norm)()

@@ -245,7 +245,7 @@ class TrainingRun:
         )
         # The probe comes first: at the last step of a stage it still looks at that stage.
         own = [self.history, probe, self.curriculum, checkpoint, *([RichProgressBar()] if show_bar else [])]
-        options = trainer_options(config.accelerator, config.gpus)
+        options = trainer_options(config.accelerator, config.gpus, config.strategy)
         checkpoints = AtomicCheckpointIO(self.directory, config_hash(plain(self.config)))
         trainer = L.Trainer(
             **{**options, "plugins": [checkpoints, *options["plugins"]]},
