@@ -102,6 +102,9 @@ class TaskConfig:
     validation_every: int = key(above=0, unit="optimiser steps")
     schedule: str = key(choices=("constant", "cosine"))  # of the learning rate, after the warm-up
     final_lr_share: float = key(0.0, minimum=0, maximum=1)  # of the peak, where a cosine ends
+    # The trainer's keys of these names take their values from here.
+    spike_sigmas: float | None = key(None, above=0, changes_numbers=False)
+    cuda_graphs: bool = key(True, changes_numbers=False)
     sweep: SweepAxes = key(factory=SweepAxes, changes_numbers=False)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.schema import CommonsenseConfig
 from palimpsa.tasks.data_digests import split_folder
-from palimpsa.tasks.loss import cross_entropy
+from palimpsa.tasks.linear_loss import linear_cross_entropy
 from palimpsa.tasks.packing import RESET_EVERY_CONTEXT, Packing
 from palimpsa.tasks.perplexity import Perplexity
 from palimpsa.tasks.random import derive_key, permuted
@@ -57,6 +57,7 @@ class CommonsenseTask(Task[CommonsenseStage, TokenBatch]):
     """
 
     metric = "loss"
+    reports_costs = True
 
     def __init__(self, config: CommonsenseConfig, seed: int) -> None:
         self.seed = seed
@@ -116,11 +117,11 @@ class CommonsenseTask(Task[CommonsenseStage, TokenBatch]):
         return batch.tokens.numel() // self.stages[0].row_tokens
 
     def loss(self, model: nn.Module, batch: TokenBatch) -> Loss:
-        logits = model(batch.tokens, batch.positions, cu_seqlens=batch.cu_seqlens)
-        if not len(batch.labels):
-            # A share of documents of one token: its gradients are zeros.
-            return Loss(logits.sum(), 0)
-        return Loss(cross_entropy(logits[0], batch.labels).mean * batch.weight, len(batch.labels))
+        network: Any = model
+        hidden = network.hidden(batch.tokens, cu_seqlens=batch.cu_seqlens)[0, batch.positions[0]]
+        # Of a share of documents of one token the sum over no targets: its gradients are zeros.
+        found = linear_cross_entropy(hidden, network.embedding.weight, batch.labels, num_targets=len(batch.labels) or 1)
+        return Loss(found.mean * batch.weight, len(batch.labels))
 
     def evaluate(self, model: nn.Module, split: str, stage: CommonsenseStage, device: torch.device) -> Metrics:
         if split != "validation":

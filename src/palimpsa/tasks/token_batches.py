@@ -79,26 +79,42 @@ def read_rows(shards: TokenShards, packing: Packing, bounds: Sequence[tuple[int,
 class Prefetch:
     """Makes the batch after the one that was asked for while that one is trained on: the same batches, sooner.
 
+    Each step is taken to ask for the parts that the step before it asked for, in the same order.
+
     Args:
-        make: a pure function of its arguments, the first of which counts steps.
+        make: a pure function of a step and of which part of it.
     """
 
     def __init__(self, make: Callable[..., TokenBatch]) -> None:
         self._make = make
         self._pool: ThreadPoolExecutor | None = None
         self._pending: tuple[Hashable, Future[TokenBatch]] | None = None
+        # The step that is under way, what was asked for of it, and of the one before.
+        self._step: int | None = None
+        self._parts: list[tuple[int, ...]] = []
+        self._parts_before: list[tuple[int, ...]] = []
 
-    def take(self, step: int, *rest: int) -> TokenBatch:
-        """`make(step, *rest)`."""
+    def take(self, step: int, *part: int) -> TokenBatch:
+        """`make(step, *part)`."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, "batches")
         pending, self._pending = self._pending, None
-        if pending is not None and pending[0] == (step, *rest):
+        if pending is not None and pending[0] == (step, *part):
             batch = pending[1].result()
         else:
-            batch = self._make(step, *rest)
-        self._pending = (step + 1, *rest), self._pool.submit(self._make, step + 1, *rest)
+            batch = self._make(step, *part)
+        following = self._following(step, part)
+        self._pending = following, self._pool.submit(self._make, *following)
         return batch
+
+    def _following(self, step: int, part: tuple[int, ...]) -> tuple[int, ...]:
+        """What is asked for after a part of a step."""
+        if step != self._step:
+            self._step, self._parts, self._parts_before = step, [], self._parts
+        self._parts.append(part)
+        if len(self._parts) < len(self._parts_before):
+            return (step, *self._parts_before[len(self._parts)])
+        return (step + 1, *self._parts[0])
 
     def close(self) -> None:
         """Ends the thread."""
