@@ -1,7 +1,7 @@
 # `make` lists the targets. Any POSIX sh and GNU make will do; every Python package lives in .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast lint mqar figures illustrations sweep bench clean check-scale
+.PHONY: help setup test test-fast lint mqar figures illustrations sweep bench prepare-text clean check-scale
 # The prerequisites of a target are steps in an order; parallel runs are the launcher's business (JOBS).
 .NOTPARALLEL:
 
@@ -49,7 +49,7 @@ help: ## List the targets
 	@echo "  SCALE     $(SCALES): the size of an experiment (default: h200 with a GPU, else laptop)"
 	@echo "  JOBS      runs at a time (default: one a core at laptop scale, else one a GPU; more packs them)"
 	@echo "  SWEEP     a file of configs/sweep (default: learning_rate for make sweep, mqar_figure2 for make mqar)"
-	@echo "  ARGS      more Hydra overrides for mqar, sweep and bench, more pytest arguments for test and test-fast"
+	@echo "  ARGS      more Hydra overrides for mqar, sweep, bench and prepare-text, more pytest arguments for test and test-fast"
 	@echo "  PYTHON    the interpreter that set-up uses (default: python3.11, else python3.12, else python3)"
 	@echo "  PY        an environment of your own, PY=python, to be used as it is instead of .venv"
 
@@ -128,6 +128,9 @@ illustrations: setup ## Compute what Figure 4 and capacity.png show, where it is
 
 bench: setup ## Time the operators, or training (ARGS="benchmark=training"): on the GPU, or small on a CPU
 	$(PY) scripts/benchmark.py $(ARGS)
+
+prepare-text: setup ## Make token shards for pretraining, of FineWeb-Edu (offline: ARGS="source=sample tokenizer=bytes")
+	$(PY) scripts/prepare_text.py $(ARGS)
 
 sweep: SWEEP_NAME = $(or $(SWEEP),learning_rate)
 sweep: check-scale setup ## Run another sweep: make sweep SWEEP=learning_rate ARGS="model=gla"

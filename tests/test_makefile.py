@@ -117,7 +117,19 @@ def test_help_is_the_default_goal_and_lists_every_public_target(checkout):
     public = set(re.findall(r"^([a-z][a-z-]*):.*## ", text, flags=re.MULTILINE))
     phony = set(re.search(r"^\.PHONY: (.*)$", text, flags=re.MULTILINE)[1].split())
     assert phony - {"check-scale"} == public
-    assert {"help", "setup", "test", "test-fast", "lint", "mqar", "figures", "sweep", "bench", "clean"} <= public
+    assert {
+        "help",
+        "setup",
+        "test",
+        "test-fast",
+        "lint",
+        "mqar",
+        "figures",
+        "sweep",
+        "bench",
+        "prepare-text",
+        "clean",
+    } <= public
     result = checkout.make("help")
     assert result.returncode == 0
     listed = re.findall(r"^  ([a-z][a-z-]*) +\S", result.stdout, flags=re.MULTILINE)
@@ -235,7 +247,10 @@ def test_figures_of_the_benchmark_are_drawn_where_it_was_run(checkout):
     ]
 
 
-def test_bench_passes_its_overrides_on(checkout):
+def test_bench_and_prepare_text_pass_their_overrides_on(checkout):
+    assert commands(checkout.make("-n", "prepare-text", "ARGS=source=sample").stdout) == [
+        "scripts/prepare_text.py source=sample"
+    ]
     result = checkout.make("-n", "bench", "ARGS=cases=[table]")
     assert commands(result.stdout) == ["scripts/benchmark.py cases=[table]"]
 
@@ -274,7 +289,7 @@ def test_setup_installs_torch_alone_then_the_lock_then_the_package(checkout):
     assert "PIP_EXTRA_INDEX_URL" in result.stdout
 
 
-@pytest.mark.parametrize("target", ["test", "test-fast", "lint", "mqar", "figures", "sweep", "bench"])
+@pytest.mark.parametrize("target", ["test", "test-fast", "lint", "mqar", "figures", "sweep", "bench", "prepare-text"])
 def test_targets_set_up_by_themselves_and_only_once(checkout, target):
     checkout.add_python()
     assert checkout.make(target).returncode == 0

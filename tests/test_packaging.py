@@ -76,6 +76,9 @@ def test_wheel_holds_real_files_and_nothing_beside_the_package(wheel):
     assert not [i.filename for i in infos if stat.S_ISLNK(i.external_attr >> 16)]
     assert not [i.filename for i in infos if "__pycache__" in i.filename]
     assert any(i.filename.endswith("licenses/LICENSE") for i in infos)
+    # What source=sample reads, with its licence beside it.
+    sample = {i.filename for i in infos if i.filename.startswith("palimpsa/text/sample/")}
+    assert {name.rpartition("/")[2] for name in sample} == {"README.md", "persuasion.txt"}
 
 
 def test_wheel_metadata_names_licence_and_python(wheel):

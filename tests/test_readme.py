@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from palimpsa.text.schema import load as load_prepare_text
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "LOG.md")]
 # `make test` is what CI runs, and cannot run inside itself.
@@ -24,6 +26,8 @@ RUN_IN_PARTS = ("make figures",)
 # Commands that cannot run here, and why.
 COMPOSED = {
     "make mqar SCALE=h200 SWEEP=mqar_figure2_grid": "needs a GPU",
+    "make prepare-text": "needs the hub",
+    'make prepare-text ARGS="source.subset=sample-100BT directory=data/fineweb max_tokens=15_000_000_000"': "the hub",
     ".venv/bin/python scripts/train.py +experiment=figure2": "needs a GPU",
     ".venv/bin/python scripts/train.py +experiment=mqar_ablation": "needs a GPU",
     ".venv/bin/python scripts/train.py +experiment=mqar_long": "needs a GPU",
@@ -117,6 +121,8 @@ def run(checkout, tiny_overrides, tiny_benchmark):
             # As if another machine had made the runs.
             shutil.copytree(checkout.root / "results/runs", checkout.root / "gathered")
             return checkout.run(line, ())
+        if "prepare_text" in line:
+            return checkout.run(line, ())
         if "benchmark=training" in line:
             sizes = ("models=[mamba2]", "lengths=[16]", "num_warmup_steps=1", "num_steps=2")
             return checkout.run(line, ("scale=laptop", "trainer=cpu", *sizes))
@@ -192,8 +198,11 @@ def test_command_composes(line, compose_config):
     if line.startswith("make"):
         done = subprocess.run([*shlex.split(line), "-n", "PY=python"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        (text,) = re.findall(r"scripts/(?:train|reproduce)\.py [^)\n]*", done.stdout)
+        (text,) = re.findall(r"scripts/(?:train|reproduce|prepare_text)\.py [^)\n]*", done.stdout)
     overrides = [word for word in shlex.split(text.partition(".py ")[2]) if word != "-m"]
+    if "prepare_text" in text:
+        assert load_prepare_text(overrides).source.kind == "hub", "it could run here"
+        return
     config = compose_config(*overrides)
     assert config.scale.requires_gpu or line not in COMPOSED, "it could run here"
     assert config.trainer.accelerator == ("gpu" if config.scale.requires_gpu else "cpu")

@@ -80,7 +80,7 @@ def test_every_kind_is_read_in_order_and_from_behind_any_batch(made, monkeypatch
 
 
 def test_licences_are_those_of_the_field(made):
-    source, documents = made
+    source, _ = made
     found = [one.licence for batch in source.batches(None) for one in parse(batch, source.fields)]
     if source.fields.licence is None:
         assert set(found) == {"mine"}
@@ -181,7 +181,7 @@ def test_a_row_of_parquet_is_counted_and_a_column_is_asked_for(tmp_path):
 def test_nothing_and_twice_the_same_are_refused(tmp_path):
     path = str(write_jsonl(tmp_path / "a.jsonl", ["a"]))
     for files, said in (([], "got []"), ([path, str(tmp_path)], "twice"), ([str(tmp_path / "*.gz")], "no such file")):
-        with pytest.raises(ConfigError, match="source.files: ") as error:
+        with pytest.raises(ConfigError, match=r"source\.files: ") as error:
             FileSource(files, PLAIN_FIELDS)
         assert said in str(error.value)
     with pytest.raises(ConfigError, match="no regular expression"):

@@ -58,7 +58,8 @@ def test_the_manifest_says_what_is_in_the_shards(corpus, tmp_path, run_script):
     assert [one.size for one in manifest.shards[:-1]] == [200_000] * (len(manifest.shards) - 1)
 
 
-def test_one_and_three_processes_make_the_same(corpus, tmp_path):
+def test_one_and_three_processes_make_the_same(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("palimpsa.text.documents.BATCH_BYTES", 50_000)
     made = []
     for num_workers in (1, 3):
         words = ["source=files", f"source.files=[{corpus}]", "tokenizer=bytes", "tokens_per_shard=50_000"]

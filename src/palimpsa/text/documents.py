@@ -176,9 +176,9 @@ class _opened:
         self._raw = self._path.open("rb")
         ending = self._path.suffix.lower()
         if ending == ".xz":
-            stream: Any = lzma.open(self._raw)
+            stream: Any = lzma.open(self._raw, "rb")
         elif ending == ".gz":
-            stream = gzip.open(self._raw)
+            stream = gzip.open(self._raw, "rb")
         elif ending == ".zst":
             import pyarrow
 

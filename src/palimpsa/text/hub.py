@@ -11,6 +11,8 @@ from palimpsa.text.records import Batch, Fields
 
 PROBE_TIMEOUT_S = 10.0
 RECORDS_PER_BATCH = 256
+_LOCAL_TOKENIZER = "a local tokenizer: tokenizer=PATH of a tokenizer.model or tokenizer.json, or tokenizer=bytes"
+_LOCAL_TEXT = "local text: source=files source.files=[PATH], or source=sample"
 
 
 def hub_files(repository: str, layouts: Sequence[Sequence[str]], revision: str | None) -> tuple[Path, ...] | None:
@@ -38,10 +40,6 @@ def hub_files(repository: str, layouts: Sequence[Sequence[str]], revision: str |
     except Exception as error:
         raise _unreachable("tokenizer", repository, error, _LOCAL_TOKENIZER) from error
     return None
-
-
-_LOCAL_TOKENIZER = "a local tokenizer: tokenizer=PATH of a tokenizer.model or tokenizer.json, or tokenizer=bytes"
-_LOCAL_TEXT = "local text: source=files source.files=[PATH], or source=sample"
 
 
 def _unreachable(key: str, repository: str, error: Exception, local: str) -> ConfigError:
@@ -115,9 +113,11 @@ class HubSource:
         while True:
             try:
                 records = next(batches, None)
-            except OSError as error:
+            except Exception as error:
+                # Of the network, of which each library on the way has errors of its own.
+                reason = str(error) or type(error).__name__
                 raise ConfigError(
-                    f"source.dataset: {self.place} was lost after {number} records ({error}); the same command goes on"
+                    f"source.dataset: {self.place} was lost after {number} records ({reason}); the same command goes on"
                 ) from error
             if records is None:
                 return
