@@ -27,11 +27,14 @@ ARROWS: dict[str, set[str]] = {
     "tasks": {"kernels", "mixers", "config", "text"},
     "analysis": {"config", "runs"},
     "training": {"kernels", "mixers", "model", "tasks", "config", "runs", "text"},
+    "evaluation": {
+        *("kernels", "mixers", "model", "tasks", "training", "config", "runs", "text", "analysis"),
+    },
     "sweeps": {"kernels", "mixers", "model", "tasks", "training", "config", "runs", "analysis"},
     "benchmark": {"kernels", "mixers", "model", "tasks", "training", "config", "runs", "analysis", "sweeps", "theory"},
     "scripts": {
         *("kernels", "model", "tasks", "theory", "training", "config", "runs", "text", "analysis", "sweeps"),
-        "benchmark",
+        *("benchmark", "evaluation"),
     },
 }
 # Packages that a room never imports, at the top of a file or late; and those that it imports late at most.
@@ -47,6 +50,7 @@ NEVER = {
     "analysis": {"torch", "lightning", "triton", "wandb", "hydra", "fla"},
     "sweeps": {"wandb", "fla"},
     "benchmark": {"wandb"},
+    "evaluation": {"wandb", "hydra"},
     "training": {"fla"},
     "scripts": {"wandb", "fla"},
 }

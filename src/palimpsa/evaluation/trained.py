@@ -11,7 +11,7 @@ from palimpsa.config.schema import ModelConfig
 from palimpsa.model.build import build_model
 from palimpsa.model.language_model import LanguageModel
 from palimpsa.runs.directory import RunDirectory
-from palimpsa.runs.files import read_json_object
+from palimpsa.runs.result import read_json_object
 from palimpsa.training.checkpoint import MODEL_CONFIG_KEY, CheckpointError, read_checkpoint
 
 

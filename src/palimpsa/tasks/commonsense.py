@@ -58,6 +58,7 @@ class CommonsenseTask(Task[CommonsenseStage, TokenBatch]):
 
     metric = "loss"
     reports_costs = True
+    keeps_final_weights = True
 
     def __init__(self, config: CommonsenseConfig, seed: int) -> None:
         self.seed = seed

@@ -78,11 +78,13 @@ class Task(ABC, Generic[StageT, BatchT]):
         capturable: whether `make_batch` and `loss` compute on the device alone, so that CUDA graphs can replay them.
         reports_costs: whether curves show what steps cost: waiting for batches, share of the peak, memory; and the
             norm of the gradient.
+        keeps_final_weights: whether a checkpoint is written after the last step too.
     """
 
     metric: ClassVar[str]
     capturable: ClassVar[bool] = False
     reports_costs: ClassVar[bool] = False
+    keeps_final_weights: ClassVar[bool] = False
     stages: Sequence[StageT]
     seed: int
     capture: Capture | None = None

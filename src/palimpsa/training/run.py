@@ -206,6 +206,8 @@ class TrainingRun:
             checkpoint, damages = find_checkpoint(self.directory, module.state_dict(), stored, own)
             checkpoints.damaged = self.directory.checkpoint_file if damages else None
             trainer.fit(module, range(self.task.max_steps * trainer_config.accumulate), ckpt_path=checkpoint)
+            if self.task.keeps_final_weights and self.curriculum.done:
+                trainer.save_checkpoint(self.directory.checkpoint_file)
         except OperandError as error:
             # On a CPU the operator looks at its arguments before anyone looks at the loss.
             at = f"after step {trainer.global_step}: a lower optimizer.lr may help"

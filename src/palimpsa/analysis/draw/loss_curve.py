@@ -18,13 +18,16 @@ def loss_curve(history: pd.DataFrame, *, title: str, subtitle: str) -> Figure:
         axes = figure.subplots()
         axes.plot(trained["step"], trained["loss"], color="#9ecae1", linewidth=1.4, label="training")
         axes.plot(
-            validated["step"], validated["validation_loss"], color="#08519c", marker="o", markersize=4, label="validation"
+            validated["step"],
+            validated["validation_loss"],
+            color="#08519c",
+            marker="o",
+            markersize=4,
+            label="validation",
         )
         for name, rows in (("loss", trained), ("validation_loss", validated)):
-            last = rows.iloc[-1]
-            axes.annotate(
-                f"{last[name]:.2f}", (last["step"], last[name]), textcoords="offset points", xytext=(6, -3), fontsize=8.5
-            )
+            step, loss = (float(rows[column].iloc[-1]) for column in ("step", name))
+            axes.annotate(f"{loss:.2f}", (step, loss), textcoords="offset points", xytext=(6, -3), fontsize=8.5)
         axes.set_xlabel("optimiser steps")
         axes.set_ylabel("cross-entropy (nats a token)")
         axes.set_xlim(left=0, right=1.08 * history["step"].max())
