@@ -1,7 +1,7 @@
 # `make` lists the targets. Any POSIX sh and GNU make will do; every Python package lives in .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast lint mqar figures illustrations sweep bench prepare-text clean check-scale
+.PHONY: help setup test test-fast lint mqar figures illustrations sweep bench prepare-text pretrain clean check-scale
 # The prerequisites of a target are steps in an order; parallel runs are the launcher's business (JOBS).
 .NOTPARALLEL:
 
@@ -49,7 +49,9 @@ help: ## List the targets
 	@echo "  SCALE     $(SCALES): the size of an experiment (default: h200 with a GPU, else laptop)"
 	@echo "  JOBS      runs at a time (default: one a core at laptop scale, else one a GPU; more packs them)"
 	@echo "  SWEEP     a file of configs/sweep (default: learning_rate for make sweep, mqar_figure2 for make mqar)"
-	@echo "  ARGS      more Hydra overrides for mqar, sweep, bench and prepare-text, more pytest arguments for test and test-fast"
+	@echo "  MODEL     of make pretrain: a file of configs/model/lm"
+	@echo "  DATA      of make pretrain: a folder that make prepare-text has made"
+	@echo "  ARGS      more Hydra overrides for what trains, makes or times something, more pytest arguments for what tests"
 	@echo "  PYTHON    the interpreter that set-up uses (default: python3.11, else python3.12, else python3)"
 	@echo "  PY        an environment of your own, PY=python, to be used as it is instead of .venv"
 
@@ -128,6 +130,14 @@ illustrations: setup ## Compute what Figure 4 and capacity.png show, where it is
 
 bench: setup ## Time the operators, or training (ARGS="benchmark=training"): on the GPU, or small on a CPU
 	$(PY) scripts/benchmark.py $(ARGS)
+
+# Alone: what two CPU cores train in minutes, on a GPU machine too.
+DATA ?=
+MODEL ?= $(if $(DATA),palimpsa_d_170m,palimpsa_d_tiny)
+pretrain: SCALE = $(if $(DATA),$(if $(GPU),h200,laptop),laptop)
+pretrain: check-scale setup ## Pretrain a language model: MODEL=palimpsa_d_170m DATA=dir (alone: a tiny one, on a novel)
+	$(if $(DATA),,$(PY) scripts/prepare_text.py source=sample tokenizer=bytes directory=data/sample)
+	$(PY) scripts/pretrain.py model=lm/$(MODEL) task.data=$(or $(DATA),data/sample) scale=$(SCALE) trainer=$(TRAINER) $(ARGS)
 
 prepare-text: setup ## Make token shards for pretraining, of FineWeb-Edu (offline: ARGS="source=sample tokenizer=bytes")
 	$(PY) scripts/prepare_text.py $(ARGS)

@@ -67,6 +67,7 @@ SLOW = (
     "config/test_compose.py",
     "config/test_process.py",
     "config/test_shipped.py",
+    "evaluation/test_pretraining.py",
     "kernels/fla",
     "kernels/gpu",
     "kernels/test_chunked.py::test_gradcheck",

@@ -128,6 +128,7 @@ def test_help_is_the_default_goal_and_lists_every_public_target(checkout):
         "sweep",
         "bench",
         "prepare-text",
+        "pretrain",
         "clean",
     } <= public
     result = checkout.make("help")
@@ -247,6 +248,27 @@ def test_figures_of_the_benchmark_are_drawn_where_it_was_run(checkout):
     ]
 
 
+def test_pretraining_alone_is_a_tiny_model_on_the_text_that_is_shipped(checkout):
+    for gpus in (0, 2):
+        if gpus:
+            checkout.add_gpus(gpus)
+        assert commands(checkout.make("-n", "pretrain", "ARGS=seed=2").stdout) == [
+            "scripts/prepare_text.py source=sample tokenizer=bytes directory=data/sample",
+            "scripts/pretrain.py model=lm/palimpsa_d_tiny task.data=data/sample scale=laptop trainer=cpu seed=2",
+        ]
+
+
+def test_pretraining_on_data_takes_what_the_machine_has(checkout):
+    checkout.add_gpus(1)
+    assert commands(checkout.make("-n", "pretrain", "DATA=data/web").stdout) == [
+        "scripts/pretrain.py model=lm/palimpsa_d_170m task.data=data/web scale=h200 trainer=gpu"
+    ]
+    result = checkout.make("-n", "pretrain", "DATA=data/web", "MODEL=mamba2_44m", "SCALE=laptop")
+    assert commands(result.stdout) == [
+        "scripts/pretrain.py model=lm/mamba2_44m task.data=data/web scale=laptop trainer=cpu"
+    ]
+
+
 def test_bench_and_prepare_text_pass_their_overrides_on(checkout):
     assert commands(checkout.make("-n", "prepare-text", "ARGS=source=sample").stdout) == [
         "scripts/prepare_text.py source=sample"
@@ -289,7 +311,7 @@ def test_setup_installs_torch_alone_then_the_lock_then_the_package(checkout):
     assert "PIP_EXTRA_INDEX_URL" in result.stdout
 
 
-@pytest.mark.parametrize("target", ["test", "test-fast", "lint", "mqar", "figures", "sweep", "bench", "prepare-text"])
+@pytest.mark.parametrize("target", ["test", "test-fast", "lint", "mqar", "figures", "sweep", "bench", "pretrain"])
 def test_targets_set_up_by_themselves_and_only_once(checkout, target):
     checkout.add_python()
     assert checkout.make(target).returncode == 0

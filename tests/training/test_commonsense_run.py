@@ -61,7 +61,7 @@ def directory_of(config, results_dir: Path) -> Path:
 
 
 def curves(directory: Path) -> pd.DataFrame:
-    return pd.read_csv(directory / "history.csv").drop(columns="tokens_per_s")
+    return pd.read_csv(directory / "history.csv").drop(columns=["tokens_per_s", "data_wait"])
 
 
 def test_a_run_is_trained_and_recorded(commonsense, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from palimpsa.analysis.draw.canvas import save_figure
@@ -13,7 +14,6 @@ from palimpsa.config.errors import ConfigError
 from palimpsa.evaluation.sampling import sample_tokens
 from palimpsa.evaluation.trained import load_trained
 from palimpsa.runs.directory import RunDirectory
-from palimpsa.runs.read import read_history
 from palimpsa.runs.result import read_json_object
 from palimpsa.tasks.data_digests import split_folder
 from palimpsa.text.golden import check_tokenizer
@@ -50,7 +50,7 @@ def show_pretraining(folder: Path, *, prompt: str = PROMPT, seed: int = 0) -> li
     )
     if config["scale"]["name"] == "laptop":
         subtitle += "; demonstrates the pipeline"
-    history = read_history(folder / "history.csv")
+    history = pd.read_csv(folder / "history.csv")
     picture = save_figure(loss_curve(history, title=title, subtitle=subtitle), folder / "loss")[0]
     return [
         f"{title}: {subtitle}",

@@ -10,7 +10,7 @@ def loss_curve(history: pd.DataFrame, *, title: str, subtitle: str) -> Figure:
     """Nats a token by training step: the mean of each logged row, and each validation.
 
     Args:
-        history: of a run, `read_history`: columns step, loss and validation_loss.
+        history: history.csv of a run, with columns step, loss and validation_loss.
     """
     trained, validated = (history.dropna(subset=[name]) for name in ("loss", "validation_loss"))
     with figure_style():
@@ -30,7 +30,7 @@ def loss_curve(history: pd.DataFrame, *, title: str, subtitle: str) -> Figure:
             axes.annotate(f"{loss:.2f}", (step, loss), textcoords="offset points", xytext=(6, -3), fontsize=8.5)
         axes.set_xlabel("optimiser steps")
         axes.set_ylabel("cross-entropy (nats a token)")
-        axes.set_xlim(left=0, right=1.08 * history["step"].max())
+        axes.set_xlim(0, 1.08 * max(history["step"]))
         log_axis(axes)
         axes.legend()
         heading(figure, title, subtitle)

@@ -1,0 +1,94 @@
+"""From shipped text to a model that writes: the newcomer's commands, at a size of seconds."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from palimpsa.config.errors import RunDirectoryError
+from palimpsa.evaluation.pretraining import show_pretraining
+from palimpsa.evaluation.trained import load_trained
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = (
+    "model=lm/palimpsa_d_tiny",
+    "model.d_model=32",
+    "model.num_layers=1",
+    "model.channel_width=32",
+    "task.context=32",
+    "task.tokens_per_step=128",
+    "task.num_steps=8",
+    "task.validation_every=4",
+    "task.validation_tokens=256",
+    "trainer.log_every=2",
+    "trainer.probe_every=8",
+    "trainer.progress_bar=false",
+    "logger=csv",
+)
+
+
+def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "scripts" / name), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> tuple[Path, str]:
+    """The directory of a run on the shipped text, and what was printed."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    made = script("prepare_text.py", "source=sample", "tokenizer=bytes", f"directory={folder}/data")
+    assert made.returncode == 0, made.stderr
+    done = script("pretrain.py", *SMALL, f"task.data={folder}/data", f"results_dir={folder}")
+    assert done.returncode == 0, done.stderr
+    (result,) = folder.glob("runs/**/result.json")
+    return result.parent, done.stdout
+
+
+def test_it_ends_with_a_picture_a_perplexity_and_a_sample(pretrained):
+    folder, printed = pretrained
+    assert "1,024 tokens in 8 steps" in printed
+    assert "demonstrates the pipeline" in printed
+    assert f"loss curve: {folder}/loss.png" in printed
+    assert (folder / "loss.png").stat().st_size > 10_000
+    (stage,) = json.loads((folder / "result.json").read_text())["stages"]
+    loss, perplexity = map(float, re.findall(r"validation loss ([\d.]+) nats a token, perplexity ([\d.]+)", printed)[0])
+    assert loss == pytest.approx(stage["validation_loss"], abs=1e-3)
+    assert perplexity == pytest.approx(math.exp(stage["validation_loss"]), abs=1e-2)
+    assert re.search(r"a sample: ['\"]She .{100,}", printed, flags=re.DOTALL)
+
+
+def test_the_model_is_the_one_after_the_last_step(pretrained):
+    folder, _ = pretrained
+    trained = load_trained(folder)
+    saved = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert trained.step == saved["global_step"] == 8
+    for name, weight in trained.model.state_dict().items():
+        assert torch.equal(weight, saved["state_dict"][f"model.{name}"]), name
+    assert not trained.model.training
+
+
+def test_a_seed_and_a_prompt_say_what_is_shown(pretrained):
+    folder, printed = pretrained
+    assert show_pretraining(folder) == printed.splitlines()[-len(show_pretraining(folder)) :]
+    other = show_pretraining(folder, prompt="Captain Wentworth", seed=1)[-1]
+    assert re.match(r"a sample: ['\"]Captain Wentworth", other)
+
+
+def test_what_is_no_trained_run_is_said_in_one_line(pretrained, tmp_path):
+    folder, _ = pretrained
+    with pytest.raises(RunDirectoryError, match=r"got no config\.json in it, expected a run's directory"):
+        load_trained(tmp_path)
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    with pytest.raises(RunDirectoryError, match=r"last\.ckpt: not there, expected the last checkpoint of a run"):
+        load_trained(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.ckpt").write_bytes(b"nothing")
+    with pytest.raises(RunDirectoryError, match=r"last\.ckpt: cannot be read"):
+        load_trained(tmp_path)
