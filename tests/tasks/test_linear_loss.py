@@ -233,8 +233,10 @@ def test_gradients_are_made_where_they_are_wanted_alone(device, monkeypatch):
 
 
 @devices
-def test_under_autocast_the_loss_is_fp32_of_logits_in_half_precision(device):
+def test_under_autocast_the_loss_is_fp32_of_logits_in_half_precision(device, monkeypatch):
     hidden, weight, labels = problem(N=16, D=8, V=11, device=device)
+    products, product = [], linear_loss._product
+    monkeypatch.setattr(linear_loss, "_product", lambda a, b: products.append(product(a, b)) or products[-1])
     with torch.autocast(device, torch.bfloat16):
         mean, losses = linear_cross_entropy(hidden, weight, labels)
         expected = with_all_logits(hidden, weight, labels)
@@ -243,6 +245,8 @@ def test_under_autocast_the_loss_is_fp32_of_logits_in_half_precision(device):
     assert mean.dtype == losses.dtype == torch.float32
     torch.testing.assert_close(losses, expected[1], rtol=1e-6, atol=1e-6)
     assert torch.equal(mixed, losses)
+    # What is summed over chunks was never rounded to bf16.
+    assert {x.dtype for x in products} == {torch.float32}
     assert [x.dtype for x in torch.autograd.grad(mean, (hidden, weight))] == [torch.float32] * 2
     in_fp64 = problem(N=16, D=8, V=11, dtype=torch.float64, device=device)
     with torch.autocast(device, torch.bfloat16):
