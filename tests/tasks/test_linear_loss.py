@@ -267,6 +267,7 @@ def test_a_second_derivative_and_the_transforms_of_torch_func_are_refused():
     [
         ({"hidden": torch.ones(4)}, r"^hidden: got torch\.float32 \[4\], expected floating point \[N, D\]"),
         ({"hidden": torch.ones(4, 3).long()}, r"^hidden: got torch\.int64 \[4, 3\], expected floating point"),
+        ({"weight": torch.tensor(1.0)}, r"^weight: got torch\.float32 \[\], expected floating point \[V, 3\]"),
         ({"weight": torch.ones(5, 4)}, r"^weight: got torch\.float32 \[5, 4\], expected floating point \[V, 3\]"),
         ({"weight": torch.ones(5, 3).double()}, r"^weight: got torch\.float64, expected torch\.float32"),
         ({"labels": torch.ones(3).long()}, r"^labels: got torch\.int64 \[3\], expected torch\.int64 \[4\]"),

@@ -90,14 +90,15 @@ def linear_cross_entropy(
 def _check(hidden: Tensor, weight: Tensor, labels: Tensor, rows_per_chunk: int, ignore_index: int) -> None:
     if hidden.ndim != 2 or not hidden.is_floating_point():
         raise ValueError(f"hidden: got {hidden.dtype} {list(hidden.shape)}, expected floating point [N, D]")
-    (N, D), (V, *_) = hidden.shape, weight.shape
+    N, D = hidden.shape
     if weight.ndim != 2 or weight.shape[1] != D or not weight.is_floating_point():
         raise ValueError(f"weight: got {weight.dtype} {list(weight.shape)}, expected floating point [V, {D}]")
     if labels.shape != (N,) or labels.dtype != torch.int64:
         raise ValueError(f"labels: got {labels.dtype} {list(labels.shape)}, expected torch.int64 [{N}]")
     if rows_per_chunk < 1:
         raise ValueError(f"rows_per_chunk: got {rows_per_chunk}, expected >= 1")
-    if not labels.is_cuda:
+    if labels.device.type == "cpu":
+        V = len(weight)
         wrong = ((labels < 0) | (labels >= V)) & (labels != ignore_index)
         if wrong.any():
             at = int(wrong.nonzero()[0])
