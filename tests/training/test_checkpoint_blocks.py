@@ -73,3 +73,16 @@ def test_with_graphs_it_is_refused(compose_config):
         check_config(cfg)
     cfg.trainer.cuda_graphs = False
     check_config(cfg)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", ["false", "true"], ids=["eager", "compiled"])
+def test_on_a_gpu_it_is_the_same_run_to_the_bit(tiny_config, tmp_path, monkeypatch, compiled):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    on_gpu = ("trainer=gpu", "trainer.cuda_graphs=false", f"trainer.compile={compiled}", "task.vocab_size=64")
+    sizes = ("scale.head_k_dim=16", "scale.head_v_dim=16")
+    curves = []
+    for checkpointed in ("false", "true"):
+        overrides = (*on_gpu, *sizes, f"trainer.checkpoint_blocks={checkpointed}")
+        curves.append(run_and_curves(tiny_config(*overrides, f"results_dir={tmp_path / checkpointed}"))[1])
+    assert curves[0] == curves[1]
