@@ -1,6 +1,7 @@
 """Permutations without a table: every index once, one for a key, and all orders of a few items alike."""
 
 import itertools
+import math
 from collections import Counter
 
 import pytest
@@ -28,11 +29,14 @@ def test_a_set_that_no_table_would_hold():
     assert 0.4 < found.double().mean().item() / size < 0.6
 
 
-def test_every_order_of_four_items_is_as_likely():
-    orders = Counter(tuple(permuted(derive_key(key), torch.arange(4), 4).tolist()) for key in range(4_800))
-    assert set(orders) == set(itertools.permutations(range(4)))
-    # 23 degrees of freedom: above 49.7 once in a thousand.
-    assert sum((count - 200) ** 2 / 200 for count in orders.values()) < 49.7
+@pytest.mark.parametrize(("size", "limit"), [(3, 20.5), (4, 49.7)])
+def test_every_order_of_a_few_items_is_as_likely(size, limit):
+    """The limits are those that chi-squared is above once in a thousand."""
+    expected, num_orders = 30, math.factorial(size)
+    keys = range(expected * num_orders)
+    orders = Counter(tuple(permuted(derive_key(key), torch.arange(size), size).tolist()) for key in keys)
+    assert set(orders) == set(itertools.permutations(range(size)))
+    assert sum((count - expected) ** 2 / expected for count in orders.values()) < limit
 
 
 def test_neighbours_are_torn_apart():

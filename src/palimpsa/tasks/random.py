@@ -14,10 +14,9 @@ from torch import Tensor
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _MASK = (1 << 64) - 1
-# Of `permuted`: three are a permutation that looks random, the others cost next to nothing.
-_NUM_ROUNDS = 8
-# Of one half of an index: rounds that see fewer bits do not reach every order of a few items.
-_MIN_HALF_BITS = 4
+# Of `permuted`. Of a few items not every order was as likely with half the rounds, or with fewer bits a half.
+_NUM_ROUNDS = 16
+_MIN_HALF_BITS = 3
 
 
 def _signed(value: int) -> int:
