@@ -141,8 +141,8 @@ def test_the_arrows_go_one_way():
         assert room not in reached
 
 
-def test_only_sweeps_of_what_trains_asks_analysis():
-    assert {room for room in ARROWS if "analysis" in ARROWS[room]} == {"sweeps", "benchmark", "scripts"}
+def test_of_what_trains_only_sweeps_ask_analysis():
+    assert {room for room in ARROWS if "analysis" in ARROWS[room]} == {"evaluation", "sweeps", "benchmark", "scripts"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels").rglob("*.py")), ids=lambda path: path.name)

@@ -89,6 +89,20 @@ def test_a_missing_column_is_named(hub):
         list(HubSource("some/dataset", None, "train", None, Fields("body", None, "")).batches(None))
 
 
+def test_nothing_is_thrown_away_for_a_hub_that_cannot_be_reached(hub, tmp_path, run_script, monkeypatch):
+    words = ("source.dataset=some/dataset", "source.subset=null", f"directory={tmp_path}/o")
+    assert run_script(*words)[0] == 0
+    before = content(tmp_path / "o")
+
+    def refuse(*_, **__):
+        raise httpx.ConnectError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
+    assert run_script(*words)[0] == 0, "it is there"
+    assert run_script(*words, "fresh=true")[0] == 2
+    assert content(tmp_path / "o") == before
+
+
 @pytest.mark.parametrize("lost", [ConnectionError("gone"), httpx.ReadTimeout("gone")], ids=["os", "httpx"])
 def test_a_hub_that_is_lost_on_the_way_is_told(lost, hub, monkeypatch):
     import datasets

@@ -28,6 +28,8 @@ MISTAKES = {
     "num_workers=0": ("num_workers: got 0, expected >= 1",),
     "fresh=1": ("fresh: got 1, expected bool",),
     "directory=": ("directory: got ''",),
+    "directory=/proc/no/where": ("directory: got '/proc/no/where', expected a directory that can be written (/proc",),
+    "directory=pyproject.toml": ("directory: got 'pyproject.toml', expected a directory that can be written",),
     "directory=???": ("directory: ",),
     "validation_files=[a]": ("validation_every: got 1000, expected null with validation_files",),
     "validation_files=[a] validation_every=null": ("validation_files: got ['a'], expected none but with source=files",),
@@ -36,7 +38,8 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("words", MISTAKES)
-def test_a_mistake_is_told_in_one_line(words):
+def test_a_mistake_is_told_in_one_line(words, monkeypatch):
+    monkeypatch.chdir(CONFIG_DIR.parent)
     with pytest.raises(ConfigError) as error:
         load(words.split())
     for part in MISTAKES[words]:

@@ -121,24 +121,35 @@ def test_a_run_that_is_killed_goes_on_with_the_very_next_token(commonsense, over
 
 def test_two_processes_train_as_one_and_one_goes_on_where_two_were(commonsense, overrides, tmp_path):
     """DDP on gloo: the losses of one process to 1e-5, though the shares of a step differ in targets."""
-    alone = commonsense("seed=2")
+    longer = ("seed=2", "task.num_steps=60", "trainer.checkpoint_every=8")
+    alone = commonsense(*longer)
     run(alone)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [str(ROOT / "scripts/train.py"), *overrides("seed=2", f"results_dir={tmp_path}/shared")]
-    # One checkpoint alone, in the middle of an epoch.
-    command.append("trainer.checkpoint_every=8")
+    command = [str(ROOT / "scripts/train.py"), *overrides(*longer, f"results_dir={tmp_path}/shared")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 300}
-    done = subprocess.run([*launcher, *command], **options)
-    assert done.returncode == 0, done.stderr
     directory, expected = directory_of(alone, tmp_path / "shared"), curves(Path(alone.run_dir))
-    pd.testing.assert_frame_equal(curves(directory), expected, rtol=1e-5, atol=0)
-    # Resumed on one process from the checkpoint that two wrote.
-    (directory / "result.json").unlink()
-    assert torch.load(directory / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 8
+    checkpoint = directory / "checkpoints/last.ckpt"
+    process = subprocess.Popen(
+        [*launcher, *command], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    # Its processes have the lock until they are gone.
+    time.sleep(1.0)
+    assert torch.load(checkpoint, weights_only=True)["global_step"] % 8 == 0
+    # On one process, from the checkpoint that two wrote.
     resumed = subprocess.run([sys.executable, *command], **options)
     assert resumed.returncode == 0, resumed.stderr
     pd.testing.assert_frame_equal(curves(directory), expected, rtol=1e-5, atol=0)
+    # And on two to the end, from the start.
+    command[-1] = f"results_dir={tmp_path}/again"
+    done = subprocess.run([*launcher, *command], **options)
+    assert done.returncode == 0, done.stderr
+    pd.testing.assert_frame_equal(curves(directory_of(alone, tmp_path / "again")), expected, rtol=1e-5, atol=0)
 
 
 # Property 4: a changed file, tokenizer or packing under the same name is an error that names it.

@@ -82,8 +82,8 @@ def _check_agreement(config: TrainConfig) -> None:
         )
 
 
-def check_writable(results_dir: str, directory: Path) -> None:
-    """Tries to write in `directory`, or in the nearest parent that there is; ConfigError names `results_dir`."""
+def check_writable(value: str, directory: Path, key: str = "results_dir") -> None:
+    """Tries to write in `directory`, or in the nearest parent that there is; ConfigError names key and value."""
     folder = directory.absolute()
     try:
         if len(os.fsencode(folder)) > MAX_PATH:
@@ -97,5 +97,5 @@ def check_writable(results_dir: str, directory: Path) -> None:
             pass
     except OSError as error:
         raise ConfigError(
-            f"results_dir: got {results_dir!r}, expected a directory that can be written ({folder}: {error.strerror})"
+            f"{key}: got {value!r}, expected a directory that can be written ({folder}: {error.strerror})"
         ) from error

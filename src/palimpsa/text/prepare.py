@@ -89,6 +89,9 @@ def prepare(
             request = make_request(config, source, validation, facts)
             splits = [TRAIN, *([VALIDATION] if validation is not None or config.validation_every is not None else [])]
             if config.fresh:
+                if isinstance(source, HubSource):
+                    # Nothing is thrown away for a hub that cannot be reached.
+                    source.resolve_revision()
                 (directory / PROGRESS).unlink(missing_ok=True)
                 for name in (TRAIN, VALIDATION):
                     remove_shards(directory / name)

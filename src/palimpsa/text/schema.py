@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from palimpsa.config.errors import ConfigError
@@ -103,7 +104,7 @@ def load(overrides: Sequence[str]) -> PrepareTextConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from palimpsa.config.checks import check_ranges
+    from palimpsa.config.checks import check_ranges, check_writable
     from palimpsa.config.compose import compose_config
 
     composed = compose_config(overrides, "prepare_text")
@@ -115,6 +116,7 @@ def load(overrides: Sequence[str]) -> PrepareTextConfig:
     check_ranges(config)
     if not config.directory or "\0" in config.directory:
         raise ConfigError(f"directory: got {config.directory!r}, expected a folder for the token shards")
+    check_writable(config.directory, Path(config.directory), "directory")
     if config.validation_every is not None and config.validation_files:
         raise ConfigError(
             f"validation_every: got {config.validation_every}, expected null with validation_files: one or the other"

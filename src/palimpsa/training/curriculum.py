@@ -11,7 +11,7 @@ import lightning as L
 from palimpsa.model.language_model import LanguageModel
 from palimpsa.tasks.task import Metrics, Stage, Task
 from palimpsa.training.history import StepLog
-from palimpsa.training.throughput import StepCosts
+from palimpsa.training.watch.throughput import StepCosts
 
 # Told the optimiser step and a few words about it.
 Report = Callable[[int, str], None]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from palimpsa.runs.files import write_atomic
 from palimpsa.tasks.task import Stage
-from palimpsa.training.throughput import StepCosts
+from palimpsa.training.watch.throughput import StepCosts
 
 
 class History(L.Callback):

@@ -19,8 +19,8 @@ from palimpsa.training.cuda_graph import run_aside
 from palimpsa.training.curriculum import Curriculum
 from palimpsa.training.distributed import shard_model
 from palimpsa.training.gpus import machine_lock
-from palimpsa.training.loss_guard import LossGuard
 from palimpsa.training.optimizer import clip_gradients, make_optimizer, make_schedule
+from palimpsa.training.watch.loss_guard import LossGuard
 
 
 class TrainingModule(L.LightningModule):

@@ -34,10 +34,10 @@ from palimpsa.training.gpus import record_gpu_failure
 from palimpsa.training.graphed_step import GraphedTrainingModule
 from palimpsa.training.history import History, StepLog
 from palimpsa.training.loggers import close_loggers, make_loggers, run_name
-from palimpsa.training.loss_guard import LossGuard
 from palimpsa.training.memory_probe import MemoryProbe
 from palimpsa.training.module import TrainingModule
 from palimpsa.training.preflight import check_run
+from palimpsa.training.watch.loss_guard import LossGuard
 
 
 def run(config: TrainConfig) -> dict[str, Any]:

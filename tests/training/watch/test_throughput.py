@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from palimpsa.training.throughput import PEAK_BF16_FLOPS, StepCosts, peak_flops
+from palimpsa.training.watch.throughput import PEAK_BF16_FLOPS, StepCosts, peak_flops
 
 
 def test_of_names_that_fit_the_longest_counts():

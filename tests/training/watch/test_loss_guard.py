@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from palimpsa.training.loss_guard import WINDOW, LossGuard
+from palimpsa.training.watch.loss_guard import WINDOW, LossGuard
 
 
 def model_with_gradients(**gradients: float) -> nn.Module:
