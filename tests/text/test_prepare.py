@@ -91,6 +91,17 @@ def test_validation_files_are_validation_alone(corpus, tmp_path, run_script):
     assert (code, "expected none of source.files" in err) == (2, True)
 
 
+def test_a_kill_behind_the_last_document_adds_no_other(corpus, tmp_path, run_script, monkeypatch):
+    """The last batch fills a shard, so that all of it is saved when the kill comes."""
+    words = ("source=files", f"source.files=[{corpus}]", "max_tokens=400_000", "tokens_per_shard=10_000")
+    assert run_script(*words, f"directory={tmp_path}/whole")[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("palimpsa.text.prepare._finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run_script(*words, f"directory={tmp_path}/parts")[0] == 130
+    assert run_script(*words, f"directory={tmp_path}/parts")[0] == 0
+    assert shards_of(tmp_path / "whole", "train") == shards_of(tmp_path / "parts", "train")
+
+
 class Died(BaseException):
     """In the place of a kill, between any two writes."""
 

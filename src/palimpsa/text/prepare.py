@@ -192,6 +192,9 @@ def _tokenise_part(
     source: Source, pool: TokeniserPool, work: _Work, config: PrepareTextConfig
 ) -> Iterator[tuple[float | None, bool]]:
     """Adds the documents of one part to their splits; says after each batch how much is read, and of a full shard."""
+    if work.part == 0 and config.max_tokens is not None and work.writers[TRAIN].num_tokens >= config.max_tokens:
+        # Killed behind the last batch.
+        return
     for batch, found in pool.tokenise_in_order(source.batches(work.after), source.fields):
         num_shards = sum(one.num_shards for one in work.writers.values())
         is_last = _add(found, work, config)
