@@ -1,9 +1,8 @@
 """Pretrains a language model and shows what came of it: its loss curve, its perplexity and a sample.
 
-Takes the command line of train.py: python scripts/pretrain.py model=lm/palimpsa_d_tiny task.data=data/sample.
+Takes the command line of train.py: python scripts/pretrain.py task=commonsense model=lm/palimpsa_d_tiny.
 """
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -31,5 +30,4 @@ def show(configs: Sequence[dict[str, Any]], code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.argv.insert(1, "task=commonsense")
     run_script(partial(train_main, then=show))

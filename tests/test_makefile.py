@@ -254,18 +254,19 @@ def test_pretraining_alone_is_a_tiny_model_on_the_text_that_is_shipped(checkout)
             checkout.add_gpus(gpus)
         assert commands(checkout.make("-n", "pretrain", "ARGS=seed=2").stdout) == [
             "scripts/prepare_text.py source=sample tokenizer=bytes directory=data/sample",
-            "scripts/pretrain.py model=lm/palimpsa_d_tiny task.data=data/sample scale=laptop trainer=cpu seed=2",
+            "scripts/pretrain.py task=commonsense model=lm/palimpsa_d_tiny task.data=data/sample scale=laptop "
+            "trainer=cpu seed=2",
         ]
 
 
 def test_pretraining_on_data_takes_what_the_machine_has(checkout):
     checkout.add_gpus(1)
     assert commands(checkout.make("-n", "pretrain", "DATA=data/web").stdout) == [
-        "scripts/pretrain.py model=lm/palimpsa_d_170m task.data=data/web scale=h200 trainer=gpu"
+        "scripts/pretrain.py task=commonsense model=lm/palimpsa_d_170m task.data=data/web scale=h200 trainer=gpu"
     ]
     result = checkout.make("-n", "pretrain", "DATA=data/web", "MODEL=mamba2_44m", "SCALE=laptop")
     assert commands(result.stdout) == [
-        "scripts/pretrain.py model=lm/mamba2_44m task.data=data/web scale=laptop trainer=cpu"
+        "scripts/pretrain.py task=commonsense model=lm/mamba2_44m task.data=data/web scale=laptop trainer=cpu"
     ]
 
 

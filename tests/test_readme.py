@@ -27,6 +27,7 @@ RUN_IN_PARTS = ("make figures",)
 COMPOSED = {
     "make mqar SCALE=h200 SWEEP=mqar_figure2_grid": "needs a GPU",
     "make prepare-text": "needs the hub",
+    "make pretrain MODEL=palimpsa_d_44m DATA=data/hub SCALE=h200": "needs a GPU",
     'make prepare-text ARGS="source.subset=sample-100BT directory=data/fineweb max_tokens=15_000_000_000"': "the hub",
     ".venv/bin/python scripts/train.py +experiment=figure2": "needs a GPU",
     ".venv/bin/python scripts/train.py +experiment=mqar_ablation": "needs a GPU",
@@ -40,6 +41,16 @@ COMPOSED = {
 PLACEHOLDERS = {"TASK": "mqar_curriculum", "MODEL": "palimpsa_d", "LR": "4.64e-3", "SEED": "1"}
 # The README asks the model that it trains about some of them.
 NUM_WORDS = "task.vocab_size=96"
+PRETRAINING = (
+    *(
+        "model.d_model=32",
+        "model.num_layers=1",
+        "model.channel_width=32",
+        "task.context=32",
+        "task.tokens_per_step=128",
+    ),
+    *("task.num_steps=8", "task.validation_every=4", "task.validation_tokens=256", "trainer.progress_bar=false"),
+)
 # Figure 2's sweep in two phases, of two models on one seed.
 FIGURE_2 = ("model=palimpsa_d,mamba2", "seed=1", "hydra.sweeper.selection_seeds=1")
 
@@ -123,6 +134,8 @@ def run(checkout, tiny_overrides, tiny_benchmark):
             return checkout.run(line, ())
         if "prepare_text" in line:
             return checkout.run(line, ())
+        if line == "make pretrain":
+            return checkout.run(line, PRETRAINING)
         if "benchmark=training" in line:
             sizes = ("models=[mamba2]", "lengths=[16]", "num_warmup_steps=1", "num_steps=2")
             return checkout.run(line, ("scale=laptop", "trainer=cpu", *sizes))
@@ -160,12 +173,14 @@ def test_command_runs(line, run):
         assert "results/kernels/figure5_cpu.png" in done.stdout
     if "collect_results" in line:
         assert "results/mqar/runs.csv" in done.stdout
+    if line == "make pretrain":
+        assert "a sample: " in done.stdout
 
 
 @pytest.mark.slow
-def test_a_sweep_prints_what_the_readme_says(run):
+def test_a_sweep_prints_what_its_page_says(run):
     printed = run('make sweep SWEEP=learning_rate ARGS="model=gla"').stdout
-    (shown,) = blocks("text", [ROOT / "README.md"])
+    (shown,) = blocks("text", [ROOT / "docs/sweeps.md"])
     ledger, table = shown.split("\n\n")
     assert ledger in printed
     columns = [line.split() for line in printed.splitlines()]
@@ -198,7 +213,7 @@ def test_command_composes(line, compose_config):
     if line.startswith("make"):
         done = subprocess.run([*shlex.split(line), "-n", "PY=python"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        (text,) = re.findall(r"scripts/(?:train|reproduce|prepare_text)\.py [^)\n]*", done.stdout)
+        (text,) = re.findall(r"scripts/(?:train|reproduce|pretrain|prepare_text)\.py [^)\n]*", done.stdout)
     overrides = [word for word in shlex.split(text.partition(".py ")[2]) if word != "-m"]
     if "prepare_text" in text:
         assert load_prepare_text(overrides).source.kind == "hub", "it could run here"

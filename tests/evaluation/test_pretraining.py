@@ -17,6 +17,7 @@ from palimpsa.evaluation.trained import load_trained
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
+    "task=commonsense",
     "model=lm/palimpsa_d_tiny",
     "model.d_model=32",
     "model.num_layers=1",

@@ -4,6 +4,6 @@
 (batch, loss, clipping), `graphed_step` the same as one CUDA graph (`cuda_graph`), `compiled` its compiled blocks,
 `optimizer` AdamW with its schedule and what does not decay. `curriculum` walks through the stages, `history` keeps the
 curves, `memory_probe` looks at windows and importances, `checkpoint` writes them down, `loggers` sends them to W&B.
-`gpus` chooses a GPU, `distributed` shares a run between processes. Imports `kernels`, `mixers`, `model`, `tasks`,
-`config` and `runs`; `sweeps` and `benchmark` may import it.
+`gpus` chooses a GPU, `distributed` shares a run between processes, `watch/` looks at each step. Imports `kernels`,
+`mixers`, `model`, `tasks`, `text`, `config` and `runs`; `sweeps`, `evaluation` and `benchmark` may import it.
 """

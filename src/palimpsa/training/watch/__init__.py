@@ -1,4 +1,4 @@
-"""What is watched while a run trains: `loss_guard` refuses a step that would spoil it, `throughput` counts what one costs.
+"""What is watched while a run trains: `loss_guard` refuses a step that would spoil it, `throughput` counts its costs.
 
 Imports nothing of the other rooms; `training` alone may import it.
 """
