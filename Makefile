@@ -136,7 +136,7 @@ DATA ?=
 MODEL ?= $(if $(DATA),palimpsa_d_170m,palimpsa_d_tiny)
 pretrain: SCALE = $(if $(DATA),$(if $(GPU),h200,laptop),laptop)
 pretrain: check-scale setup ## Pretrain a language model: MODEL=palimpsa_d_170m DATA=dir (alone: a tiny one, on a novel)
-	$(if $(DATA),,$(PY) scripts/prepare_text.py source=sample tokenizer=bytes directory=data/sample)
+	$(if $(DATA),,$(PY) scripts/prepare_text.py source=sample tokenizer=bytes validation_every=8 directory=data/sample)
 	$(PY) scripts/pretrain.py task=commonsense model=lm/$(MODEL) task.data=$(or $(DATA),data/sample) scale=$(SCALE) trainer=$(TRAINER) $(ARGS)
 
 prepare-text: setup ## Make token shards for pretraining, of FineWeb-Edu (offline: ARGS="source=sample tokenizer=bytes")

@@ -253,7 +253,7 @@ def test_pretraining_alone_is_a_tiny_model_on_the_text_that_is_shipped(checkout)
         if gpus:
             checkout.add_gpus(gpus)
         assert commands(checkout.make("-n", "pretrain", "ARGS=seed=2").stdout) == [
-            "scripts/prepare_text.py source=sample tokenizer=bytes directory=data/sample",
+            "scripts/prepare_text.py source=sample tokenizer=bytes validation_every=8 directory=data/sample",
             "scripts/pretrain.py task=commonsense model=lm/palimpsa_d_tiny task.data=data/sample scale=laptop "
             "trainer=cpu seed=2",
         ]

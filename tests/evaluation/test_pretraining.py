@@ -12,8 +12,6 @@ import pytest
 import torch
 
 from palimpsa.config.errors import RunDirectoryError
-from palimpsa.evaluation.pretraining import show_pretraining
-from palimpsa.evaluation.trained import load_trained
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -32,6 +30,19 @@ SMALL = (
     "trainer.progress_bar=false",
     "logger=csv",
 )
+
+
+# Imported late: what trains imports Triton, for which the tests of the kernels choose its interpreter first.
+def load_trained(folder):
+    from palimpsa.evaluation.trained import load_trained
+
+    return load_trained(folder)
+
+
+def show_pretraining(folder, **options):
+    from palimpsa.evaluation.pretraining import show_pretraining
+
+    return show_pretraining(folder, **options)
 
 
 def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -19,6 +19,9 @@ if not torch.cuda.is_available():
 
 from palimpsa.kernels import palimpsa_reference
 
+# A command of its own.
+collect_ignore = ["fuzz.py"]
+
 DTYPE_NAMES = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 

@@ -14,7 +14,7 @@ def loss_curve(history: pd.DataFrame, *, title: str, subtitle: str) -> Figure:
     """
     trained, validated = (history.dropna(subset=[name]) for name in ("loss", "validation_loss"))
     with figure_style():
-        figure = new_figure(7.0, 4.2)
+        figure = new_figure(9.0, 4.6)
         axes = figure.subplots()
         axes.plot(trained["step"], trained["loss"], color="#9ecae1", linewidth=1.4, label="training")
         axes.plot(
