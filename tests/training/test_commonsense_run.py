@@ -145,11 +145,11 @@ def test_two_processes_train_as_one_and_one_goes_on_where_two_were(commonsense, 
     resumed = subprocess.run([sys.executable, *command], **options)
     assert resumed.returncode == 0, resumed.stderr
     pd.testing.assert_frame_equal(curves(directory), expected, rtol=1e-5, atol=0)
-    # And on two to the end, from the start.
-    command[-1] = f"results_dir={tmp_path}/again"
-    done = subprocess.run([*launcher, *command], **options)
+    # And on two from the start to the end, each with its part of the weights.
+    command[-1] = f"results_dir={tmp_path}/sharded"
+    done = subprocess.run([*launcher, *command, "trainer.strategy=fsdp"], **options)
     assert done.returncode == 0, done.stderr
-    pd.testing.assert_frame_equal(curves(directory_of(alone, tmp_path / "again")), expected, rtol=1e-5, atol=0)
+    pd.testing.assert_frame_equal(curves(directory_of(alone, tmp_path / "sharded")), expected, rtol=1e-5, atol=0)
 
 
 # Property 4: a changed file, tokenizer or packing under the same name is an error that names it.
