@@ -240,6 +240,7 @@ def run_calls(seed: int, device: str, num_calls: int) -> None:
         try:
             found = (check_on_gpu if device == "cuda" else check_on_cpu)(call, problem)
         except Exception as error:
+            # A finding like any other, with its arguments; the calls behind it still run.
             found = {type(error).__name__: str(error)[:300]}
         print(json.dumps({"call": call, "failures": found}), flush=True)
 

@@ -38,6 +38,7 @@ def hub_files(repository: str, layouts: Sequence[Sequence[str]], revision: str |
             if there.issuperset(layout):
                 return tuple(Path(hf_hub_download(repository, file, revision=revision)) for file in layout)
     except Exception as error:
+        # Of the network, or of the hub: each library on the way has errors of its own.
         raise _unreachable("tokenizer", repository, error, _LOCAL_TOKENIZER) from error
     return None
 
@@ -91,6 +92,7 @@ class HubSource:
         try:
             found = HfApi().dataset_info(self.dataset, revision=self.revision, timeout=PROBE_TIMEOUT_S)
         except Exception as error:
+            # As above: whatever it is, it is told with what to do instead.
             raise _unreachable("source.dataset", self.dataset, error, _LOCAL_TEXT) from error
         return str(found.sha)
 
@@ -145,4 +147,5 @@ class HubSource:
             reason = " ".join(str(error).split())
             raise ConfigError(f"source: got {self.place!r}, expected what the hub has: {reason}") from error
         except Exception as error:
+            # As above: whatever it is, it is told with what to do instead.
             raise _unreachable("source.dataset", self.dataset, error, _LOCAL_TEXT) from error

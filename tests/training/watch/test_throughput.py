@@ -13,6 +13,13 @@ def test_of_names_that_fit_the_longest_counts():
     assert peak_flops("NVIDIA H100 80GB HBM3") == PEAK_BF16_FLOPS["H100"]
     assert peak_flops("NVIDIA GH200 480GB") == PEAK_BF16_FLOPS["GH200"]
     assert peak_flops("NVIDIA L40S") == PEAK_BF16_FLOPS["L40S"]
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == PEAK_BF16_FLOPS["A100"]
+
+
+def test_a_device_of_a_longer_name_is_not_taken_for_another():
+    assert peak_flops("NVIDIA L4") == PEAK_BF16_FLOPS["L4"]
+    assert peak_flops("NVIDIA L40") is None
+    assert peak_flops("NVIDIA RTX A1000") is None
 
 
 def test_the_share_of_the_peak_is_that_of_all_processes(monkeypatch):

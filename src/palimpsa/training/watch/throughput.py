@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ PEAK_BF16_FLOPS = {
     "GB200": 2.5e15,
     "B200": 2.25e15,
     "H200": 989e12,
+    "H200 NVL": 835e12,
     "H100 NVL": 835e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,
@@ -34,8 +36,8 @@ def peak_flops(device_name: str) -> float | None:
     >>> peak_flops("a CPU") is None
     True
     """
-    # The longest name that fits: H100 PCIe is no H100.
-    found = [name for name in PEAK_BF16_FLOPS if name in device_name]
+    # As whole words, an L40 is no L4; and the longest one, an H100 PCIe is no H100.
+    found = [name for name in PEAK_BF16_FLOPS if re.search(rf"\b{name}\b", device_name)]
     return PEAK_BF16_FLOPS[max(found, key=len)] if found else None
 
 
