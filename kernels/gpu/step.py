@@ -72,21 +72,84 @@ def _step_kernel(
 
 
 @triton.jit
-def _mean_at(mean, b, h, keys, rows, mean_b, mean_h, mean_k, mean_v, V: tl.constexpr, IS_DENSE: tl.constexpr):
+def _means_at(mean, b, h, keys, rows, mean_b, mean_h, mean_k, mean_v, V: tl.constexpr, IS_DENSE: tl.constexpr):
     """Where the means of some keys and rows lie; IS_DENSE: one after the other in a head, which begins at 16 bytes."""
     if IS_DENSE:
-        return mean + tl.multiple_of(b * mean_b + h * mean_h, 4) + keys * V + rows
+        return mean + tl.multiple_of(b * mean_b + h * mean_h, 4) + (keys[:, None] * V + rows[None, :])
     else:
-        return mean + b * mean_b + h * mean_h + keys.to(tl.int64) * mean_k + rows.to(tl.int64) * mean_v
+        return (
+            mean + b * mean_b + h * mean_h + keys.to(tl.int64)[:, None] * mean_k + rows.to(tl.int64)[None, :] * mean_v
+        )
 
 
 # Sizes and strides are numbers of the call: one compiled version serves them all, 1 and multiples of 16 too.
-@triton.jit(
-    do_not_specialize=[
-        "H", "q_b", "q_h", "k_b", "k_h", "v_b", "v_h", "beta_b", "beta_h", "beta_g", "g_b", "g_h", "mean_b", "mean_h",
-        "mean_k", "mean_v", "importance_b", "importance_h", "importance_k", "importance_g",
-    ]
-)  # fmt: skip
+UNSPECIALISED = [
+    "H", "q_b", "q_h", "k_b", "k_h", "v_b", "v_h", "beta_b", "beta_h", "beta_g", "g_b", "g_h", "mean_b", "mean_h",
+    "mean_k", "mean_v", "importance_b", "importance_h", "importance_k", "importance_g",
+]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def _group_step_kernel(
+    q, k, v, beta, g, prior, mean, importance, o, variance, scale, H,
+    q_b, q_h, k_b, k_h, v_b, v_h, beta_b, beta_h, beta_g, g_b, g_h,
+    mean_b, mean_h, mean_k, mean_v, importance_b, importance_h, importance_k, importance_g,
+    K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr,
+    AHEAD: tl.constexpr, IS_DENSE: tl.constexpr, HAS_BETA: tl.constexpr, HAS_VARIANCE: tl.constexpr,
+):  # fmt: skip
+    """All keys and rows of one group of one head: nobody else reads the importances that it overwrites.
+
+    One tile of rows after the other. What a key does to all of them, a factor and a share of the value, it has first:
+    a division for a key, not for a key and a row.
+    """
+    rows_each: tl.constexpr = V // G
+    TILES: tl.constexpr = (rows_each + VT - 1) // VT
+    head, group = tl.program_id(0) // G, tl.program_id(0) % G
+    b, h = (head // H).to(tl.int64), (head % H).to(tl.int64)
+    keys, rows = tl.arange(0, KT), tl.arange(0, VT)
+    in_k = keys < K
+    first = group * rows_each
+    means_at = _means_at(mean, b, h, keys, first + rows, mean_b, mean_h, mean_k, mean_v, V, IS_DENSE)
+    tile_means = VT if IS_DENSE else VT * mean_v
+    means = ()
+    for tile in tl.static_range(min(AHEAD, TILES)):
+        in_tile = in_k[:, None] & (tile * VT + rows < rows_each)[None, :]
+        means = means + (tl.load(means_at + tile * tile_means, mask=in_tile, other=0.0),)
+
+    importances_at = importance + b * importance_b + h * importance_h + group.to(tl.int64) * importance_g
+    importances_at += keys.to(tl.int64) * importance_k
+    before = tl.load(importances_at, mask=in_k, other=1.0)
+    k_t = tl.load(k + b * k_b + h * k_h + keys, mask=in_k, other=0.0).to(tl.float32)
+    q_t = tl.load(q + b * q_b + h * q_h + keys, mask=in_k, other=0.0).to(tl.float32)
+    alpha = tl.exp(tl.load(g + b * g_b + h * g_h).to(tl.float32))
+    kept = before * alpha
+    after = kept + (1 - alpha) * tl.load(prior + h).to(tl.float32)
+    if HAS_BETA:
+        after += (k_t * k_t) * tl.load(beta + b * beta_b + h * beta_h + group.to(tl.int64) * beta_g).to(tl.float32)
+    # Several threads read one importance: all of them before one writes it.
+    tl.debug_barrier()
+    tl.store(importances_at, after, mask=in_k)
+    factor, share = (kept / after)[:, None], (k_t / after)[:, None]
+    if HAS_VARIANCE:
+        spread = tl.sum((q_t * q_t) / after, 0) * (scale * scale)
+
+    v_at, out = v + b * v_b + h * v_h + first, head.to(tl.int64) * V + first
+    for tile in tl.static_range(TILES):
+        if tile + AHEAD < TILES:
+            # On its way while the tiles before it are worked on.
+            in_tile = in_k[:, None] & ((tile + AHEAD) * VT + rows < rows_each)[None, :]
+            means = means + (tl.load(means_at + (tile + AHEAD) * tile_means, mask=in_tile, other=0.0),)
+        vv = tile * VT + rows
+        in_v = vv < rows_each
+        v_t = tl.load(v_at + vv, mask=in_v, other=0.0).to(tl.float32)[None, :]
+        mu = means[tile] * factor + share * v_t
+        tl.store(means_at + tile * tile_means, mu, mask=in_k[:, None] & in_v[None, :])
+        tl.store(o + out + vv, tl.sum(q_t[:, None] * mu, 0) * scale, mask=in_v)
+        if HAS_VARIANCE:
+            tl.store(variance + out + vv, tl.zeros([VT], tl.float32) + spread, mask=in_v)
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def _grouped_step_kernel(
     q, k, v, beta, g, prior, mean, importance, o, variance, scale, H,
     q_b, q_h, k_b, k_h, v_b, v_h, beta_b, beta_h, beta_g, g_b, g_h,
@@ -94,7 +157,7 @@ def _grouped_step_kernel(
     K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, GROUPS: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr,
     AHEAD: tl.constexpr, IS_DENSE: tl.constexpr, HAS_BETA: tl.constexpr, HAS_VARIANCE: tl.constexpr,
 ):  # fmt: skip
-    """All rows of GROUPS groups of one head: nobody else reads the importances that it overwrites.
+    """All rows of two or more groups of one head: nobody else reads the importances that it overwrites.
 
     One tile of keys after the other. Several threads need one importance, so that all are read before one is written.
     """
@@ -110,33 +173,33 @@ def _grouped_step_kernel(
     in_v = vv < num_rows
     rows = first_group * rows_each + vv
 
-    # Precisions: a column where all rows are of one group, else one for every row.
-    row = tl.arange(0, 1) if GROUPS == 1 else vv
-    has_group = (row < num_rows)[None, :]
-    group = (first_group + row // rows_each)[None, :]
-    importance_at = importance + b * importance_b + h * importance_h + group.to(tl.int64) * importance_g
+    # A precision for every row, as many of them equal as are of a group.
+    group = (first_group + vv // rows_each)[None, :]
     alpha = tl.exp(tl.load(g + b * g_b + h * g_h).to(tl.float32))
     given_back = (1 - alpha) * tl.load(prior + h).to(tl.float32)
     v_t = tl.load(v + b * v_b + h * v_h + rows, mask=in_v, other=0.0).to(tl.float32)[None, :]
     if HAS_BETA:
         beta_at = beta + b * beta_b + h * beta_h + group.to(tl.int64) * beta_g
-        beta_t = tl.load(beta_at, mask=has_group, other=0.0).to(tl.float32)
+        beta_t = tl.load(beta_at, mask=in_v[None, :], other=0.0).to(tl.float32)
     k_at, q_at = k + b * k_b + h * k_h, q + b * q_b + h * q_h
     reads = tl.zeros([KT, VT], tl.float32)
     spreads = tl.zeros([KT, VT], tl.float32)
-    means, importances, places = (), (), ()
+    # Of the first tile. The others lie at a constant distance, which takes no registers.
+    keys = tl.arange(0, KT)
+    means_at = _means_at(mean, b, h, keys, rows, mean_b, mean_h, mean_k, mean_v, V, IS_DENSE)
+    importances_at = importance + b * importance_b + h * importance_h + group.to(tl.int64) * importance_g
+    importances_at += keys.to(tl.int64)[:, None] * importance_k
+    tile_means = KT * V if IS_DENSE else KT * mean_k
+    means, importances = (), ()
     for step in tl.static_range(TILES + AHEAD):
         if step < TILES:
             # On its way while the tiles before it are worked on.
-            kk = step * KT + tl.arange(0, KT)
-            in_k = (kk < K)[:, None]
-            place = _mean_at(mean, b, h, kk[:, None], rows[None, :], mean_b, mean_h, mean_k, mean_v, V, IS_DENSE)
-            places = places + (place,)
-            means = means + (tl.load(place, mask=in_k & in_v[None, :], other=0.0),)
-            before_at = importance_at + kk.to(tl.int64)[:, None] * importance_k
-            importances = importances + (tl.load(before_at, mask=in_k & has_group, other=1.0),)
+            in_tile = (step * KT + keys < K)[:, None] & in_v[None, :]
+            means = means + (tl.load(means_at + step * tile_means, mask=in_tile, other=0.0),)
+            at = importances_at + step * KT * importance_k
+            importances = importances + (tl.load(at, mask=in_tile, other=1.0),)
         if step >= AHEAD:
-            kk = (step - AHEAD) * KT + tl.arange(0, KT)
+            kk = (step - AHEAD) * KT + keys
             in_k = kk < K
             k_t = tl.load(k_at + kk, mask=in_k, other=0.0).to(tl.float32)[:, None]
             q_t = tl.load(q_at + kk, mask=in_k, other=0.0).to(tl.float32)[:, None]
@@ -145,7 +208,7 @@ def _grouped_step_kernel(
             if HAS_BETA:
                 after += (k_t * k_t) * beta_t
             mu = (means[step - AHEAD] * kept + k_t * v_t) / after
-            tl.store(places[step - AHEAD], mu, mask=in_k[:, None] & in_v[None, :])
+            tl.store(means_at + (step - AHEAD) * tile_means, mu, mask=in_k[:, None] & in_v[None, :])
             reads += q_t * mu
             if HAS_VARIANCE:
                 spreads += (q_t * q_t) / after
@@ -155,12 +218,12 @@ def _grouped_step_kernel(
         tl.store(variance + out, tl.sum(spreads, 0) * (scale * scale), mask=in_v)
 
     tl.debug_barrier()
-    is_first = has_group & (row % rows_each == 0)[None, :]
+    is_first = in_v[None, :] & (vv % rows_each == 0)[None, :]
     for tile in tl.static_range(TILES):
-        kk = tile * KT + tl.arange(0, KT)
+        kk = tile * KT + keys
         in_k = kk < K
         # Once more, because it would have to wait in registers.
-        at = importance_at + kk.to(tl.int64)[:, None] * importance_k
+        at = importances_at + tile * KT * importance_k
         after = tl.load(at, mask=in_k[:, None] & is_first, other=1.0) * alpha + given_back
         if HAS_BETA:
             k_t = tl.load(k_at + kk, mask=in_k, other=0.0).to(tl.float32)[:, None]
@@ -168,8 +231,11 @@ def _grouped_step_kernel(
         tl.store(at, after, mask=in_k[:, None] & is_first)
 
 
-# Tiles of keys whose loads are under way while one is worked on.
+# Tiles whose loads are under way while one is worked on: of keys with several groups a program, of rows with one.
 AHEAD = 1
+ROWS_AHEAD = 2
+# Groups of more rows have a program each.
+MOST_ROWS_TOGETHER = 32
 
 
 class GroupedPlan(NamedTuple):
@@ -181,9 +247,12 @@ class GroupedPlan(NamedTuple):
 
 
 def plan_groups(K: int, V: int, G: int) -> GroupedPlan:
-    """Whole groups, up to 64 rows or one wide group, and keys for about 2,048 elements."""
+    """Several groups, up to 64 rows, and keys for about 2,048 elements; or one group, all keys, and rows for 4,096."""
     rows_each = V // G
-    fit = max(1, min(G, 64 // rows_each))
+    if G == 1 or rows_each > MOST_ROWS_TOGETHER:
+        KT = next_power_of_2(K)
+        return GroupedPlan(1, KT, min(next_power_of_2(rows_each), max(4096 // KT, 8)))
+    fit = min(G, 64 // rows_each)
     # As many as fit, or somewhat fewer so that all programs have as many: their loads are wider.
     num_groups = next((n for n in range(fit, fit // 2, -1) if G % n == 0), fit)
     VT = max(8, next_power_of_2(num_groups * rows_each))
@@ -230,11 +299,14 @@ def step(
         beta = v if beta is None else beta
         plan = plan_groups(K, V, G)
         is_dense = mean.stride()[2:] == (V, 1) and all(stride % 4 == 0 for stride in mean.stride()[:3])
-        grouped: Any = _grouped_step_kernel[(B * H * cdiv(G, plan.num_groups),)]
-        grouped(
+        # With one group a program there are divisions for its keys alone.
+        is_one = plan.num_groups == 1
+        kernel: Any = _group_step_kernel if is_one else _grouped_step_kernel
+        sizes = (*plan[1:], ROWS_AHEAD) if is_one else (*plan, AHEAD)
+        kernel[(B * H * cdiv(G, plan.num_groups),)](
             q, k, v, beta, g, importance_prior.contiguous(), mean, importance, o, o if variance is None else variance,
             scale, H, *(stride for x in (q, k, v) for stride in x.stride()[:2]), *beta.stride(), *g.stride(),
-            *mean.stride(), *importance.stride(), K, V, G, *plan, AHEAD, is_dense, **shared,
+            *mean.stride(), *importance.stride(), K, V, G, *sizes, is_dense, **shared,
         )  # fmt: skip
         return o, variance
     row_beta = v if beta is None else rows(beta)
