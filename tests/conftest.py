@@ -58,6 +58,8 @@ SLOW = (
     "analysis/test_committed.py",
     "analysis/test_hostile_text.py",
     "analysis/test_large_counts.py",
+    "benchmark/pretraining/test_plan.py",
+    "benchmark/pretraining/test_rows.py",
     "benchmark/test_config.py",
     "benchmark/test_isolated.py",
     "benchmark/test_run.py",

@@ -31,7 +31,9 @@ ARROWS: dict[str, set[str]] = {
         *("kernels", "mixers", "model", "tasks", "training", "config", "runs", "text", "analysis"),
     },
     "sweeps": {"kernels", "mixers", "model", "tasks", "training", "config", "runs", "analysis"},
-    "benchmark": {"kernels", "mixers", "model", "tasks", "training", "config", "runs", "analysis", "sweeps", "theory"},
+    "benchmark": {
+        *("kernels", "mixers", "model", "tasks", "training", "config", "runs", "text", "analysis", "sweeps", "theory"),
+    },
     "scripts": {
         *("kernels", "model", "tasks", "theory", "training", "config", "runs", "text", "analysis", "sweeps"),
         *("benchmark", "evaluation"),

@@ -1,4 +1,5 @@
-"""Three benchmarks: operators against each other, each checked against float64 first, their first calls, and training.
+"""Four benchmarks: operators against each other, each checked against float64 first, their first calls, training, and
+pretraining.
 
 `run` has the command line and the loop over rows, `base` what it asks of a benchmark. `schema` has the keys of
 configs/benchmark/, `config` composes and checks them (`checks`: single keys), `store` keeps the CSV files.
@@ -6,6 +7,7 @@ Operators: `cases` has the rows, `operators` what is timed and its float64 formu
 First calls: `first_calls/`.
 Training: `training_runs` has the rows, `training_config` their configs, `isolated` gives each run a process of its own,
 `steps` times it from within, `gpu_load` says what a GPU did meanwhile.
+Pretraining: `pretraining/`.
 
 Imports every other room; nothing but scripts/ imports it.
 """

@@ -32,7 +32,7 @@ def load(overrides: list[str]) -> BenchmarkConfig:
     """Composes a command line's config and checks its types.
 
     The operators' and the first calls' are checked all through, and what they leave to `auto` and null is settled;
-    `training_config.plan_runs` does that for the training's.
+    `training_config.plan_runs` and `pretraining.plan` do that for the training's.
 
     Raises:
         ConfigError: in one line, naming the key, what came and what was expected.

@@ -15,11 +15,11 @@ import threading
 from collections.abc import Callable
 from multiprocessing import connection, forkserver
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from palimpsa.benchmark.base import RowFailedError
-from palimpsa.benchmark.training_config import TrainingRun
 from palimpsa.config.process import prepare_process
+from palimpsa.runs.progress import JobProgress
 
 REFRESH_S = 0.5
 # flash-linear-attention, which starts CUDA when it is imported where there is a GPU.
@@ -28,7 +28,25 @@ PRELOADED_ON_CPU = ("fla.ops",)
 PATIENCE_S = 30.0
 
 
-def measure_in_own_process(run: TrainingRun, on_step: Callable[[int], None]) -> dict[str, Any]:
+class MeasuredRun(Protocol):
+    """A run that times itself; `str` names it. It is pickled on its way."""
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it trains on the CPU."""
+        ...
+
+    @property
+    def num_steps(self) -> int:
+        """The optimiser steps that it tells of."""
+        ...
+
+    def measure(self, folder: Path, progress: JobProgress) -> dict[str, Any]:
+        """Trains in a directory that is its own, tells of its steps, and returns the cells of its row."""
+        ...
+
+
+def measure_in_own_process(run: MeasuredRun, on_step: Callable[[int], None]) -> dict[str, Any]:
     """Measures a run.
 
     Args:
@@ -36,12 +54,12 @@ def measure_in_own_process(run: TrainingRun, on_step: Callable[[int], None]) -> 
         on_step: told, now and then, of the optimiser steps done.
 
     Returns:
-        the cells of `steps.measure_steps`.
+        the cells that `run.measure` returns.
 
     Raises:
         RowFailedError: the run failed, or its process ended.
     """
-    _start_forkserver(on_cpu=run.cfg.trainer.accelerator == "cpu")
+    _start_forkserver(on_cpu=run.on_cpu)
     context = multiprocessing.get_context("forkserver")
     with tempfile.TemporaryDirectory(prefix="palimpsa-benchmark-") as name:
         folder = Path(name)
@@ -86,7 +104,7 @@ def _start_forkserver(*, on_cpu: bool) -> None:
         signal.signal(signal.SIGINT, handler)
 
 
-def _measure_and_send(run: TrainingRun, folder: Path, sender: connection.Connection) -> None:
+def _measure_and_send(run: MeasuredRun, folder: Path, sender: connection.Connection) -> None:
     """What the process does: measures, and sends ("measured", cells) or ("failed", why)."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # So that runs after the first need not time the variants of each kernel again.
@@ -96,11 +114,8 @@ def _measure_and_send(run: TrainingRun, folder: Path, sender: connection.Connect
         os.dup2(log.fileno(), 2)
     prepare_process()
     try:
-        from palimpsa.benchmark.steps import measure_steps
-        from palimpsa.runs.progress import JobProgress
-
-        progress = JobProgress(str(folder), str(run), run.windows.profiled_end)
-        sender.send(("measured", measure_steps(run.cfg, run.windows, folder / "run", progress)))
+        progress = JobProgress(str(folder), str(run), run.num_steps)
+        sender.send(("measured", run.measure(folder / "run", progress)))
     except Exception as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         sender.send(("failed", f"{type(error).__name__}: {reason}"))

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from palimpsa.benchmark.base import Benchmark, RowFailedError, WrongResultError
 from palimpsa.benchmark.config import load
-from palimpsa.benchmark.schema import BenchmarkConfig, FirstCallConfig, OperatorsConfig
+from palimpsa.benchmark.schema import BenchmarkConfig, FirstCallConfig, OperatorsConfig, PretrainingConfig
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.process import plain_console
 from palimpsa.runs.schema import ResultError
@@ -23,6 +23,7 @@ USAGE = """usage: benchmark.py [KEY=VALUE ...], for instance
   benchmark.py lengths=[512,1024] results_dir=/tmp/out  other lengths, another folder
   benchmark.py benchmark=training                       steps a second of training, each model and length
   benchmark.py benchmark=training models=[gla]          a part of them
+  benchmark.py benchmark=pretraining                    tokens a second of language models
   benchmark.py benchmark=first_call                     what compiling costs, and at which sizes again; on a GPU
 
 The keys, with their defaults and units, are in configs/benchmark/, a file for each benchmark."""
@@ -69,6 +70,10 @@ def make_benchmark(config: BenchmarkConfig) -> Benchmark:
         from palimpsa.benchmark.first_calls.rows import FirstCallBenchmark
 
         return FirstCallBenchmark(config)
+    if isinstance(config, PretrainingConfig):
+        from palimpsa.benchmark.pretraining.rows import PretrainingBenchmark
+
+        return PretrainingBenchmark(config)
     from palimpsa.benchmark.training_runs import TrainingBenchmark
 
     return TrainingBenchmark(config)

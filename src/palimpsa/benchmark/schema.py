@@ -126,5 +126,33 @@ class FirstCallConfig:
     seed: int = MISSING
 
 
-BenchmarkConfig = OperatorsConfig | TrainingConfig | FirstCallConfig
-SCHEMAS: dict[str, type] = {"operators": OperatorsConfig, "training": TrainingConfig, "first_call": FirstCallConfig}
+@dataclass
+class PretrainingConfig:
+    """configs/benchmark/pretraining.yaml."""
+
+    name: str = MISSING
+    scale: str = MISSING
+    trainer: str = MISSING
+    models: list[str] | None = None  # of configs/model, lm/NAME; null: a few of those that the device trains
+    data: str | None = None  # of scripts/prepare_text.py; null: random tokens
+    context: int | None = None  # tokens; null: the scale's
+    tokens_per_step: int | None = None  # null: the scale's
+    accumulate: int = MISSING
+    checkpoint_blocks: bool = MISSING
+    num_warmup_steps: int = MISSING  # optimiser steps
+    num_steps: int = MISSING  # optimiser steps
+    log_every: int = MISSING  # optimiser steps
+    lr: float = MISSING
+    seed: int = MISSING
+    overrides: Any = None  # a mapping of keys of configs/train.yaml to their values; null: none
+    results_dir: str = MISSING
+    fresh: bool = MISSING
+
+
+BenchmarkConfig = OperatorsConfig | TrainingConfig | FirstCallConfig | PretrainingConfig
+SCHEMAS: dict[str, type] = {
+    "operators": OperatorsConfig,
+    "training": TrainingConfig,
+    "first_call": FirstCallConfig,
+    "pretraining": PretrainingConfig,
+}

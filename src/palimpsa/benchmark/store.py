@@ -40,6 +40,9 @@ FIRST_CALL_TABLES = Tables(
 TRAINING_TABLES = Tables(
     benchmark_columns.TRAINING_COLUMNS, benchmark_columns.TRAINING_KEY, benchmark_columns.TRAINING_SHARED
 )
+PRETRAINING_TABLES = Tables(
+    benchmark_columns.PRETRAINING_COLUMNS, benchmark_columns.PRETRAINING_KEY, benchmark_columns.PRETRAINING_SHARED
+)
 
 
 def device_slug(device: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,11 +16,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from palimpsa.analysis.style import model_order
 from palimpsa.benchmark.checks import as_list, check_choice, check_positive, check_several
-from palimpsa.benchmark.schema import TrainingConfig
+from palimpsa.benchmark.schema import PretrainingConfig, TrainingConfig
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.explain import explain
 from palimpsa.config.schema import CONFIG_DIR, StageConfig, register_schema, typed
 from palimpsa.runs.identity import flatten
+from palimpsa.runs.progress import JobProgress
 from palimpsa.training.preflight import check_run
 
 # What the benchmark sets itself: key of configs/train.yaml -> key of the benchmark, or what it does instead.
@@ -78,6 +81,21 @@ class TrainingRun:
     def __str__(self) -> str:
         return f"{self.model} L {self.seq_len}"
 
+    @property
+    def on_cpu(self) -> bool:
+        return self.cfg.trainer.accelerator == "cpu"
+
+    @property
+    def num_steps(self) -> int:
+        return self.windows.end if self.on_cpu else self.windows.profiled_end
+
+    def measure(self, folder: Path, progress: JobProgress) -> dict[str, Any]:
+        """See `isolated.MeasuredRun`."""
+        # Here and not above: torch and lightning.
+        from palimpsa.benchmark.steps import measure_steps
+
+        return measure_steps(self.cfg, self.windows, folder, progress)
+
 
 def plan_runs(config: TrainingConfig) -> list[TrainingRun]:
     """Settles in `config` what it leaves to `auto` and null, and composes and checks the config of every run.
@@ -87,13 +105,8 @@ def plan_runs(config: TrainingConfig) -> list[TrainingRun]:
     """
     _settle_names(config)
     assert config.models is not None
-    if not isinstance(config.overrides, dict | None):
-        raise ConfigError(f"overrides: got {config.overrides!r}, expected keys and values: overrides={{KEY:VALUE}}")
-    config.overrides = flatten(config.overrides or {})
-    for key in config.overrides:
-        _check_override(key)
-    register_schema()
-    composed = {model: _compose_run(config, model) for model in config.models}
+    check_overrides(config, OWN_KEYS)
+    composed = {model: compose_run(_own_overrides(config, model), config.overrides) for model in config.models}
     for cfg in composed.values():
         check_run(typed(cfg))
     first = composed[config.models[0]]
@@ -110,9 +123,8 @@ def plan_runs(config: TrainingConfig) -> list[TrainingRun]:
 
 
 def _settle_names(config: TrainingConfig) -> None:
-    for key in ("scale", "trainer"):
-        check_choice(key, getattr(config, key), ["auto", *_options(key)])
-    models = _options("model")
+    settle_device(config)
+    models = options("model")
     config.models = model_order(models) if config.models is None else config.models
     check_several("models", config.models)
     for model in config.models:
@@ -122,6 +134,12 @@ def _settle_names(config: TrainingConfig) -> None:
         if value is not None and value < 1:
             raise ConfigError(f"{key}: got {value}, expected >= 1, or null")
     check_positive("lr", config.lr)
+
+
+def settle_device(config: TrainingConfig | PretrainingConfig) -> None:
+    """Settles `scale` and `trainer`. Raises ConfigError, for the seed too."""
+    for key in ("scale", "trainer"):
+        check_choice(key, getattr(config, key), ["auto", *options(key)])
     if config.seed < 0:
         raise ConfigError(f"seed: got {config.seed}, expected >= 0")
     if "auto" in (config.scale, config.trainer):
@@ -134,28 +152,55 @@ def _settle_names(config: TrainingConfig) -> None:
             config.scale = "h200" if available and config.trainer != "cpu" else "laptop"
 
 
-def _options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+def options(group: str) -> list[str]:
+    """The configs of a group as a command line has them: `lm/NAME` of model/lm, whose group is model."""
+    inner = group.partition("/")[2]
+    return sorted(f"{inner}/{path.stem}" if inner else path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
 
 
-def _check_override(key: str) -> None:
-    for own, instead in OWN_KEYS.items():
-        if key == own or (own in WHOLE_GROUPS and key.startswith(f"{own}.")):
-            raise ConfigError(f"overrides: got {key}, expected a key that the benchmark does not set ({instead})")
+def check_overrides(config: TrainingConfig | PretrainingConfig, own_keys: Mapping[str, str]) -> None:
+    """Settles `overrides` as values by key.
+
+    Args:
+        own_keys: that the benchmark sets itself, and what to do instead.
+
+    Raises:
+        ConfigError: for what are no keys and values, or one of these keys.
+    """
+    if not isinstance(config.overrides, dict | None):
+        raise ConfigError(f"overrides: got {config.overrides!r}, expected keys and values: overrides={{KEY:VALUE}}")
+    config.overrides = flatten(config.overrides or {})
+    for key in config.overrides:
+        for own, instead in own_keys.items():
+            if key == own or (own in WHOLE_GROUPS and key.startswith(f"{own}.")):
+                raise ConfigError(f"overrides: got {key}, expected a key that the benchmark does not set ({instead})")
 
 
-def _compose_run(config: TrainingConfig, model: str) -> DictConfig:
-    """The config of scripts/train.py for one model, as a sweep would run it: without a progress bar of its own."""
-    own = [
+def _own_overrides(config: TrainingConfig, model: str) -> list[str]:
+    """Of one model, as a sweep would run it: without a progress bar of its own."""
+    return [
         *(f"scale={config.scale}", f"trainer={config.trainer}", f"model={model}", "logger=csv"),
         *(f"optimizer.lr={config.lr}", f"seed={config.seed}", "trainer.progress_bar=false"),
         "task.stop_accuracy=2",
     ]
+
+
+def compose_run(own: Sequence[str], overrides: Mapping[str, Any]) -> DictConfig:
+    """The config of scripts/train.py.
+
+    Args:
+        own: the benchmark's overrides, which are right.
+        overrides: values by key, which came with the command line.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    register_schema()
     key = ""
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         try:
-            cfg = compose("train", own)
-            for key, value in config.overrides.items():
+            cfg = compose("train", list(own))
+            for key, value in overrides.items():
                 OmegaConf.update(cfg, key, value)
             # So that an interpolation that fails does so here.
             OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)

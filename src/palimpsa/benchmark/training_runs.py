@@ -84,7 +84,7 @@ class TrainingBenchmark(Benchmark[TrainingRun]):
         return KIND, {"model": row.model, "seq_len": row.seq_len}
 
     def num_steps(self, row: TrainingRun) -> int:
-        return row.windows.end if row.cfg.trainer.accelerator == "cpu" else row.windows.profiled_end
+        return row.num_steps
 
     def measure(self, row: TrainingRun, on_step: Callable[[int], None]) -> dict[str, Any]:
         return {"label": row.cfg.model.label} | measure_in_own_process(row, on_step)

@@ -1,8 +1,9 @@
 """Columns of the benchmarks' CSV files. No imports: those who measure, collect and draw all read this.
 
 A device has its own files, KIND_SLUG.csv, one row a measurement: operators_*.csv and throughput_*.csv of the operators,
-first_call_*.csv of their compilation, steps_*.csv of training. Of each benchmark a KEY tells two rows of a file apart,
-and SHARED is what all of its rows have in common: a run with other values may not add to it.
+first_call_*.csv of their compilation, steps_*.csv of training, pretraining_*.csv of that of language models. Of each
+benchmark a KEY tells two rows of a file apart, and SHARED is what all of its rows have in common: a run with other
+values may not add to it.
 """
 
 # name -> label. The order is that of figures.
@@ -125,8 +126,30 @@ TRAINING_COLUMNS = {
     ),
 }
 
+# context, tokens_per_step: tokens. accumulate, checkpoint_blocks (0 or 1): the trainer's keys.
+PRETRAINING_KEY = ("model", "context", "tokens_per_step", "accumulate", "checkpoint_blocks")
+
+# tokens: whose, "random" or the digest of the training split.
+PRETRAINING_SHARED = (
+    *("device", "git_revision", "git_dirty", "versions", "trainer", "precision", "tokens", "lr", "seed"),
+    *("num_warmup_steps", "num_steps", "log_every", "overrides"),
+)
+
+PRETRAINING_COLUMNS = {
+    # Of the rows of history.csv, one for log_every steps, that come after num_warmup_steps steps: tokens_per_s, mfu
+    # (of a GPU whose peak is known), data_wait and gradient_norm are medians, without what validations take; loss is
+    # the last one's, nats a token, first_loss that of the run's first row. peak_memory_gib: allocated on the GPU by
+    # PyTorch at most, over the whole run. first_row_s: from building the model to the end of the run's first row, what
+    # compiling and tuning kernels take included.
+    "pretraining": (
+        *("model", "label", "num_parameters", "context", "tokens_per_step", "accumulate", "checkpoint_blocks"),
+        *("tokens_per_s", "mfu", "data_wait", "peak_memory_gib", "gradient_norm", "first_loss", "loss", "first_row_s"),
+        *(*PRETRAINING_SHARED, "command", "date"),
+    ),
+}
+
 # All other columns of all files hold numbers.
 TEXT_COLUMNS = (
     *("case", "shape", "operator", "dtype", "sizes", "model", "label", "scale", "trainer", "precision", "overrides"),
-    *("passes", "variants", "note", "device", "git_revision", "git_dirty", "versions", "command", "date"),
+    *("passes", "variants", "tokens", "note", "device", "git_revision", "git_dirty", "versions", "command", "date"),
 )
