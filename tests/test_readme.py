@@ -29,6 +29,8 @@ COMPOSED = {
     "make prepare-text": "needs the hub",
     "make pretrain MODEL=palimpsa_d_44m DATA=data/hub SCALE=h200": "needs a GPU",
     'make prepare-text ARGS="source.subset=sample-100BT directory=data/fineweb max_tokens=15_000_000_000"': "the hub",
+    'make prepare-text ARGS="source.subset=sample-100BT directory=data/fineweb max_tokens=30_000_000_000"': "the hub",
+    ".venv/bin/python scripts/pretrain.py +experiment=commonsense_170m trainer.accumulate=16": "needs a GPU",
     ".venv/bin/python scripts/train.py +experiment=figure2": "needs a GPU",
     ".venv/bin/python scripts/train.py +experiment=mqar_ablation": "needs a GPU",
     ".venv/bin/python scripts/train.py +experiment=mqar_long": "needs a GPU",

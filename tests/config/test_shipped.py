@@ -1,5 +1,6 @@
 """Every shipped YAML is composed, checked and, where it makes a model or a task, built."""
 
+import math
 from dataclasses import asdict
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 
 from palimpsa.config.checks import check_config
 from palimpsa.config.compose import CONFIG_DIR
-from palimpsa.config.schema import typed
+from palimpsa.config.schema import TrainConfig, typed
 from palimpsa.model.build import build_model, check_model
 from palimpsa.sweeps.plan import plan_command_line
+from palimpsa.sweeps.sweep import Sweep
 from palimpsa.tasks.build import build_task
 
 
@@ -17,6 +19,8 @@ def names(folder: str) -> list[str]:
     return sorted(path.stem for path in (CONFIG_DIR / folder).glob("*.yaml"))
 
 
+# Experiments that are one run each.
+PRETRAINING = ("commonsense_170m", "commonsense_760m")
 MODELS = [f"{folder}{name}" for folder in ("", "ablation/", "lm/") for name in names(f"model/{folder}")]
 
 
@@ -62,6 +66,8 @@ def test_every_sweep_and_experiment_is_planned(folder, tmp_path, monkeypatch):
     """With and without -m it is the same sweep, and on two CPU cores too."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     for name in names(folder):
+        if name in PRETRAINING:
+            continue
         own = [f"+{folder}={name}", f"results_dir={tmp_path}", "seed=1", "hydra.sweeper.selection_seeds=null"]
         # The lengths of the long curriculum are the paper's.
         small = ["scale=laptop", "trainer=cpu", "model=gla,transformer", "task.vocab_size=4096"]
@@ -70,6 +76,35 @@ def test_every_sweep_and_experiment_is_planned(folder, tmp_path, monkeypatch):
             planned = [plan_command_line([*own, *more], multirun=multirun) for multirun in (False, True)]
             assert planned[0].jobs == planned[1].jobs, name
             assert len(planned[0].jobs) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "num_tokens"), [("commonsense_170m", 3e-3, 15e9), ("commonsense_760m", 1.25e-3, 30e9)]
+)
+def test_a_papers_pretraining_is_one_run_and_with_m_a_run_a_model(
+    name, rate, num_tokens, tmp_path, write_text, monkeypatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    data = f"task.data={write_text(tmp_path / 'text', num_documents=400)}"
+    own = [f"+experiment={name}", data, f"results_dir={tmp_path}"]
+    size = name.rpartition("_")[2]
+    run = plan_command_line(own, multirun=False)
+    assert isinstance(run, TrainConfig)
+    assert (run.model.name, run.scale.name, run.trainer.name) == (f"palimpsa_d_{size}", "paper", "gpu")
+    assert (run.optimizer.lr, run.optimizer.warmup_steps, run.task.final_lr_share) == (rate, 2_000, 0.1)
+    task = build_task(run.task, run.seed)
+    assert (task.stages[0].context, task.stages[0].tokens_per_step) == (4_096, 524_288)
+    assert task.max_steps == math.ceil(num_tokens / 524_288)
+    # Of another model, and what each of 8, 16 or 32 GPUs has of a step is a whole number of parts.
+    other = plan_command_line([*own, f"model=lm/gla_{size}", "recipe=language_authors", "seed=42"], multirun=False)
+    assert (other.model.name, other.optimizer.eps, other.seed) == (f"gla_{size}", 1e-15, 42)
+    assert all(task.stages[0].batch_size % (n * run.trainer.accumulate) == 0 for n in (1, 8, 16, 32))
+    sweep = plan_command_line([*own, "trainer.accumulate=8"], multirun=True)
+    assert isinstance(sweep, Sweep)
+    models = [job.config["model"]["name"] for job in sweep.jobs]
+    assert models[0] == run.model.name
+    assert len(models) == 6
+    assert all(model.endswith(f"_{size}") for model in models)
 
 
 def test_the_figures_are_experiments_at_the_papers_sizes(tmp_path, monkeypatch):

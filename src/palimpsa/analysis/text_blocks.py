@@ -15,6 +15,7 @@ import pandas as pd
 from palimpsa.analysis.collect.benchmark_columns import BASELINE, OPERATORS
 from palimpsa.analysis.collect.benchmark_files import read_operator_csv, read_training_csv
 from palimpsa.analysis.plasticity_costs import plasticity_costs
+from palimpsa.analysis.pretraining_costs import pretraining_costs
 from palimpsa.analysis.statistics.learning_rate import (
     at_chosen_rates,
     choose_learning_rates,
@@ -207,6 +208,7 @@ TEXT_BLOCKS: dict[str, Callable[[Path], str]] = {
     "operator_speed_table": operator_speed_table,
     "throughput_summary": throughput_summary,
     "training_speed_table": training_speed_table,
+    "pretraining_costs": pretraining_costs,
 }
 
 

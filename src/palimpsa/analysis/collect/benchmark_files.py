@@ -10,6 +10,7 @@ import pandas as pd
 from palimpsa.analysis.collect.benchmark_columns import (
     OPERATOR_COLUMNS,
     OPERATORS,
+    PRETRAINING_COLUMNS,
     TEXT_COLUMNS,
     TRAINING_COLUMNS,
 )
@@ -18,7 +19,7 @@ from palimpsa.runs.files import read_regular
 from palimpsa.runs.schema import FileUnreadableError, ResultError
 
 # What figures are drawn against and by.
-SIZES = {"B", "T", "H", "K", "V", "seq_len"}
+SIZES = {"B", "T", "H", "K", "V", "seq_len", "context", "tokens_per_step", "accumulate"}
 MAX_SIZE = 2**40
 
 
@@ -40,6 +41,12 @@ def read_operator_csv(folder: Path, kind: str, slug: str) -> pd.DataFrame:
 def read_training_csv(folder: Path, slug: str) -> pd.DataFrame:
     """The rows of steps_SLUG.csv. Raises ResultError naming the file."""
     return _read_columns(folder / f"steps_{slug}.csv", TRAINING_COLUMNS["steps"])
+
+
+def read_pretraining_csv(folder: Path, slug: str) -> pd.DataFrame:
+    """The rows of pretraining_SLUG.csv, none where there is no such file. Raises ResultError naming the file."""
+    path, columns = folder / f"pretraining_{slug}.csv", PRETRAINING_COLUMNS["pretraining"]
+    return _read_columns(path, columns) if path.exists() else pd.DataFrame(columns=list(columns))
 
 
 def device_slugs(folder: Path, kinds: Sequence[str]) -> list[str]:
