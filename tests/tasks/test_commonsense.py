@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -105,6 +106,23 @@ def test_an_epoch_is_every_row_of_the_stream_once_with_its_next_tokens(text, doc
         assert batch.labels.tolist() == [int(stream[place + 1]) for place in places]
         if documents != "run_on":
             assert not ends & {place + 1 for place in places}
+
+
+def test_a_step_says_where_its_text_is(text):
+    """Of a step over the end of an epoch too: every row's first token, and the document that this token is in."""
+    task = CommonsenseTask(config(text), 3)
+    (stage,), shards = task.stages, task.shards["train"]
+    crossing = stage.num_rows // stage.batch_size
+    for step in (0, crossing):
+        words = task.describe_batch(stage, step)
+        assert words.startswith(f"rows of 16 tokens of {shards.directory} that begin in epoch 0 at ")
+        assert ("; in epoch 1 at " in words) == (step == crossing)
+        rows = rows_of(task.batch(stage, step, CPU), 16)
+        found = [(int(start), int(document)) for start, document in re.findall(r"(\d+) \(document (\d+)\)", words)]
+        assert [shards.tokens(start, start + 16).tolist() for start, _ in found] == rows
+        for start, document in found:
+            begins = shards.document_ends[document - 1] if document else 0
+            assert begins <= start < shards.document_ends[document]
 
 
 def test_another_seed_is_another_order(text):

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -82,14 +83,30 @@ class CommonsenseTask(Task[CommonsenseStage, TokenBatch]):
         self._prefetch = Prefetch(self._share)
 
     def train_examples(self, stage: CommonsenseStage, step: int, device: torch.device) -> Tensor:
+        # Of a short text a step may go through several epochs.
+        return torch.cat(list(self._rows_by_epoch(stage, step).values())).to(device)
+
+    def _rows_by_epoch(self, stage: CommonsenseStage, step: int) -> dict[int, Tensor]:
+        """The rows that a step takes, in their order."""
         places = torch.arange(step * stage.batch_size, (step + 1) * stage.batch_size)
         epochs, places = places // stage.num_rows, places % stage.num_rows
-        # Of a short text a step may go through several epochs.
-        parts = [
-            permuted(derive_key(self.seed, stage.index, epoch), places[epochs == epoch], stage.num_rows)
+        return {
+            epoch: permuted(derive_key(self.seed, stage.index, epoch), places[epochs == epoch], stage.num_rows)
             for epoch in epochs.unique().tolist()
-        ]
-        return torch.cat(parts).to(device)
+        }
+
+    def describe_batch(self, stage: CommonsenseStage, step: int) -> str:
+        """Each row's first token, as its position in the training split, and the document that this is in."""
+        shards = self.shards["train"]
+        told = []
+        for epoch, rows in self._rows_by_epoch(stage, step).items():
+            starts = rows.numpy() * stage.row_tokens
+            documents = np.searchsorted(shards.document_ends, starts, side="right")
+            places = ", ".join(
+                f"{start} (document {document})" for start, document in zip(starts, documents, strict=True)
+            )
+            told.append(f"in epoch {epoch} at {places}")
+        return f"rows of {stage.row_tokens} tokens of {shards.directory} that begin {'; '.join(told)}"
 
     def make_batch(self, stage: CommonsenseStage, split: str, examples: Tensor) -> TokenBatch:
         return self._read(stage, split, examples).to(examples.device)

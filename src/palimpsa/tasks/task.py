@@ -129,6 +129,10 @@ class Task(ABC, Generic[StageT, BatchT]):
         """How many examples are in a batch: the length of the first axis of its tensors, unless a task packs them."""
         return len(batch[0])
 
+    def describe_batch(self, stage: StageT, step: int) -> str:
+        """In words, where the batch of a step (0-based in its stage) comes from, so that a person can look at it."""
+        return f"that of seed {self.seed}, stage {stage.index}, step {step}"
+
     def release(self) -> None:
         """Lets go of what was captured or prepared: memory that a sweep's next run in this process may want."""
 

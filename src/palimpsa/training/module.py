@@ -91,7 +91,10 @@ class TrainingModule(L.LightningModule):
         if self.guard is not None:
             loss = self.trainer.strategy.reduce(torch.as_tensor(self._step_loss), reduce_op="mean")
             self._step_loss = 0.0
-            self.guard.check(self.trainer.global_step, float(loss), float(norm), self.model)
+            self.guard.check(self.trainer.global_step, float(loss), float(norm), self.model, self._describe_batch)
+
+    def _describe_batch(self) -> str:
+        return self.task.describe_batch(self.curriculum.stage, self.curriculum.stage_step)
 
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, ModelParallelStrategy):

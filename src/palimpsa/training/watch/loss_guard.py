@@ -1,10 +1,10 @@
-"""Stops a run before a step that its loss or gradients say would spoil it, and says which step and layer."""
+"""Stops a run before a step that its loss or gradients say would spoil it, and says which step, batch and layer."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning as L
@@ -28,14 +28,17 @@ class LossGuard(L.Callback):
         self.spike_sigmas = spike_sigmas
         self._losses: deque[float] = deque(maxlen=WINDOW)
 
-    def check(self, step: int, loss: float, gradient_norm: float, model: nn.Module) -> None:
+    def check(
+        self, step: int, loss: float, gradient_norm: float, model: nn.Module, describe_batch: Callable[[], str]
+    ) -> None:
         """Looks at a step before the optimiser takes it, and remembers its loss.
 
         Args:
-            step: 0-based; the batch of a step is a function of the run's seed and this number.
+            step: 0-based, of the whole run.
             loss: nats, of all processes, so that all of them decide alike.
             gradient_norm: L2, of all parameters, before clipping.
             model: whose parameters hold the gradients.
+            describe_batch: says, in words, what the step was taken on.
 
         Raises:
             FloatingPointError: for a loss or a norm that is no number, and a spike; the parameters are as they were.
@@ -43,18 +46,18 @@ class LossGuard(L.Callback):
         if not math.isfinite(loss) or not math.isfinite(gradient_norm):
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {gradient_norm}"
             raise FloatingPointError(
-                f"{what} at step {step} (its batch is that of this step), {first_not_finite(model)}: the step is not "
-                "taken; the last checkpoint is from before it, and a lower optimizer.lr may help"
+                f"{what} at step {step}, {first_not_finite(model)}: the step is not taken; the last checkpoint is from "
+                f"before it, and a lower optimizer.lr may help. Its batch: {describe_batch()}"
             )
         if len(self._losses) == WINDOW:
             mean = math.fsum(self._losses) / WINDOW
             deviation = math.sqrt(math.fsum((one - mean) ** 2 for one in self._losses) / WINDOW)
             if loss > mean + self.spike_sigmas * deviation:
                 raise FloatingPointError(
-                    f"the loss is {loss:.4g} at step {step} (its batch is that of this step), above the last {WINDOW} "
-                    f"steps' mean of {mean:.4g} by more than trainer.spike_sigmas = {self.spike_sigmas:g} standard "
-                    f"deviations of {deviation:.3g}; {largest_gradient(model)}: the step is not taken, the last "
-                    "checkpoint is from before it. A lower optimizer.lr may help, and trainer.spike_sigmas=null goes on"
+                    f"the loss is {loss:.4g} at step {step}, above the last {WINDOW} steps' mean of {mean:.4g} by more "
+                    f"than trainer.spike_sigmas = {self.spike_sigmas:g} standard deviations of {deviation:.3g}; "
+                    f"{largest_gradient(model)}: the step is not taken, the last checkpoint is from before it. A lower "
+                    f"optimizer.lr may help, and trainer.spike_sigmas=null goes on. Its batch: {describe_batch()}"
                 )
         self._losses.append(loss)
 
