@@ -1,5 +1,6 @@
 """From shipped text to a model that writes: the newcomer's commands, at a size of seconds."""
 
+import dataclasses
 import json
 import math
 import os
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from palimpsa.config.errors import RunDirectoryError
+from palimpsa.config.errors import ConfigError, RunDirectoryError
+from palimpsa.text.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -104,3 +106,35 @@ def test_what_is_no_trained_run_is_said_in_one_line(pretrained, tmp_path):
     (tmp_path / "checkpoints/last.ckpt").write_bytes(b"nothing")
     with pytest.raises(RunDirectoryError, match=r"last\.ckpt: cannot be read"):
         load_trained(tmp_path)
+
+
+@pytest.fixture
+def other_facts(pretrained):
+    """The run's data with other facts of their tokenizer: `other_facts(name="gone.model")`."""
+    data = Path(json.loads((pretrained[0] / "config.json").read_text())["task"]["data"]) / "train"
+    before = (data / "manifest.json").read_bytes()
+
+    def change(**changes) -> None:
+        manifest = read_manifest(data)
+        facts = dataclasses.replace(manifest.tokenizer, **changes)
+        changed = dataclasses.replace(manifest, tokenizer=facts).to_json()
+        (data / "manifest.json").write_text(changed, encoding="utf-8")
+
+    yield change
+    (data / "manifest.json").write_bytes(before)
+
+
+# Property 14: one tokenizer, one id, held to at evaluation.
+def test_nothing_is_sampled_with_a_tokenizer_that_makes_other_ids(pretrained, other_facts):
+    other_facts(golden_ids=[[1]] * 20)
+    with pytest.raises(
+        ConfigError, match=r"tokenizer: of 'Hello world' got the ids \[72, .*\], expected \[1\]: .* bytes"
+    ):
+        show_pretraining(pretrained[0])
+
+
+def test_a_sample_that_cannot_be_for_want_of_the_tokenizer_says_so(pretrained, other_facts):
+    other_facts(name="gone/tokenizer.model")
+    lines = show_pretraining(pretrained[0])
+    assert lines[-1].startswith("a sample: none: tokenizer: got 'gone/tokenizer.model', expected a file or folder")
+    assert "perplexity" in lines[1]

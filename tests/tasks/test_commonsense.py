@@ -18,6 +18,9 @@ from palimpsa.tasks.commonsense import CommonsenseTask
 from palimpsa.tasks.loss import row_losses
 from palimpsa.tasks.perplexity import Perplexity
 from palimpsa.tasks.token_batches import TokenBatch, padded_boundaries
+from palimpsa.text.manifest import read_manifest
+from palimpsa.text.shards import ShardWriter
+from palimpsa.text.tokenizers import load_tokenizer
 
 CPU = torch.device("cpu")
 VOCAB = 32
@@ -353,3 +356,66 @@ def test_a_changed_byte_of_a_shard_is_named(tmp_path, write_text):
         CommonsenseTask(config(tmp_path), 1)
     trusting = dataclasses.replace(config(tmp_path), verify="sizes")
     CommonsenseTask(trusting, 1)
+
+
+SPLITS = ("train", "validation")
+
+
+def edit_tokenizer(directory, **changes) -> None:
+    """The manifest with other facts of its tokenizer, and the checksum that they ask for."""
+    manifest = read_manifest(directory)
+    changed = dataclasses.replace(manifest, tokenizer=dataclasses.replace(manifest.tokenizer, **changes))
+    (directory / "manifest.json").write_text(changed.to_json(), encoding="utf-8")
+
+
+@pytest.fixture
+def byte_text(tmp_path):
+    """Token shards of text, by bytes, with their golden ids."""
+    tokenizer = load_tokenizer("bytes")
+    for split in SPLITS:
+        writer = ShardWriter(tmp_path / split, tokenizer=tokenizer.facts)
+        writer.add(tokenizer.encode("A text of a few words. " * 30), 690)
+        writer.finish()
+    return tmp_path
+
+
+# Property 14: one tokenizer, one id, held to at training.
+def test_the_tokenizer_is_held_to_its_golden_ids_before_training(byte_text):
+    assert list(CommonsenseTask(config(byte_text, vocab_size=257), 1).notes) == []
+    golden = read_manifest(byte_text / "train").tokenizer.golden_ids
+    changed = [golden[0], [1, *golden[1][1:]], *golden[2:]]
+    edit_tokenizer(byte_text / "train", golden_ids=changed)
+    with pytest.raises(ConfigError, match=r"task\.data: got .*validation with other golden ids than .*train, expected"):
+        CommonsenseTask(config(byte_text, vocab_size=257), 1)
+    edit_tokenizer(byte_text / "validation", golden_ids=changed)
+    message = r"train: tokenizer: of ' Hello world' got the ids \[32, 72.*\], expected \[1, 72, .*\]: those of bytes"
+    with pytest.raises(ConfigError, match=message):
+        CommonsenseTask(config(byte_text, vocab_size=257), 1)
+    for split in SPLITS:
+        edit_tokenizer(byte_text / split, golden_ids=[])
+    with pytest.raises(ConfigError, match=r"got 0 golden texts with the shards of bytes, expected 20"):
+        CommonsenseTask(config(byte_text, vocab_size=257), 1)
+
+
+@pytest.mark.parametrize("name", ["gone/tokenizer.model", "nobody/tokenizer"])
+def test_a_tokenizer_that_is_not_here_is_told_and_not_needed(byte_text, name, monkeypatch):
+    """Of a hub's name the cache is asked, and no network."""
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("asked the network"))
+    for split in SPLITS:
+        edit_tokenizer(byte_text / split, name=name)
+    (note,) = CommonsenseTask(config(byte_text, vocab_size=257), 1).notes
+    assert re.search(
+        rf"train: its tokenizer was not held to the golden ids, .*\(tokenizer: got '{name}', expected", note
+    )
+
+
+def test_a_tokenizer_that_is_damaged_is_an_error(byte_text, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"damaged")
+    for split in SPLITS:
+        edit_tokenizer(byte_text / split, name=str(tmp_path / "tokenizer.model"))
+    with pytest.raises(ConfigError, match=r"train: tokenizer: got .*tokenizer\.model, expected a SentencePiece model"):
+        CommonsenseTask(config(byte_text, vocab_size=257), 1)
+
+
+def test_ids_that_no_text_was_made_into_need_no_tokenizer(text):
+    assert list(CommonsenseTask(config(text), 1).notes) == []

@@ -17,8 +17,9 @@ from tokenizers.trainers import BpeTrainer
 from palimpsa.config.errors import ConfigError
 from palimpsa.text.golden import SENTENCES, check_tokenizer
 from palimpsa.text.manifest import read_manifest
+from palimpsa.text.own_tokenizer import check_own_tokenizer, load_own_tokenizer
 from palimpsa.text.shards import ShardWriter
-from palimpsa.text.tokenizers import BYTES, build_tokenizer, find_tokenizer, load_tokenizer
+from palimpsa.text.tokenizers import BYTES, TokenizerMissingError, build_tokenizer, find_tokenizer, load_tokenizer
 
 from .conftest import texts
 
@@ -192,3 +193,38 @@ def test_what_is_no_tokenizer_is_told(name, tmp_path):
 def test_a_folder_without_a_tokenizer_is_told(tmp_path):
     with pytest.raises(ConfigError, match=r"expected one with tokenizer\.model, or tokenizer\.json, or encoder"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("key", NAMES)
+def test_shards_find_their_tokenizer_again_with_its_end_of_text(key, folder, tmp_path):
+    manifest = shards(folder, tmp_path, key)
+    found = load_own_tokenizer(manifest)
+    assert found.facts == manifest.tokenizer
+    assert check_own_tokenizer(manifest) is None
+    if key == "bytes":
+        return
+    # Said by hand when the shards were made: a token that the library knows nothing special of.
+    own = load_tokenizer(name_of(key, folder), end_of_text="e")
+    manifest = dataclasses.replace(manifest, tokenizer=own.facts)
+    assert load_own_tokenizer(manifest).facts == own.facts
+
+
+def test_a_tokenizer_from_the_hubs_cache_is_held_to_the_golden_ids(folder, tmp_path, monkeypatch):
+    manifest = shards(folder, tmp_path, "gpt2")
+    facts = dataclasses.replace(manifest.tokenizer, name="some/tokenizer")
+    manifest = dataclasses.replace(manifest, tokenizer=facts)
+    with pytest.raises(TokenizerMissingError, match=r"tokenizer: got 'some/tokenizer', expected .*hub's cache"):
+        load_own_tokenizer(manifest)
+    assert "some/tokenizer" in str(check_own_tokenizer(manifest))
+    for name, fits in (("gpt2", True), ("other", False)):
+
+        def in_cache(repository, file, revision, place=folder / name):
+            assert (repository, revision) == ("some/tokenizer", None)
+            return str(place / file) if (place / file).exists() else None
+
+        monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", in_cache)
+        if fits:
+            assert check_own_tokenizer(manifest) is None
+        else:
+            with pytest.raises(ConfigError, match=r"tokenizer: of .* got the ids .*: those of some/tokenizer"):
+                check_own_tokenizer(manifest)

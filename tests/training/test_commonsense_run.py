@@ -85,6 +85,16 @@ def test_a_run_is_trained_and_recorded(commonsense, capsys):
     assert run(config) == result
 
 
+def test_that_the_tokenizer_is_not_here_is_said_once(commonsense, monkeypatch, capsys):
+    monkeypatch.setattr("palimpsa.tasks.commonsense.check_own_tokenizer", lambda manifest: "tokenizer: gone")
+    for seed in (1, 2):
+        run(commonsense("task.num_steps=1", f"seed={seed}"))
+    told = [line for line in capsys.readouterr().err.splitlines() if "not held to the golden ids" in line]
+    assert len(told) == 1
+    assert "text/train: its tokenizer" in told[0]
+    assert "(tokenizer: gone)" in told[0]
+
+
 @pytest.mark.parametrize("documents", ["run_on", "reset_every_context"])
 def test_the_other_ways_to_pack_train_too(commonsense, documents):
     config = commonsense(f"task.documents={documents}", "task.contexts_per_row=2", "task.num_steps=3")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import importlib.util
 import io
 import locale
@@ -71,6 +72,12 @@ def plain_console(*, stderr: bool = False, **options: Any) -> Console:
     if console.width < (1 if console.is_terminal else _FILE_WIDTH):
         console.width = _FILE_WIDTH
     return console
+
+
+@functools.cache
+def print_once(line: str) -> None:
+    """Prints a line to stderr, each once a process."""
+    plain_console(stderr=True).print(line, soft_wrap=True)
 
 
 class _LastingOutput(io.FileIO):

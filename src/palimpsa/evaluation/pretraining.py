@@ -10,15 +10,14 @@ import torch
 
 from palimpsa.analysis.draw.canvas import save_figure
 from palimpsa.analysis.draw.loss_curve import loss_curve
-from palimpsa.config.errors import ConfigError
 from palimpsa.evaluation.sampling import sample_tokens
 from palimpsa.evaluation.trained import load_trained
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.result import read_json_object
 from palimpsa.tasks.data_digests import split_folder
-from palimpsa.text.golden import check_tokenizer
 from palimpsa.text.manifest import read_manifest
-from palimpsa.text.tokenizers import load_tokenizer
+from palimpsa.text.own_tokenizer import load_own_tokenizer
+from palimpsa.text.tokenizers import TokenizerMissingError
 
 NUM_TOKENS = 200
 TEMPERATURE = 0.8
@@ -65,11 +64,10 @@ def _sample(model: Any, config: dict[str, Any], prompt: str, seed: int) -> str:
     manifest = read_manifest(split_folder(config["task"]["data"], "train"))
     facts = manifest.tokenizer
     try:
-        tokenizer = load_tokenizer(facts.name)
-    except ConfigError as error:
-        # A file's name says not where it is.
+        tokenizer = load_own_tokenizer(manifest)
+    except TokenizerMissingError as error:
+        # A relative path says not where it was.
         return f"none: {error}"
-    check_tokenizer(manifest, tokenizer)
     tokens = tokenizer.encode(prompt)
     written = sample_tokens(
         model,

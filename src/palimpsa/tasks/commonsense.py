@@ -21,6 +21,7 @@ from palimpsa.tasks.perplexity import Perplexity
 from palimpsa.tasks.random import derive_key, permuted
 from palimpsa.tasks.task import Loss, Metrics, Stage, Task, share_of
 from palimpsa.tasks.token_batches import Prefetch, TokenBatch, read_rows
+from palimpsa.text.own_tokenizer import check_own_tokenizer
 from palimpsa.text.shards import TokenShards
 
 
@@ -54,7 +55,8 @@ class CommonsenseTask(Task[CommonsenseStage, TokenBatch]):
 
     Raises:
         ConfigError: for data that are missing, damaged or shorter than a row, a tokenizer of more words than
-            task.vocab_size, other tokenizers of the splits, or sizes that do not go into each other.
+            task.vocab_size, other tokenizers of the splits, one that makes other ids today, or sizes that do not go
+            into each other.
     """
 
     metric = "loss"
@@ -76,6 +78,7 @@ class CommonsenseTask(Task[CommonsenseStage, TokenBatch]):
             raise ConfigError(
                 f"task.data: got {validation.directory} of another tokenizer than {train.directory}, expected one"
             )
+        self.notes = _check_golden_ids(train, validation)
         self._packings = {
             split: Packing(shards.document_ends, context, config.documents) for split, shards in self.shards.items()
         }
@@ -190,6 +193,25 @@ def _open(config: CommonsenseConfig, split: str) -> TokenShards:
             f"tokenizer of {shards.directory}"
         )
     return shards
+
+
+def _check_golden_ids(train: TokenShards, validation: TokenShards) -> list[str]:
+    """Holds both splits to one tokenizer, and this to its golden ids; says so where it is not here to be asked."""
+    if train.manifest.tokenizer.golden_ids != validation.manifest.tokenizer.golden_ids:
+        raise ConfigError(
+            f"task.data: got {validation.directory} with other golden ids than {train.directory}, expected one "
+            "tokenizer's"
+        )
+    try:
+        missing = check_own_tokenizer(train.manifest)
+    except ConfigError as error:
+        raise ConfigError(f"{train.directory}: {error}") from error
+    if missing is None:
+        return []
+    return [
+        f"{train.directory}: its tokenizer was not held to the golden ids, because it is not here ({missing}); "
+        "training does without it"
+    ]
 
 
 def _stage(config: CommonsenseConfig, train: TokenShards) -> CommonsenseStage:

@@ -79,6 +79,7 @@ class Task(ABC, Generic[StageT, BatchT]):
         reports_costs: whether curves show what steps cost: waiting for batches, share of the peak, memory; and the
             norm of the gradient.
         keeps_final_weights: whether a checkpoint is written after the last step too.
+        notes: what a person should know before a run starts, a line each.
     """
 
     metric: ClassVar[str]
@@ -88,6 +89,7 @@ class Task(ABC, Generic[StageT, BatchT]):
     stages: Sequence[StageT]
     seed: int
     capture: Capture | None = None
+    notes: Sequence[str] = ()
 
     @abstractmethod
     def train_examples(self, stage: StageT, step: int, device: torch.device) -> Tensor:

@@ -24,12 +24,11 @@ def hub_files(repository: str, layouts: Sequence[Sequence[str]], revision: str |
     Raises:
         ConfigError: the hub cannot be reached, or refuses.
     """
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    cached = cached_files(repository, layouts, revision)
+    if cached is not None:
+        return cached
+    from huggingface_hub import HfApi, hf_hub_download
 
-    for layout in layouts:
-        cached = [try_to_load_from_cache(repository, file, revision=revision) for file in layout]
-        if all(isinstance(path, str) for path in cached):
-            return tuple(Path(str(path)) for path in cached)
     try:
         # Asked first: a download tries for half a minute to reach a hub that is not there.
         found = HfApi().model_info(repository, revision=revision, timeout=PROBE_TIMEOUT_S)
@@ -40,6 +39,17 @@ def hub_files(repository: str, layouts: Sequence[Sequence[str]], revision: str |
     except Exception as error:
         # Of the network, or of the hub: each library on the way has errors of its own.
         raise _unreachable("tokenizer", repository, error, _LOCAL_TOKENIZER) from error
+    return None
+
+
+def cached_files(repository: str, layouts: Sequence[Sequence[str]], revision: str | None) -> tuple[Path, ...] | None:
+    """The files of the first layout that the hub's local cache has whole, without a network; None where it has none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for layout in layouts:
+        cached = [try_to_load_from_cache(repository, file, revision=revision) for file in layout]
+        if all(isinstance(path, str) for path in cached):
+            return tuple(Path(str(path)) for path in cached)
     return None
 
 

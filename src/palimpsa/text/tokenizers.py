@@ -14,7 +14,7 @@ import numpy as np
 from palimpsa.config.errors import ConfigError
 from palimpsa.text.files import file_sha256
 from palimpsa.text.golden import golden_ids
-from palimpsa.text.hub import hub_files
+from palimpsa.text.hub import cached_files, hub_files
 from palimpsa.text.manifest import TokenizerFacts, json_sha256
 
 BYTES = "bytes"
@@ -22,6 +22,10 @@ BYTES = "bytes"
 LAYOUTS = (("tokenizer.model",), ("tokenizer.json",), ("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 # Tokens that end a text, by the names of those that are published.
 END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+
+
+class TokenizerMissingError(ConfigError):
+    """A tokenizer that is not on this machine: its files or its library are not there."""
 
 
 class Tokenizer(ABC):
@@ -49,12 +53,13 @@ class TokenizerFiles:
     Args:
         name: as it was asked for.
         paths: its files, in the order of `LAYOUTS`; none for bytes.
-        end_of_text: the token that ends a document; None: the one that its library says, or one of `END_TOKENS`.
+        end_of_text: the token that ends a document, or its id; None: the one that its library says, or one of
+            `END_TOKENS`.
     """
 
     name: str
     paths: tuple[Path, ...] = ()
-    end_of_text: str | None = None
+    end_of_text: str | int | None = None
 
 
 def load_tokenizer(name: str, *, end_of_text: str | None = None, revision: str | None = None) -> Tokenizer:
@@ -71,8 +76,19 @@ def load_tokenizer(name: str, *, end_of_text: str | None = None, revision: str |
     return build_tokenizer(find_tokenizer(name, end_of_text=end_of_text, revision=revision))
 
 
-def find_tokenizer(name: str, *, end_of_text: str | None = None, revision: str | None = None) -> TokenizerFiles:
-    """The files of a tokenizer, from the hub where it is none of this machine's; see `load_tokenizer`."""
+def find_tokenizer(
+    name: str, *, end_of_text: str | int | None = None, revision: str | None = None, reaches_hub: bool = True
+) -> TokenizerFiles:
+    """The files of a tokenizer, from the hub where it is none of this machine's.
+
+    Args:
+        name, end_of_text, revision: see `load_tokenizer` and `TokenizerFiles`.
+        reaches_hub: False: of a hub's name the local cache is asked alone, and no network.
+
+    Raises:
+        TokenizerMissingError: there is none of this name.
+        ConfigError: there is something else of this name.
+    """
     files = TokenizerFiles(name, end_of_text=end_of_text)
     if name == BYTES:
         return files
@@ -87,8 +103,12 @@ def find_tokenizer(name: str, *, end_of_text: str | None = None, revision: str |
             raise ConfigError(f"tokenizer: got {name!r}, expected a .model, a .json, or a folder of both GPT-2 files")
         return replace(files, paths=(path,))
     if path.suffix in (".model", ".json", ".bpe") or path.is_absolute() or name.startswith(".") or name.count("/") != 1:
-        raise ConfigError(f"tokenizer: got {name!r}, expected a file or folder that there is, a hub's name, or {BYTES}")
-    paths = hub_files(name, LAYOUTS, revision)
+        raise TokenizerMissingError(
+            f"tokenizer: got {name!r}, expected a file or folder that there is, a hub's name, or {BYTES}"
+        )
+    paths = hub_files(name, LAYOUTS, revision) if reaches_hub else cached_files(name, LAYOUTS, revision)
+    if paths is None and not reaches_hub:
+        raise TokenizerMissingError(f"tokenizer: got {name!r}, expected a file or folder, or what the hub's cache has")
     if paths is None:
         raise ConfigError(f"tokenizer: got {name!r}, expected a repository with {_layouts_text()}")
     return replace(files, paths=paths)
@@ -123,7 +143,7 @@ class ByteTokenizer(Tokenizer):
     END = 256
 
     def __init__(self, files: TokenizerFiles) -> None:
-        if files.end_of_text is not None:
+        if files.end_of_text not in (None, self.END):
             raise ConfigError(f"end_of_text: got {files.end_of_text!r}, expected null with tokenizer={BYTES}")
         self.facts = _facts(self, files, BYTES, self.END + 1, self.END)
 
@@ -141,7 +161,7 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             from sentencepiece import SentencePieceProcessor
         except ImportError as error:
-            raise ConfigError(
+            raise TokenizerMissingError(
                 f"tokenizer: {files.name} needs the sentencepiece library: pip install -e '.[text]'"
             ) from error
         (path,) = files.paths
@@ -150,7 +170,9 @@ class SentencePieceTokenizer(Tokenizer):
         except (OSError, RuntimeError) as error:
             raise ConfigError(f"tokenizer: got {path}, expected a SentencePiece model: it cannot be read") from error
         end = self._processor.eos_id()
-        if files.end_of_text is not None:
+        if isinstance(files.end_of_text, int):
+            end = files.end_of_text
+        elif files.end_of_text is not None:
             end = self._processor.piece_to_id(files.end_of_text)
         if end < 0 or (end == self._processor.unk_id()):
             raise ConfigError(
@@ -175,7 +197,7 @@ class JsonTokenizer(Tokenizer):
         try:
             self._tokenizer = _read_json(files.paths)
         except ImportError as error:
-            raise ConfigError(
+            raise TokenizerMissingError(
                 f"tokenizer: {files.name} needs the tokenizers library: pip install -e '.[text]'"
             ) from error
         except Exception as error:
@@ -183,8 +205,10 @@ class JsonTokenizer(Tokenizer):
             names = " and ".join(map(str, files.paths))
             raise ConfigError(f"tokenizer: got {names}, expected a tokenizer: {error}") from error
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
-        tokens = END_TOKENS if files.end_of_text is None else (files.end_of_text,)
+        tokens = END_TOKENS if files.end_of_text is None else (str(files.end_of_text),)
         end = next((vocabulary[token] for token in tokens if token in vocabulary), None)
+        if isinstance(files.end_of_text, int):
+            end = files.end_of_text
         if end is None:
             raise ConfigError(f"end_of_text: got {', '.join(tokens)}, expected a token that {files.name} has")
         self.facts = _facts(self, files, "tokenizers", max(vocabulary.values()) + 1, end)

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
 
 from palimpsa.config.errors import ConfigError, RunDirectoryError
+from palimpsa.config.process import print_once
 from palimpsa.config.schema import TrainConfig, plain
 from palimpsa.kernels.validation import OperandError
 from palimpsa.model.build import build_model
@@ -102,6 +103,9 @@ def _train(
     show_bar: bool = False,
 ) -> dict[str, Any]:
     """Trains and writes history.csv and result.json, the latter also for a failure."""
+    if is_first_rank():
+        for note in task.notes:
+            print_once(note)
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     training = TrainingRun(config, task, directory, report)
 

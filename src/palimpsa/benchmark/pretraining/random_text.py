@@ -24,7 +24,7 @@ def write_random_text(directory: Path, *, vocab_size: int, num_tokens: int, num_
         num_tokens, num_validation: of each split at least, > 0; a document more at most.
         seed: of the tokens, >= 0.
     """
-    facts = TokenizerFacts("random", "bytes", "0" * 64, vocab_size, vocab_size - 1)
+    facts = TokenizerFacts("random tokens", "none", "0" * 64, vocab_size, vocab_size - 1)
     splits = {"train": num_tokens, "validation": num_validation}
     for place, (split, wanted) in enumerate(splits.items()):
         generator = np.random.default_rng((seed, place))
