@@ -106,6 +106,7 @@ SLOW = (
     "training/test_loggers.py",
     "training/test_own_task.py",
     "training/test_run.py",
+    "training/watch/test_step_bar.py",
 )
 
 

@@ -11,6 +11,7 @@ import lightning as L
 from palimpsa.model.language_model import LanguageModel
 from palimpsa.tasks.task import Metrics, Stage, Task
 from palimpsa.training.history import StepLog
+from palimpsa.training.watch.step_bar import newest_numbers
 from palimpsa.training.watch.throughput import StepCosts
 
 # Told the optimiser step and a few words about it.
@@ -109,7 +110,8 @@ class Curriculum(L.Callback):
         loss, ignorance = self.step_log.write_row(trainer, self.stage), self.stage.ignorance_loss
         if self.plateau_exit_step is None and ignorance is not None and loss < 0.5 * ignorance:
             self.plateau_exit_step = self.stage_step
-        self.report(trainer.global_step, f"{self.stage.label}, loss {loss:.2f}")
+        shown = [f"{name} {value}" for name, value in newest_numbers(self.step_log.history.newest).items()]
+        self.report(trainer.global_step, ", ".join([self.stage.label, *shown]))
 
     def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> Metrics:
         with trainer.precision_plugin.forward_context():

@@ -19,14 +19,20 @@ from palimpsa.training.watch.throughput import StepCosts
 
 
 class History(L.Callback):
-    """The run's curves. Rows travel in the checkpoint, so that a resumed run's curves have neither gaps nor repeats."""
+    """The run's curves. Rows travel in the checkpoint, so that a resumed run's curves have neither gaps nor repeats.
+
+    Attributes:
+        rows: metrics by step. newest: the last value of each metric.
+    """
 
     def __init__(self) -> None:
         self.rows: dict[int, dict[str, float]] = {}
+        self.newest: dict[str, float] = {}
 
     def record(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
         """Adds metrics to the row of the current optimiser step, and hands them to the trainer's loggers."""
         self.rows.setdefault(trainer.global_step, {}).update(metrics)
+        self.newest.update(metrics)
         # Not through self.log: that costs about a millisecond a call.
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
@@ -46,6 +52,7 @@ class History(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = {int(row["step"]): {k: v for k, v in row.items() if k != "step"} for row in state_dict["rows"]}
+        self.newest = {name: value for _, row in sorted(self.rows.items()) for name, value in row.items()}
 
 
 class StepLog:

@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from palimpsa.config.errors import ConfigError, RunDirectoryError
@@ -39,6 +39,7 @@ from palimpsa.training.memory_probe import MemoryProbe
 from palimpsa.training.module import TrainingModule
 from palimpsa.training.preflight import check_run
 from palimpsa.training.watch.loss_guard import LossGuard
+from palimpsa.training.watch.step_bar import StepBar
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -250,7 +251,8 @@ class TrainingRun:
             enable_version_counter=False,
         )
         # The probe comes first: at the last step of a stage it still looks at that stage.
-        own = [self.history, probe, self.curriculum, checkpoint, *([RichProgressBar()] if show_bar else [])]
+        bars = [StepBar(lambda: self.history.newest)] if show_bar else []
+        own = [self.history, probe, self.curriculum, checkpoint, *bars]
         options = trainer_options(config.accelerator, config.gpus, config.strategy)
         checkpoints = AtomicCheckpointIO(self.directory, config_hash(plain(self.config)))
         trainer = L.Trainer(

@@ -1,4 +1,5 @@
-"""What is watched while a run trains: `loss_guard` refuses a step that would spoil it, `throughput` counts its costs.
+"""What is watched while a run trains: `loss_guard` refuses a step that would spoil it, `throughput` counts its costs,
+`step_bar` shows them.
 
 Imports nothing of the other rooms; `training` alone may import it.
 """
