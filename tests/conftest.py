@@ -105,6 +105,7 @@ SLOW = (
     "training/test_graphed_step.py",
     "training/test_loggers.py",
     "training/test_own_task.py",
+    "training/storage/test_resume.py",
     "training/test_run.py",
     "training/watch/test_step_bar.py",
 )

@@ -34,7 +34,7 @@ def load_trained(folder: Path | str) -> TrainedModel:
     if not directory.config_file.exists():
         raise RunDirectoryError(f"{directory.path}: got no config.json in it, expected a run's directory")
     config = read_json_object(directory.config_file, "expected a run's config")
-    path = directory.checkpoint_file
+    path = next(iter(directory.checkpoints.newest_first()), directory.checkpoint_file)
     try:
         content = read_checkpoint(path, [])
     except FileNotFoundError as error:

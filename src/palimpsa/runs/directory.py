@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsa.config.errors import RunDirectoryError
+from palimpsa.runs.checkpoints import CheckpointFolder
 from palimpsa.runs.files import (
     LockHeldError,
     hold_lock,
@@ -36,9 +37,10 @@ class RunDirectory:
         self.result_file = self.path / "result.json"
         self.config_file = self.path / "config.json"
         self.history_file = self.path / "history.csv"
-        self.checkpoint_file = self.path / "checkpoints" / "last.ckpt"
+        self.checkpoints = CheckpointFolder(self.path / "checkpoints")
+        self.checkpoint_file = self.checkpoints.last
         # The one before it, which a run goes on from where the last one is damaged.
-        self.previous_checkpoint_file = self.checkpoint_file.with_name("previous.ckpt")
+        self.previous_checkpoint_file = self.checkpoints.previous
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -52,7 +54,8 @@ class RunDirectory:
                 self.path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(hold_lock(self.lock_file))
                 remove_abandoned(self.path)
-                remove_abandoned(self.checkpoint_file.parent)
+                remove_abandoned(self.checkpoints.path)
+                self.checkpoints.remove_partial()
             except LockHeldError as error:
                 raise RunDirectoryError(
                     f"run_dir: {self.path} is in use by another process ({error.holder}), expected a free one"
@@ -136,20 +139,12 @@ class RunDirectory:
 
     def has_checkpoint(self) -> bool:
         """Whether a run that is started here may go on from something."""
-        return self.checkpoint_file.exists() or self.previous_checkpoint_file.exists()
+        return bool(self.checkpoints.newest_first())
 
     def checkpoint_step(self) -> int | None:
         """The optimiser step that the last checkpoint goes on from; None where it does not say."""
-        import torch
-
-        try:
-            if not self.checkpoint_file.is_file():
-                return None
-            content = torch.load(self.checkpoint_file, weights_only=True, map_location="cpu", mmap=True)
-            return int(content["global_step"])
-        except Exception:
-            # Whether it is damaged, and how, is for the run to say that reads all of it.
-            return None
+        found = self.checkpoints.newest_first()
+        return self.checkpoints.step_of(found[0]) if found else None
 
     def write_result(self, result: dict[str, Any]) -> None:
         """The last act of a run: what `result.run_result` makes."""
@@ -158,6 +153,8 @@ class RunDirectory:
             # Of use to one that is to go on.
             with contextlib.suppress(OSError):
                 self.previous_checkpoint_file.unlink()
+            if self.checkpoints.sharded():
+                self.checkpoints.keep_newest(1)
 
     def _check_same_run(self, stored: dict[str, Any], config: dict[str, Any]) -> None:
         changes = config_changes(stored, config)

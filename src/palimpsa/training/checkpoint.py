@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
 import logging
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,9 +19,11 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from palimpsa.config.errors import RunDirectoryError
+from palimpsa.runs.checkpoints import is_sharded
 from palimpsa.runs.directory import RunDirectory, config_changes, shortened
 from palimpsa.runs.files import open_regular, write_atomic
 from palimpsa.runs.identity import config_hash, with_key_expansion
+from palimpsa.training.storage.sharded import CheckpointError, check_files, read_sharded
 
 # Where a checkpoint keeps the config of its model, the hash of its run's, and the checksum of all else.
 MODEL_CONFIG_KEY = "model_config"
@@ -39,24 +42,22 @@ NEEDED = (
 )
 
 
-class CheckpointError(ValueError):
-    """A file that is no whole checkpoint of this program's."""
-
-
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place, then moves it there: a kill in between leaves the previous one.
 
     Args:
         directory: whose last checkpoint is kept as its previous one.
         run_hash: of the run's config.
-        damaged: one that could not be read, and that is kept apart.
+
+    Attributes:
+        damaged: those that could not be read, and that are kept apart when the next one is written.
     """
 
-    def __init__(self, directory: RunDirectory, run_hash: str, damaged: Path | None = None) -> None:
+    def __init__(self, directory: RunDirectory, run_hash: str) -> None:
         super().__init__()
         self.directory = directory
         self.run_hash = run_hash
-        self.damaged = damaged
+        self.damaged: list[Path] = []
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path, content = Path(path), io.BytesIO()
@@ -64,10 +65,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         # Lightning, which writes it to /tmp first: two disks can be full then.
         checkpoint = {**checkpoint, RUN_KEY: self.run_hash}
         torch.save({**checkpoint, CHECKSUM_KEY: checksum(checkpoint)}, content)
-        keep = self.directory.previous_checkpoint_file
-        if path == self.damaged:
-            keep, self.damaged = Path(f"{path}.damaged"), None
+        keep = Path(f"{path}.damaged") if path in self.damaged else self.directory.previous_checkpoint_file
+        self.set_apart_damaged(but=path)
         write_atomic(path, content.getbuffer(), partial=Path(f"{path}.partial"), keep=keep)
+        if self.directory.checkpoints.sharded():
+            self.directory.checkpoints.keep_newest(2)
+
+    def set_apart_damaged(self, *, but: Path | None = None) -> None:
+        """Keeps apart what could not be read, once; but: what the caller keeps itself."""
+        for path in self.damaged:
+            if path != but:
+                self.directory.checkpoints.set_apart(path)
+        self.damaged = []
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """A file's content, or that of a folder of shards, which becomes that of a file."""
+        return read_sharded(Path(path)) if Path(path).is_dir() else super().load_checkpoint(path, *arguments, **options)
 
 
 def checksum(checkpoint: Mapping[str, Any]) -> str:
@@ -94,30 +107,43 @@ def checksum(checkpoint: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def read_checkpoint(path: Path, callbacks: Sequence[L.Callback]) -> dict[str, Any]:
+def read_checkpoint(path: Path, callbacks: Sequence[L.Callback], *, tensors: bool = True) -> dict[str, Any]:
     """The content of a checkpoint, all of it looked at.
 
     Args:
+        path: a file, or a folder of shards.
         callbacks: whose states must be in it.
+        tensors: False: those of shards are left on the disk, and their shapes alone returned.
 
     Raises:
-        CheckpointError: for a file that is damaged, lacks something, or is none.
+        CheckpointError: for one that is damaged, lacks something, or is none.
         OSError: for one that cannot be read.
     """
-    with open_regular(path) as file:
-        try:
-            _check_archive(file)
-            content = torch.load(file, weights_only=True, map_location="cpu")
+    if is_sharded(path):
+        with _damage_told():
+            check_files(path)
+            content = read_sharded(path, tensors=tensors)
             _check_content(content, callbacks)
-        except CheckpointError:
-            raise
-        except Exception as error:
-            # Of a disk. A damaged file may ask for a place that no file has, which is an invalid argument.
-            if isinstance(error, OSError) and error.errno != errno.EINVAL:
-                raise
-            # What a damaged file makes of torch's reader is anybody's guess.
-            raise CheckpointError(f"{type(error).__name__}: {' '.join(str(error).split())[:120]}") from error
+        return content
+    with open_regular(path) as file, _damage_told():
+        _check_archive(file)
+        content = torch.load(file, weights_only=True, map_location="cpu")
+        _check_content(content, callbacks)
     return content
+
+
+@contextlib.contextmanager
+def _damage_told() -> Iterator[None]:
+    """Raises CheckpointError for what a damaged file makes of torch's reader, which is anybody's guess."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        # Of a disk. A damaged file may ask for a place that no file has, which is an invalid argument.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        raise CheckpointError(f"{type(error).__name__}: {' '.join(str(error).split())[:120]}") from error
 
 
 def _check_archive(file: BinaryIO) -> None:
@@ -172,8 +198,8 @@ def _missing_parts(content: dict[str, Any], callbacks: Sequence[L.Callback]) -> 
 
 def find_checkpoint(
     directory: RunDirectory, weights: Mapping[str, Tensor], config: dict[str, Any], callbacks: Sequence[L.Callback]
-) -> tuple[Path | None, list[str]]:
-    """The checkpoint that a run goes on from, the last one that is whole; and a line for each that is not.
+) -> tuple[Path | None, dict[Path, str]]:
+    """The checkpoint that a run goes on from, the newest that is whole; and a line for each newer one that is not.
 
     Args:
         weights: the state_dict that it is to fill.
@@ -186,23 +212,24 @@ def find_checkpoint(
     Raises:
         RunDirectoryError: for one of another model, or one that the system does not let anybody read.
     """
-    damages: list[tuple[Path, CheckpointError]] = []
+    damages: dict[Path, CheckpointError] = {}
     found = None
-    for path in (directory.checkpoint_file, directory.previous_checkpoint_file):
+    for path in directory.checkpoints.newest_first():
         try:
-            content = read_checkpoint(path, callbacks)
+            # Whoever goes on from shards reads them later, each process what it needs.
+            content = read_checkpoint(path, callbacks, tensors=False)
         except FileNotFoundError:
             continue
         except OSError as error:
             raise RunDirectoryError(f"{path}: cannot be read ({error.strerror}), expected a checkpoint") from error
         except CheckpointError as error:
-            damages.append((path, error))
+            damages[path] = error
             continue
         _check_model(path, content, weights, config)
         found = path
         break
     goes_on = "the run starts anew" if found is None else f"the run goes on from {found.name}"
-    return found, [f"{path} is no readable checkpoint ({error}): {goes_on}" for path, error in damages]
+    return found, {path: f"{path} is no readable checkpoint ({error}): {goes_on}" for path, error in damages.items()}
 
 
 def _check_model(path: Path, content: dict[str, Any], weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:

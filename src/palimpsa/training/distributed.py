@@ -110,23 +110,15 @@ def trainer_options(accelerator: str, gpus: Sequence[int] | None, strategy: str)
         devices: Any = [lease_gpu(list(gpus) if gpus is not None else None)] if accelerator == "gpu" else 1
         # One process a run, whatever launched it: Slurm's own environment would have it be a rank of many.
         return {"devices": devices, "plugins": [LightningEnvironment()]}
+    from palimpsa.training.storage.strategy import ShardedStrategy
+
     local = int(os.environ["LOCAL_WORLD_SIZE"])
     return {
         "devices": local,
         "num_nodes": num_ranks() // local,
-        "strategy": _sharded() if strategy == "fsdp" else "ddp",
+        "strategy": ShardedStrategy(num_ranks()) if strategy == "fsdp" else "ddp",
         "plugins": [TorchElasticEnvironment()],
     }
-
-
-def _sharded() -> Any:
-    """FSDP2. Its other defaults would split matrices, not the data."""
-    from lightning.pytorch.strategies import ModelParallelStrategy
-
-    # Whole checkpoints, gathered by the first process: those of any number of processes go on from one another.
-    return ModelParallelStrategy(
-        data_parallel_size=num_ranks(), tensor_parallel_size=1, save_distributed_checkpoint=False
-    )
 
 
 def shard_model(model: LanguageModel, mesh: DeviceMesh) -> None:

@@ -209,7 +209,7 @@ class TrainingRun:
             # The loader only counts: the curriculum says what a step trains on, so that a resume loses no position.
             own = [self.history, self.curriculum, *guards]
             checkpoint, damages = find_checkpoint(self.directory, module.state_dict(), stored, own)
-            checkpoints.damaged = self.directory.checkpoint_file if damages else None
+            checkpoints.damaged = list(damages)
             trainer.fit(module, range(self.task.max_steps * trainer_config.accumulate), ckpt_path=checkpoint)
             if self.task.keeps_final_weights and self.curriculum.done:
                 trainer.save_checkpoint(self.directory.checkpoint_file)
@@ -227,7 +227,7 @@ class TrainingRun:
             "state_size": model.state_size,
             "num_parameters": model.num_parameters,
             "num_steps": trainer.global_step,
-            "notes": damages,
+            "notes": list(damages.values()),
             "probe_time_share": probe.seconds / (time.perf_counter() - clock),
         }
 
