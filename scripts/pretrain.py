@@ -21,7 +21,10 @@ def show(configs: Sequence[dict[str, Any]], code: int) -> int:
     """
     # Here and not above: a launcher's workers import this file.
     from palimpsa.evaluation.pretraining import show_pretraining
+    from palimpsa.training.distributed import is_first_rank
 
+    if not is_first_rank():
+        return code
     for config in configs:
         folder = Path(config["run_dir"])
         if config["task"]["kind"] == "commonsense" and (code == 0 or (folder / "result.json").exists()):

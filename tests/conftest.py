@@ -108,6 +108,7 @@ SLOW = (
     "training/storage/test_resume.py",
     "training/test_run.py",
     "training/watch/test_step_bar.py",
+    "training/watch/test_stop_signal.py",
 )
 
 

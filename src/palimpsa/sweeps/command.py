@@ -56,8 +56,8 @@ def train_main(then: Callable[[Sequence[dict[str, Any]], int], int] | None = Non
     except (ResultError, OSError) as error:
         _print_to_stderr(f"error: {error}")
         code = 1
-    except KeyboardInterrupt:
-        _print_to_stderr("interrupted; the same command goes on where it stopped")
+    except KeyboardInterrupt as error:
+        _print_to_stderr(f"{str(error) or 'interrupted'}; the same command goes on where it stopped")
         code = 130
     if code:
         sys.exit(code)

@@ -30,7 +30,7 @@ from palimpsa.training.checkpoint import AtomicCheckpointIO, find_checkpoint, qu
 from palimpsa.training.compiled import compile_blocks
 from palimpsa.training.cuda_graph import Replay
 from palimpsa.training.curriculum import Curriculum, Report, ignore
-from palimpsa.training.distributed import is_first_rank, trainer_options
+from palimpsa.training.distributed import is_distributed, is_first_rank, trainer_options
 from palimpsa.training.gpus import record_gpu_failure
 from palimpsa.training.graphed_step import GraphedTrainingModule
 from palimpsa.training.history import History, StepLog
@@ -40,6 +40,7 @@ from palimpsa.training.module import TrainingModule
 from palimpsa.training.preflight import check_run
 from palimpsa.training.watch.loss_guard import LossGuard
 from palimpsa.training.watch.step_bar import StepBar
+from palimpsa.training.watch.stop_signal import StopAtSignal
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -175,7 +176,7 @@ class TrainingRun:
         Raises:
             FloatingPointError: the numbers are none any more.
             RunDirectoryError: the checkpoint cannot be read or is of another model.
-            KeyboardInterrupt: at Ctrl-C.
+            KeyboardInterrupt: at Ctrl-C, and of several processes at a signal: see `StopAtSignal`.
         """
         config, trainer_config = self.config, self.config.trainer
         if trainer_config.num_threads is not None:
@@ -203,7 +204,9 @@ class TrainingRun:
             self.curriculum, self.step_log, every=trainer_config.probe_every, num_examples=trainer_config.num_probe
         )
         loggers = self._make_loggers(stored) if is_first_rank() else []
-        trainer, checkpoints = self._make_trainer(probe, loggers, [*guards, *callbacks], show_bar)
+        stop = StopAtSignal(self.directory.checkpoint_file, lambda: self.curriculum.done)
+        watching = [*guards, *callbacks, *([stop] if is_distributed() else [])]
+        trainer, checkpoints = self._make_trainer(probe, loggers, watching, show_bar)
         clock = time.perf_counter()
         try:
             # The loader only counts: the curriculum says what a step trains on, so that a resume loses no position.
@@ -223,6 +226,7 @@ class TrainingRun:
         finally:
             close_loggers(loggers)
             module.release()
+        stop.interrupt()
         return {
             "state_size": model.state_size,
             "num_parameters": model.num_parameters,
