@@ -231,33 +231,36 @@ def _grouped_step_kernel(
         tl.store(at, after, mask=in_k[:, None] & is_first)
 
 
-# Tiles whose loads are under way while one is worked on: of keys with several groups a program, of rows with one.
-AHEAD = 1
-ROWS_AHEAD = 2
 # Groups of more rows have a program each.
 MOST_ROWS_TOGETHER = 32
 
 
 class GroupedPlan(NamedTuple):
-    """Groups a program, keys and rows a tile."""
+    """Groups a program, keys and rows a tile, and tiles whose loads are under way while one is worked on."""
 
     num_groups: int
     KT: int
     VT: int
+    ahead: int
 
 
 def plan_groups(K: int, V: int, G: int) -> GroupedPlan:
-    """Several groups, up to 64 rows, and keys for about 2,048 elements; or one group, all keys, and rows for 4,096."""
+    """Several groups, up to 64 rows, and keys for about 2,048 elements; or one group, all keys and some of its rows.
+
+    Of one group with up to 64 keys, all programs of a thousand heads are at work at once so; with more keys fewer are,
+    and wider loads count for more. kernels/README.md has the times.
+    """
     rows_each = V // G
     if G == 1 or rows_each > MOST_ROWS_TOGETHER:
         KT = next_power_of_2(K)
-        return GroupedPlan(1, KT, min(next_power_of_2(rows_each), max(4096 // KT, 8)))
+        elements, ahead = (2048, 2) if KT <= 64 else (8192, 0)
+        return GroupedPlan(1, KT, min(next_power_of_2(rows_each), elements // KT), ahead)
     fit = min(G, 64 // rows_each)
     # As many as fit, or somewhat fewer so that all programs have as many: their loads are wider.
     num_groups = next((n for n in range(fit, fit // 2, -1) if G % n == 0), fit)
     VT = max(8, next_power_of_2(num_groups * rows_each))
     KT = smallest_cover(K, tuple(tile for tile in (128, 64, 32, 16, 8) if tile * VT <= 2048))
-    return GroupedPlan(num_groups, KT, VT)
+    return GroupedPlan(num_groups, KT, VT, 1)
 
 
 def tile_sizes(K: int, V: int) -> tuple[int, int]:
@@ -301,9 +304,9 @@ def step(
         is_dense = mean.stride()[2:] == (V, 1) and all(stride % 4 == 0 for stride in mean.stride()[:3])
         # With one group a program there are divisions for its keys alone.
         is_one = plan.num_groups == 1
-        kernel: Any = _group_step_kernel if is_one else _grouped_step_kernel
-        sizes = (*plan[1:], ROWS_AHEAD) if is_one else (*plan, AHEAD)
-        kernel[(B * H * cdiv(G, plan.num_groups),)](
+        grid, sizes = (B * H * cdiv(G, plan.num_groups),), plan[1:] if is_one else plan
+        grouped: Any = _group_step_kernel[grid] if is_one else _grouped_step_kernel[grid]
+        grouped(
             q, k, v, beta, g, importance_prior.contiguous(), mean, importance, o, o if variance is None else variance,
             scale, H, *(stride for x in (q, k, v) for stride in x.stride()[:2]), *beta.stride(), *g.stride(),
             *mean.stride(), *importance.stride(), K, V, G, *sizes, is_dense, **shared,
