@@ -107,6 +107,7 @@ SLOW = (
     "training/test_own_task.py",
     "training/storage/test_resume.py",
     "training/test_run.py",
+    "training/test_stability.py",
     "training/watch/test_step_bar.py",
     "training/watch/test_stop_signal.py",
 )

@@ -162,6 +162,25 @@ def test_two_processes_train_as_one_and_one_goes_on_where_two_were(commonsense, 
     pd.testing.assert_frame_equal(curves(directory_of(alone, tmp_path / "sharded")), expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_train_as_one_in_bf16_to_its_rounding(commonsense, overrides, tmp_path, strategy):
+    # At a rate at which what is rounded otherwise does not grow.
+    options = ("trainer.precision=bf16-mixed", "optimizer.lr=1e-3", "task.num_steps=20")
+    alone = commonsense(*options)
+    run(alone)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    own = [*overrides(*options), f"results_dir={tmp_path}/shared", f"trainer.strategy={strategy}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [*launcher, str(ROOT / "scripts/train.py"), *own]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    # By position and length they are over a few tokens each.
+    losses = ["loss", "validation_loss"]
+    found, expected = curves(directory_of(alone, tmp_path / "shared"))[losses], curves(Path(alone.run_dir))[losses]
+    assert found["loss"].notna().sum() == 20
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-3, atol=0)
+
+
 # Property 4: a changed file, tokenizer or packing under the same name is an error that names it.
 def test_the_data_are_part_of_a_runs_identity_and_their_path_is_not(commonsense, tmp_path, write_text, write_shards):
     config = commonsense()
