@@ -1,9 +1,13 @@
 """The whole benchmark of pretraining, in processes of its own."""
 
 import pytest
+import torch
 
 from palimpsa.analysis.collect.benchmark_columns import PRETRAINING_COLUMNS
 from palimpsa.benchmark import isolated
+from palimpsa.benchmark.config import load
+from palimpsa.benchmark.isolated import measure_in_own_process
+from palimpsa.benchmark.pretraining.plan import plan_pretraining
 from palimpsa.benchmark.run import benchmark_main
 
 
@@ -43,3 +47,18 @@ def test_a_run_that_diverges_is_a_failed_row(tiny_pretraining, read_rows, capsys
     assert benchmark_main([*tiny_pretraining, "lr=1e30", "overrides={optimizer.warmup_steps:0}"]) == 1
     assert "lm/palimpsa_d_tiny 128 tokens a step: " in capsys.readouterr().err
     assert not read_rows("pretraining")
+
+
+@pytest.mark.gpu
+def test_a_gpu_tells_its_share_of_the_peak_and_memory(tmp_path):
+    # As it is shipped, compiled and in bf16, at a small size.
+    sizes = ("scale=laptop", "trainer=gpu", "models=[lm/palimpsa_d_tiny]", "num_warmup_steps=10", "num_steps=10")
+    (run,) = plan_pretraining(load(["benchmark=pretraining", f"results_dir={tmp_path}", *sizes]))
+    cells = measure_in_own_process(run, lambda step: None)
+    assert cells["tokens_per_s"] > 0
+    assert cells["peak_memory_gib"] > 0
+    # Here and not above: lightning.
+    from palimpsa.training.watch.throughput import peak_flops
+
+    if peak_flops(torch.cuda.get_device_name()) is not None:
+        assert 0 < cells["mfu"] < 1
