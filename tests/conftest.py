@@ -95,6 +95,7 @@ SLOW = (
     "test_packaging.py",
     "test_readme.py",
     "test_scripts.py",
+    "test_slurm_script.py",
     "text/test_prepare.py",
     "training/test_accumulation.py",
     "training/test_checkpoint.py",

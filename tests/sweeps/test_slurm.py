@@ -29,6 +29,7 @@ from hydra.types import RunMode
 
 from palimpsa.config.compose import CONFIG_DIR, composition
 from palimpsa.config.errors import ConfigError
+from palimpsa.runs.directory import RunDirectory
 from palimpsa.sweeps.launchers import check_launcher
 from palimpsa.training.run import run
 
@@ -301,6 +302,32 @@ def test_a_requeued_and_a_preempted_job_continue_to_the_result_of_undisturbed_ru
         assert history.loc[list(kept), "tokens_per_s"].tolist() == list(kept.values())
     (log,) = (tmp_path / f"slurm/runs/.submitit/{jobs[2]}").glob("*_log.out")
     assert "this job is preempted" in log.read_text()
+
+
+def test_one_run_of_several_processes_is_requeued_and_goes_on(cluster, tiny_overrides, tmp_path):
+    """scripts/slurm/pretrain.sbatch: told by the signal that Slurm sends before a time limit."""
+    overrides = (*tiny_overrides, *LONG, f"results_dir={tmp_path}", "task=mqar_curriculum", "trainer.strategy=fsdp")
+    script = ("--parsable", f"--output={tmp_path}/log", "scripts/slurm/pretrain.sbatch", *overrides)
+    env = {**cluster.env, "NUM_PROCESSES": "2", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(["sbatch", *script], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    job, directory = done.stdout.strip(), RunDirectory(run_directory(tmp_path, 1, "transformer"))
+
+    def state() -> str:
+        return cluster.ask("squeue", "--noheader", "--format=%T", f"--jobs={job}").strip()
+
+    cluster.wait_for(directory.has_checkpoint, "a checkpoint", 120)
+    cluster.ask("scancel", "--batch", "--signal=USR1", job)
+    cluster.wait_for(lambda: state() == "PENDING", "the job to be back in the queue", 120)
+    (step,) = set(re.findall(r"stopped by SIGUSR1 after step (\d+)", (tmp_path / "log").read_text()))
+    assert directory.checkpoint_step() == int(step)
+    assert not directory.result_file.exists()
+    # Slurm lets a requeued job wait for two minutes.
+    cluster.ask("scontrol", "update", f"jobid={job}", "StartTime=now")
+    cluster.wait_for(directory.result_file.exists, "the run's result", 120)
+    assert json.loads(directory.result_file.read_text())["status"] == "finished"
+    history = pd.read_csv(directory.history_file)
+    assert history["loss"].notna().sum() == 30
 
 
 def last_checkpoint(directory: Path) -> Path:
