@@ -142,3 +142,14 @@ def test_a_job_that_fails_of_itself_is_not_requeued(submit, tmp_path):
     assert job.returncode == 1
     assert "task.data: got 'absent', expected a folder" in output
     assert requests(tmp_path) == []
+
+
+@pytest.mark.parametrize("page", ["docs/launchers.md", "scripts/slurm/pretrain.sbatch"])
+def test_the_commands_that_are_shown_are_ones(page, compose_config):
+    (command,) = re.findall(r"^#? *(sbatch (?:.*\\\n)*.*)", (ROOT / page).read_text(), re.MULTILINE)
+    options, _, overrides = re.sub(r"\\\n#?", " ", command).partition(" scripts/slurm/pretrain.sbatch ")
+    assert re.fullmatch(r"sbatch( --[a-z-]+=[\w:]+)+", options)
+    config = compose_config("task=commonsense", *overrides.split())
+    assert (config.trainer.accelerator, config.trainer.strategy) == ("gpu", "fsdp")
+    # A graph is one GPU's.
+    assert not config.trainer.cuda_graphs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable
@@ -70,10 +71,10 @@ class ShardedStrategy(ModelParallelStrategy):
     def _publish(self, files: AtomicCheckpointIO, rest: dict[str, Any], shards: dict[str, Any]) -> None:
         """Completes what all have written, moves it to its place, names it, and removes the one before the last."""
         folder = files.directory.checkpoints
-        with (folder.partial / META).open("xb") as file:
-            torch.save(rest, file)
-            file.flush()
-            os.fsync(file.fileno())
+        # Not to the file: where a write fails, torch's archive would say that its end is missing.
+        content = io.BytesIO()
+        torch.save(rest, content)
+        write_atomic(folder.partial / META, content.getbuffer())
         known = shards | {name: file_facts(folder.partial / name) for name in (METADATA, META)}
         write_atomic(folder.partial / MANIFEST, json.dumps({"num_ranks": self.world_size, "files": known}, indent=1))
         _sync_folder(folder.partial)
