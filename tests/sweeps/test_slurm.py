@@ -322,7 +322,8 @@ def test_one_run_of_several_processes_is_requeued_and_goes_on(cluster, tiny_over
     (step,) = set(re.findall(r"stopped by SIGUSR1 after step (\d+)", (tmp_path / "log").read_text()))
     assert directory.checkpoint_step() == int(step)
     assert not directory.result_file.exists()
-    # Slurm lets a requeued job wait for two minutes.
+    # Slurm lets a requeued job wait for two minutes; within a second its node takes it for the one that has ended.
+    time.sleep(2)
     cluster.ask("scontrol", "update", f"jobid={job}", "StartTime=now")
     cluster.wait_for(directory.result_file.exists, "the run's result", 120)
     assert json.loads(directory.result_file.read_text())["status"] == "finished"
