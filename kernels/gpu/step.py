@@ -155,88 +155,52 @@ def _grouped_step_kernel(
     q_b, q_h, k_b, k_h, v_b, v_h, beta_b, beta_h, beta_g, g_b, g_h,
     mean_b, mean_h, mean_k, mean_v, importance_b, importance_h, importance_k, importance_g,
     K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, GROUPS: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr,
-    AHEAD: tl.constexpr, IS_DENSE: tl.constexpr, HAS_BETA: tl.constexpr, HAS_VARIANCE: tl.constexpr,
+    IS_DENSE: tl.constexpr, HAS_BETA: tl.constexpr, HAS_VARIANCE: tl.constexpr,
 ):  # fmt: skip
-    """All rows of two or more groups of one head: nobody else reads the importances that it overwrites.
-
-    One tile of keys after the other. Several threads need one importance, so that all are read before one is written.
-    """
-    TILES: tl.constexpr = (K + KT - 1) // KT
+    """All keys and rows of several groups of one head, in one tile: nobody else reads the importances it overwrites."""
     rows_each: tl.constexpr = V // G
     programs: tl.constexpr = (G + GROUPS - 1) // GROUPS
     head = tl.program_id(0) // programs
     first_group = (tl.program_id(0) % programs) * GROUPS
     b, h = (head // H).to(tl.int64), (head % H).to(tl.int64)
-    vv = tl.arange(0, VT)
+    keys, vv = tl.arange(0, KT), tl.arange(0, VT)
     # The last program may have fewer groups.
     num_rows = GROUPS * rows_each if G % GROUPS == 0 else tl.minimum(GROUPS * rows_each, V - first_group * rows_each)
-    in_v = vv < num_rows
-    rows = first_group * rows_each + vv
-
-    # A precision for every row, as many of them equal as are of a group.
-    group = (first_group + vv // rows_each)[None, :]
-    alpha = tl.exp(tl.load(g + b * g_b + h * g_h).to(tl.float32))
-    given_back = (1 - alpha) * tl.load(prior + h).to(tl.float32)
-    v_t = tl.load(v + b * v_b + h * v_h + rows, mask=in_v, other=0.0).to(tl.float32)[None, :]
-    if HAS_BETA:
-        beta_at = beta + b * beta_b + h * beta_h + group.to(tl.int64) * beta_g
-        beta_t = tl.load(beta_at, mask=in_v[None, :], other=0.0).to(tl.float32)
-    k_at, q_at = k + b * k_b + h * k_h, q + b * q_b + h * q_h
-    reads = tl.zeros([KT, VT], tl.float32)
-    spreads = tl.zeros([KT, VT], tl.float32)
-    # Of the first tile. The others lie at a constant distance, which takes no registers.
-    keys = tl.arange(0, KT)
+    in_k, in_v = keys < K, vv < num_rows
+    in_tile = in_k[:, None] & in_v[None, :]
+    rows, groups = first_group * rows_each + vv, first_group + vv // rows_each
     means_at = _means_at(mean, b, h, keys, rows, mean_b, mean_h, mean_k, mean_v, V, IS_DENSE)
-    importances_at = importance + b * importance_b + h * importance_h + group.to(tl.int64) * importance_g
-    importances_at += keys.to(tl.int64)[:, None] * importance_k
-    tile_means = KT * V if IS_DENSE else KT * mean_k
-    means, importances = (), ()
-    for step in tl.static_range(TILES + AHEAD):
-        if step < TILES:
-            # On its way while the tiles before it are worked on.
-            in_tile = (step * KT + keys < K)[:, None] & in_v[None, :]
-            means = means + (tl.load(means_at + step * tile_means, mask=in_tile, other=0.0),)
-            at = importances_at + step * KT * importance_k
-            importances = importances + (tl.load(at, mask=in_tile, other=1.0),)
-        if step >= AHEAD:
-            kk = (step - AHEAD) * KT + keys
-            in_k = kk < K
-            k_t = tl.load(k_at + kk, mask=in_k, other=0.0).to(tl.float32)[:, None]
-            q_t = tl.load(q_at + kk, mask=in_k, other=0.0).to(tl.float32)[:, None]
-            kept = importances[step - AHEAD] * alpha
-            after = kept + given_back
-            if HAS_BETA:
-                after += (k_t * k_t) * beta_t
-            mu = (means[step - AHEAD] * kept + k_t * v_t) / after
-            tl.store(means_at + (step - AHEAD) * tile_means, mu, mask=in_k[:, None] & in_v[None, :])
-            reads += q_t * mu
-            if HAS_VARIANCE:
-                spreads += (q_t * q_t) / after
+    before = tl.load(means_at, mask=in_tile, other=0.0)
+    importances_at = importance + b * importance_b + h * importance_h
+    importances_at += keys.to(tl.int64)[:, None] * importance_k + groups.to(tl.int64)[None, :] * importance_g
+    # One for every entry, as many of them equal as a group has rows.
+    kept = tl.load(importances_at, mask=in_tile, other=1.0)
+    k_t = tl.load(k + b * k_b + h * k_h + keys, mask=in_k, other=0.0).to(tl.float32)[:, None]
+    q_t = tl.load(q + b * q_b + h * q_h + keys, mask=in_k, other=0.0).to(tl.float32)[:, None]
+    v_t = tl.load(v + b * v_b + h * v_h + rows, mask=in_v, other=0.0).to(tl.float32)[None, :]
+    alpha = tl.exp(tl.load(g + b * g_b + h * g_h).to(tl.float32))
+    kept *= alpha
+    after = kept + (1 - alpha) * tl.load(prior + h).to(tl.float32)
+    if HAS_BETA:
+        beta_at = beta + b * beta_b + h * beta_h + groups.to(tl.int64) * beta_g
+        after += (k_t * k_t) * tl.load(beta_at, mask=in_v, other=0.0).to(tl.float32)[None, :]
+    mu = (before * kept + k_t * v_t) / after
+    tl.store(means_at, mu, mask=in_tile)
     out = head.to(tl.int64) * V + rows
-    tl.store(o + out, tl.sum(reads, 0) * scale, mask=in_v)
+    tl.store(o + out, tl.sum(q_t * mu, 0) * scale, mask=in_v)
     if HAS_VARIANCE:
-        tl.store(variance + out, tl.sum(spreads, 0) * (scale * scale), mask=in_v)
-
+        tl.store(variance + out, tl.sum((q_t * q_t) / after, 0) * (scale * scale), mask=in_v)
+    # Several threads read one importance: all of them before one writes it.
     tl.debug_barrier()
-    is_first = in_v[None, :] & (vv % rows_each == 0)[None, :]
-    for tile in tl.static_range(TILES):
-        kk = tile * KT + keys
-        in_k = kk < K
-        # Once more, because it would have to wait in registers.
-        at = importances_at + tile * KT * importance_k
-        after = tl.load(at, mask=in_k[:, None] & is_first, other=1.0) * alpha + given_back
-        if HAS_BETA:
-            k_t = tl.load(k_at + kk, mask=in_k, other=0.0).to(tl.float32)[:, None]
-            after += (k_t * k_t) * beta_t
-        tl.store(at, after, mask=in_k[:, None] & is_first)
+    tl.store(importances_at, after, mask=in_tile & (vv % rows_each == 0)[None, :])
 
 
-# Groups of more rows have a program each.
-MOST_ROWS_TOGETHER = 32
+# Groups of so many rows and more have a program each.
+ROWS_ALONE = 32
 
 
 class GroupedPlan(NamedTuple):
-    """Groups a program, keys and rows a tile, and tiles whose loads are under way while one is worked on."""
+    """Groups a program, keys and rows a tile, and tiles of rows whose loads are under way while one is worked on."""
 
     num_groups: int
     KT: int
@@ -245,22 +209,20 @@ class GroupedPlan(NamedTuple):
 
 
 def plan_groups(K: int, V: int, G: int) -> GroupedPlan:
-    """Several groups, up to 64 rows, and keys for about 2,048 elements; or one group, all keys and some of its rows.
+    """All keys, and rows of several groups for 2,048 or 4,096 elements; or one group, and so many of its rows a tile.
 
     Of one group with up to 64 keys, all programs of a thousand heads are at work at once so; with more keys fewer are,
     and wider loads count for more. kernels/README.md has the times.
     """
-    rows_each = V // G
-    if G == 1 or rows_each > MOST_ROWS_TOGETHER:
-        KT = next_power_of_2(K)
+    rows_each, KT = V // G, next_power_of_2(K)
+    if G == 1 or rows_each >= ROWS_ALONE:
         elements, ahead = (2048, 2) if KT <= 64 else (8192, 0)
         return GroupedPlan(1, KT, min(next_power_of_2(rows_each), elements // KT), ahead)
-    fit = min(G, 64 // rows_each)
-    # As many as fit, or somewhat fewer so that all programs have as many: their loads are wider.
+    VT = max(next_power_of_2(rows_each), min(64, (2048 if KT <= 64 else 4096) // KT))
+    fit = min(G, VT // rows_each)
+    # As many as fit, or somewhat fewer so that all programs have as many.
     num_groups = next((n for n in range(fit, fit // 2, -1) if G % n == 0), fit)
-    VT = max(8, next_power_of_2(num_groups * rows_each))
-    KT = smallest_cover(K, tuple(tile for tile in (128, 64, 32, 16, 8) if tile * VT <= 2048))
-    return GroupedPlan(num_groups, KT, VT, 1)
+    return GroupedPlan(num_groups, KT, min(VT, next_power_of_2(num_groups * rows_each)), 0)
 
 
 def tile_sizes(K: int, V: int) -> tuple[int, int]:
@@ -304,7 +266,7 @@ def step(
         is_dense = mean.stride()[2:] == (V, 1) and all(stride % 4 == 0 for stride in mean.stride()[:3])
         # With one group a program there are divisions for its keys alone.
         is_one = plan.num_groups == 1
-        grid, sizes = (B * H * cdiv(G, plan.num_groups),), plan[1:] if is_one else plan
+        grid, sizes = (B * H * cdiv(G, plan.num_groups),), plan[1:] if is_one else plan[:3]
         grouped: Any = _group_step_kernel[grid] if is_one else _grouped_step_kernel[grid]
         grouped(
             q, k, v, beta, g, importance_prior.contiguous(), mean, importance, o, o if variance is None else variance,
