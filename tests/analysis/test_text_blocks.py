@@ -107,21 +107,25 @@ def write_operators(folder, rows: list[dict]) -> None:
 
 
 def test_operators_are_beside_simple_gla_of_the_same_run(tmp_path):
-    names = ("operator", "forward_ms", "forward_backward_ms", "peak_memory_mib")
+    times = ("forward_ms", "forward_backward_ms", "forward_device_ms", "forward_backward_device_ms")
+    names = ("operator", *times, "peak_memory_mib")
     numbers = [
-        ("simple_gla", 0.5, 2.0, 800),
-        ("palimpsa", 1.25, 8.0, 1000),
-        ("palimpsa_scalar", 0.65, 3.0, 1200),
-        ("gated_deltanet", 1.0, 5.0, 1600),
+        ("simple_gla", 0.5, 2.0, 0.4, 1.0, 800),
+        ("palimpsa", 1.25, 8.0, "", "", 1000),
+        ("palimpsa_scalar", 0.65, 3.0, 0.6, 2.0, 1200),
+        ("gated_deltanet", 1.0, 5.0, 1.0, 5.0, 1600),
     ]
     rows = [dict(zip(names, row, strict=True)) for row in numbers]
     write_operators(tmp_path / "kernels", rows)
     text, sizes = text_blocks.operator_speed_table(tmp_path), "8, 4096, 16, 48, 96"
     assert table(text) == [
         ["Palimpsa", sizes, "1.25", "8", "1000", "2.50", "4.00", "1.25"],
-        ["Palimpsa, one precision a head", sizes, "0.65", "3", "1200", "1.30", "1.50", "1.50"],
-        ["simple GLA (fla)", sizes, "0.5", "2", "800", "1.00", "1.00", "1.00"],
-        ["Gated DeltaNet (fla)", sizes, "1", "5", "1600", "2.00", "2.50", "2.00"],
+        [
+            *("Palimpsa, one precision a head", sizes, "0.65 (0.6)", "3 (2)", "1200"),
+            *("1.30 (1.50)", "1.50 (2.00)", "1.50"),
+        ],
+        ["simple GLA (fla)", sizes, "0.5 (0.4)", "2 (1)", "800", "1.00 (1.00)", "1.00 (1.00)", "1.00"],
+        ["Gated DeltaNet (fla)", sizes, "1 (1)", "5 (5)", "1600", "2.00 (2.50)", "2.50 (5.00)", "2.00"],
     ]
     assert "at most 1.4, 1.6 and 1.5" in " ".join(text.split())
     write_operators(tmp_path / "before" / "kernels", rows[:2])

@@ -1,6 +1,7 @@
 """Errors against float64, and the clock."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -51,3 +52,23 @@ def test_the_clock_drops_gradients_before_each_call():
     assert measure.Clock("cpu", 0.01, 1.0).median_ms(call, [leaf]) > 0
     assert len(seen) >= 2
     assert set(seen) == {None}
+
+
+def test_a_cpu_has_no_time_of_a_device_alone():
+    assert measure.Clock("cpu", 0.01, 1.0).device_ms(lambda: None) is None
+
+
+@pytest.mark.gpu
+def test_the_time_of_the_device_alone_has_nothing_of_the_host():
+    clock, x = measure.Clock("cuda", 1.0, 10.0), torch.ones(1, device="cuda")
+
+    def call() -> None:
+        time.sleep(2e-3)
+        x.add_(1)
+
+    clock.median_ms(call)
+    alone = clock.device_ms(call)
+    assert alone is not None
+    assert alone < 0.1
+    with pytest.raises(RuntimeError, match="a call waits for it"):
+        clock.device_ms(torch.cuda.synchronize)

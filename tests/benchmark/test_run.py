@@ -98,21 +98,21 @@ def test_rows_of_another_origin_are_never_added_to(bench, no_figures, read_rows,
 
 
 @pytest.mark.parametrize(
-    ("folder", "command"),
-    [("kernels", []), ("training", ["benchmark=training", "num_steps=250"])],
+    ("names", "command"),
+    [
+        (("kernels/operators", "kernels/throughput"), []),
+        (("training/steps",), ["benchmark=training", "num_steps=250"]),
+    ],
     ids=["operators", "training"],
 )
-def test_committed_rows_are_recognised(no_figures, folder, command, tmp_path, monkeypatch, capsys):
+def test_committed_rows_are_recognised(no_figures, names, command, tmp_path, monkeypatch, capsys):
     """The command that measured them finds nothing left to do on the same device, with the same versions."""
-    # What first calls cost is another command's.
-    files = sorted(
-        set((ROOT / "results" / folder).glob("*_nvidia-h200.csv")) - set(ROOT.glob("results/*/first_call_*"))
-    )
+    files = [ROOT / f"results/{name}_nvidia-h200.csv" for name in names]
     for path in files:
         shutil.copy(path, tmp_path)
     rows = [row for path in files for row in csv.DictReader(path.read_text().splitlines())]
     row, num_rows = rows[0], len(rows)
-    if folder == "training":
+    if command:
         # Each model that has been measured, at every length.
         command = [*command, f"models=[{','.join(dict.fromkeys(row['model'] for row in rows))}]"]
     else:

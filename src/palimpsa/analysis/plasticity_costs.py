@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from palimpsa.analysis.collect.benchmark_columns import ROWS_A_GROUP
+from palimpsa.analysis.collect.benchmark_columns import PASSES, ROWS_A_GROUP
 from palimpsa.analysis.collect.benchmark_files import read_operator_csv
-from palimpsa.analysis.tables import count_text, markdown_table
+from palimpsa.analysis.tables import count_text, markdown_table, with_device_time
 from palimpsa.config.compose import compose_config
 
 # The letters of a label are the block's.
@@ -39,7 +39,8 @@ _ROWS = (
 def plasticity_costs(results: Path) -> str:
     """A row a plasticity: state a head; state and parameters of W_up in a layer of each of EXAMPLES; time.
 
-    The time is of the operator alone, forward and with the backward, where results/kernels has it.
+    The time is of the operator, forward and with the backward, where results/kernels has it; in brackets that of the
+    GPU alone.
     """
     configs = {label: compose_config([f"model={model}"]).model for label, model in EXAMPLES.items()}
     columns = [f"{what}, {label}" for what in ("state", "W_up") for label in configs]
@@ -56,6 +57,7 @@ def plasticity_costs(results: Path) -> str:
             parameters.append(count_text(config.d_model // 16 * H * G if row.has_up else 0))
         times = ["not measured"] * 2
         if row.operator in measured.index:
-            times = [f"{measured.loc[row.operator, name]:.3g}" for name in ("forward_ms", "forward_backward_ms")]
+            own = measured.loc[row.operator]
+            times = [with_device_time(own[f"{name}_ms"], own[f"{name}_device_ms"], ".3g") for name in PASSES]
         cells.append([row.name, row.state, *states, *parameters, *times])
     return "\n".join(markdown_table(header, cells))

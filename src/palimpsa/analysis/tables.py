@@ -278,3 +278,12 @@ def print_table(summary: pd.DataFrame, *, task: str, scale: str, console: Consol
         "\nseeds: finished/all. exit: median steps until the loss left its plateau.\n"
         "mean*: best learning rate of each seed by the test accuracy itself: optimistic.\n",
     )
+
+
+def with_device_time(as_called: float, alone: float, form: str) -> str:
+    """A time or ratio as called, and in brackets that of the device alone, which NaN leaves out.
+
+    >>> with_device_time(0.4, 0.3351, ".2g")
+    '0.4 (0.34)'
+    """
+    return f"{as_called:{form}}" if math.isnan(alone) else f"{as_called:{form}} ({alone:{form}})"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from palimpsa.analysis.collect.benchmark_columns import BASELINE, OPERATORS
+from palimpsa.analysis.collect.benchmark_columns import BASELINE, OPERATORS, PASSES
 from palimpsa.analysis.collect.benchmark_files import read_operator_csv, read_training_csv
 from palimpsa.analysis.plasticity_costs import plasticity_costs
 from palimpsa.analysis.pretraining_costs import pretraining_costs
@@ -24,7 +24,7 @@ from palimpsa.analysis.statistics.learning_rate import (
 )
 from palimpsa.analysis.statistics.summary import mean_difference
 from palimpsa.analysis.style import model_order
-from palimpsa.analysis.tables import markdown_table, mean_and_std, percent, state_text
+from palimpsa.analysis.tables import markdown_table, mean_and_std, percent, state_text, with_device_time
 from palimpsa.config.text import markdown_text
 from palimpsa.runs.read import read_runs_csv
 from palimpsa.runs.schema import ResultError
@@ -145,16 +145,23 @@ def operator_speed_table(results: Path) -> str:
     shapes = [shape for shape, operator in table if operator == "palimpsa" and (shape, BASELINE) in table]
     if not shapes:
         raise ResultError(f"{results / 'kernels'}/operators_{DEVICE}.csv: no shape of case table with both operators")
-    columns = ("forward_ms", "forward_backward_ms", "peak_memory_mib")
     cells = []
     for shape, operator in product(shapes, OPERATORS):
         if (shape, operator) in table:
             own, baseline = table[shape, operator], table[shape, BASELINE]
             sizes = ", ".join(str(own[letter]) for letter in "BTHKV")
-            costs = [f"{own['forward_ms']:.3g}", f"{own['forward_backward_ms']:.3g}", f"{own['peak_memory_mib']:.0f}"]
-            ratios = [f"{own[name] / baseline[name]:.2f}" for name in columns]
-            cells.append([OPERATORS[operator], sizes, *costs, *ratios])
-    caption = f"The last three columns: how many times that of {OPERATORS[BASELINE]}, of the same run."
+            times = [with_device_time(own[f"{name}_ms"], own[f"{name}_device_ms"], ".3g") for name in PASSES]
+            ratios = [
+                with_device_time(*(own[f"{name}{of}_ms"] / baseline[f"{name}{of}_ms"] for of in ("", "_device")), ".2f")
+                for name in PASSES
+            ]
+            memory = own["peak_memory_mib"]
+            ratios.append(f"{memory / baseline['peak_memory_mib']:.2f}")
+            cells.append([OPERATORS[operator], sizes, *times, f"{memory:.0f}", *ratios])
+    caption = (
+        "As called, and in brackets of the GPU alone, without what the host takes, where that was measured. The last "
+        f"three columns: how many times that of {OPERATORS[BASELINE]}, of the same run."
+    )
     if any(operator == "palimpsa_scalar" for _, operator in table):
         caption += " The goals of one precision a head are at most 1.4, 1.6 and 1.5, where B is 8 and T 4,096."
     header = ["operator", "B, T, H, K, V", "forward, ms", "with backward", "peak memory, MiB"]

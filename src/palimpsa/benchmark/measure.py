@@ -20,6 +20,10 @@ CHECK_STEPS = 17
 # A Hopper-class multiprocessor's special-function units, and the clock in Hz where the device does not tell its own.
 RECIPROCALS_PER_CLOCK = 16
 DEFAULT_CLOCK = 1.75e9
+# Calls that are on their way to a GPU before it begins with the first: fewer kernels than wait for it at once.
+CALLS_AHEAD = 10
+# Clears the second-level cache of any GPU.
+FLUSHED_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,41 @@ class Clock:
             return float(ms)  # pyright: ignore[reportArgumentType]
         self._run(call, leaves, self.warmup_ms)
         return statistics.median(self._run(call, leaves, self.repeat_ms))
+
+    def device_ms(self, call: Callable[[], object], leaves: Iterable[Tensor] = ()) -> float | None:
+        """Median time of a call in ms of the device alone, without what the host takes to bring its kernels there;
+        gradients of `leaves` are dropped and the L2 cache is cleared before each. None on a CPU.
+
+        Args:
+            call: asked for before by `median_ms`, so that nothing is compiled or tuned; does not wait for the device.
+
+        Raises:
+            RuntimeError: the host does not get ahead of the device.
+        """
+        if self.device != "cuda":
+            return None
+        leaves, flushed = list(leaves), torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device=self.device)
+        num_cycles = 10_000_000
+        for _ in range(8):
+            events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(CALLS_AHEAD)]
+            torch.cuda.synchronize()
+            # The device is busy with nothing until all calls are on their way.
+            torch.cuda._sleep(num_cycles)
+            for begin, end in events:
+                for leaf in leaves:
+                    leaf.grad = None
+                flushed.zero_()
+                begin.record()
+                call()
+                end.record()
+            is_ahead = not events[0][0].query()
+            torch.cuda.synchronize()
+            if is_ahead:
+                return statistics.median(begin.elapsed_time(end) for begin, end in events)
+            num_cycles *= 2
+        raise RuntimeError(
+            f"the device was free before the host had called it {CALLS_AHEAD} times: a call waits for it"
+        )
 
     @staticmethod
     def _run(call: Callable[[], object], leaves: list[Tensor], budget_ms: float) -> list[float]:

@@ -46,14 +46,18 @@ _ERRORS = ("error_forward", "error_backward", "tolerance", "note")
 _ORIGIN = (*OPERATOR_SHARED, "command", "date")
 
 OPERATOR_COLUMNS = {
-    # case: copy, table, decode or lengths. Times are medians in ms, the forward's without autograd.
+    # case: copy, table, decode or lengths. Times are medians in ms, the forward's without autograd: as called, with
+    # what the host takes where the device waits for it, and of the device alone: of calls that wait for it.
     # peak_memory_mib: of a forward and backward, beyond the inputs, the output's gradient and all gradients included.
     # Picoseconds are per element, B T H K V of them; the limit is that of one reciprocal an element.
-    # bandwidth_gb_s: bytes_moved per second / 1e9; bandwidth_share: of the copy measured by the same run.
+    # bandwidth_gb_s: bytes_moved per second of the device alone / 1e9; bandwidth_share: of the copy that the same run
+    # measured.
     "operators": (
         *OPERATOR_KEY,
         "forward_ms",
         "forward_backward_ms",
+        "forward_device_ms",
+        "forward_backward_device_ms",
         "peak_memory_mib",
         "forward_ps_per_element",
         "forward_backward_ps_per_element",

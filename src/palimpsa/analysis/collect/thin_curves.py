@@ -23,7 +23,7 @@ from palimpsa.runs.schema import CURVE_COLUMNS, RUN_KEY
 
 MAX_RECORDS = 100
 # Significant digits, and shares of the range of a run.
-PROBE_DIGITS, PROBE_TOLERANCE = 3, 0.015
+PROBE_DIGITS, PROBE_TOLERANCE = 3, 0.02
 LOSS_DIGITS, LOSS_TOLERANCE = 4, 0.005
 
 
