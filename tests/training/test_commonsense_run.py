@@ -1,6 +1,7 @@
 """Pretraining end to end on a CPU: what a run records, that a killed one goes on, and who its data are."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -8,18 +9,21 @@ import sys
 import time
 from pathlib import Path
 
+import lightning as L
 import pandas as pd
 import pytest
 import torch
 
 from palimpsa.config.errors import ConfigError, RunDirectoryError
 from palimpsa.config.schema import plain, typed
+from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.identity import config_hash, identity
 from palimpsa.sweeps.plan import plan_command_line
 from palimpsa.sweeps.sweep import Sweep
 from palimpsa.tasks.build import build_task
 from palimpsa.tasks.data_digests import with_data_digests
-from palimpsa.training.run import run
+from palimpsa.training.preflight import check_run
+from palimpsa.training.run import TrainingRun, run
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = (
@@ -254,3 +258,50 @@ def test_a_sweep_chooses_the_rate_with_the_lowest_validation_loss(overrides, tmp
     assert ["0.03", "best", "2/2", f"{lowest:.4f}"] in lines
     assert ["1e-06", "1/1", f"{losses['lr_1e-06', 'seed_1']:.4f}"] in lines
     assert "best at the edge of the rates tried" in done.stdout
+
+
+def spoil_parameter(model):
+    with torch.no_grad():
+        model.get_parameter("blocks.1.mixer.o_proj.weight")[0, 0] = math.nan
+
+
+def spoil_output(model):
+    model.get_submodule("blocks.1.mixer").register_forward_hook(lambda _, __, output: output * math.inf)
+
+
+def spoil_operand(model):
+    # The operator of block 1, which looks at its operands on a CPU, is the first to say so.
+    model.get_submodule("blocks.0.mixer").register_forward_hook(lambda _, __, output: output * math.nan)
+
+
+def spoil_gradient(model):
+    model.get_parameter("blocks.1.mixer.k_proj.weight").register_hook(lambda gradient: gradient * math.nan)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "where"),
+    [
+        (spoil_parameter, "the loss is nan at step 6, first in the parameter blocks.1.mixer.o_proj.weight"),
+        (spoil_output, "the loss is nan at step 6, first in the output of blocks.1.mixer"),
+        (spoil_operand, "contains NaN at step 6, first in the output of blocks.0.mixer"),
+        (spoil_gradient, "the gradient's norm is nan at step 6, first in the gradient of blocks.1.mixer.k_proj.weight"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_run_stops_before_the_step_that_is_no_number_and_names_step_batch_and_layer(commonsense, spoil, where):
+    config = commonsense("trainer.accumulate=2")
+    task = check_run(with_data_digests(config))
+    training = TrainingRun(config, task, RunDirectory(config.run_dir))
+
+    class SpoilAtSix(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 12:
+                spoil(pl_module.model)
+
+    with pytest.raises(FloatingPointError) as raised:
+        training.fit([SpoilAtSix()])
+    assert where in str(raised.value)
+    assert task.describe_batch(task.stages[0], 6) in str(raised.value)
+    kept = torch.load(training.directory.checkpoint_file, weights_only=True)
+    assert kept["global_step"] == 4
+    assert all(bool(weight.isfinite().all()) for weight in kept["state_dict"].values())

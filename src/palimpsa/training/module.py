@@ -8,8 +8,9 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor
+from torch import Tensor, distributed
 
+from palimpsa.kernels.validation import OperandError
 from palimpsa.model.language_model import LanguageModel
 from palimpsa.tasks.loss import unit_gradient
 from palimpsa.tasks.task import Task
@@ -20,7 +21,8 @@ from palimpsa.training.curriculum import Curriculum
 from palimpsa.training.distributed import shard_model
 from palimpsa.training.gpus import machine_lock
 from palimpsa.training.optimizer import clip_gradients, make_optimizer, make_schedule
-from palimpsa.training.watch.loss_guard import LossGuard
+from palimpsa.training.watch.loss_guard import LossGuard, refused
+from palimpsa.training.watch.not_finite import first_layer_not_finite, layer_that_raised
 
 
 class TrainingModule(L.LightningModule):
@@ -65,19 +67,33 @@ class TrainingModule(L.LightningModule):
         self._is_whole_batch = True
 
     def training_step(self, _: Any, batch_idx: int) -> Tensor:
-        stage, step = self.curriculum.stage, self.curriculum.stage_step
-        num_shares = self.trainer.world_size * self.accumulate
-        share = self.global_rank * self.accumulate + batch_idx % self.accumulate
         costs = self.curriculum.step_log.costs
         with costs.waiting_for_data() if costs is not None else contextlib.nullcontext():
-            batch = self.task.batch(stage, step, self.device, rank=share, num_ranks=num_shares)
-        self._is_whole_batch = self.task.count_examples(batch) * num_shares == stage.batch_size
-        with compiled_code_if(self._is_whole_batch):
-            # Lightning divides it by the parts of a share, and adds their gradients.
-            loss = self.task.loss(self.model, batch).mean
+            batch = self._batch(batch_idx % self.accumulate)
+        num_shares = self.trainer.world_size * self.accumulate
+        self._is_whole_batch = self.task.count_examples(batch) * num_shares == self.curriculum.stage.batch_size
+        try:
+            with compiled_code_if(self._is_whole_batch):
+                # Lightning divides it by the parts of a share, and adds their gradients.
+                loss = self.task.loss(self.model, batch).mean
+        except OperandError as error:
+            if self.guard is None:
+                raise
+            # On a CPU the operator looks at its arguments before anyone looks at the loss.
+            # Of several processes the others are on their way to the next layer, and would not go through it again.
+            found = self._find_own_layer() if self.trainer.world_size == 1 else None
+            where = found or layer_that_raised(self.model, error)
+            raise refused(f"palimpsa: {error}", self.trainer.global_step, where, self._describe_batch()) from error
         if self.guard is not None:
             self._step_loss = self._step_loss + loss.detach() / self.accumulate
         return loss
+
+    def _batch(self, part: int) -> tuple[Tensor, ...]:
+        """One part of this process's share of the step that comes next."""
+        share = self.global_rank * self.accumulate + part
+        num_shares = self.trainer.world_size * self.accumulate
+        stage, step = self.curriculum.stage, self.curriculum.stage_step
+        return self.task.batch(stage, step, self.device, rank=share, num_ranks=num_shares)
 
     def backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:
         # What blocks do not keep is computed again here, by the same code.
@@ -85,13 +101,35 @@ class TrainingModule(L.LightningModule):
             super().backward(loss, *arguments, **options)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        norm = clip_gradients(optimizer, self.optimizer_config.gradient_clip)
+        look = None if self.guard is None else self._look
+        norm = clip_gradients(optimizer, self.optimizer_config.gradient_clip, look)
         if self.curriculum.step_log.costs is not None:
             self.curriculum.step_log.costs.gradient_norm = norm
-        if self.guard is not None:
-            loss = self.trainer.strategy.reduce(torch.as_tensor(self._step_loss), reduce_op="mean")
-            self._step_loss = 0.0
-            self.guard.check(self.trainer.global_step, float(loss), float(norm), self.model, self._describe_batch)
+
+    def _look(self, norm: Tensor) -> None:
+        """Has the guard look at the step, whose gradients have this norm."""
+        assert self.guard is not None
+        loss = float(self.trainer.strategy.reduce(torch.as_tensor(self._step_loss), reduce_op="mean"))
+        self._step_loss = 0.0
+        step = self.trainer.global_step
+        self.guard.check(step, loss, float(norm), self.model, self._describe_batch, self._find_layer)
+
+    def _find_layer(self) -> str | None:
+        """Where the forward pass of the step has its first number that is none, in words; asked of all processes."""
+        own = self._find_own_layer()
+        found = [own] * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            # A share of another process may be the one.
+            distributed.all_gather_object(found, own)
+        return next(filter(None, found), None)
+
+    def _find_own_layer(self) -> str | None:
+        def forward() -> None:
+            with self.trainer.precision_plugin.forward_context(), contextlib.suppress(OperandError):
+                for part in range(self.accumulate):
+                    self.task.loss(self.model, self._batch(part))
+
+        return first_layer_not_finite(self.model, forward)
 
     def _describe_batch(self) -> str:
         return self.task.describe_batch(self.curriculum.stage, self.curriculum.stage_step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -86,9 +87,21 @@ def weight_decay_groups(model: nn.Module, weight_decay: float, *, decay_all: boo
     ]
 
 
-def clip_gradients(optimizer: Any, max_norm: float) -> Tensor:
-    """Scales a torch optimiser's gradients in place so that their global L2 norm is at most `max_norm`; what it was."""
+def clip_gradients(optimizer: Any, max_norm: float, look: Callable[[Tensor], None] | None = None) -> Tensor:
+    """Scales a torch optimiser's gradients in place so that their global L2 norm is at most `max_norm`.
+
+    Args:
+        look: called with their norm before: one that is no number would scale all of them to what is none.
+
+    Returns:
+        what their norm was.
+    """
     # Lightning's own refuses a fused optimiser, which only in fp16 would see scaled gradients.
-    norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_norm)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     # Of sharded gradients, that of all parts.
-    return getattr(norm, "full_tensor", lambda: norm)()
+    whole = getattr(norm, "full_tensor", lambda: norm)()
+    if look is not None:
+        look(whole)
+    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return whole

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
-import torch
-from torch import Tensor, nn
+from torch import nn
+
+from palimpsa.training.watch.not_finite import gradient_not_finite, largest_gradient
 
 # Steps whose losses are remembered; as many have to be there before one is called a spike.
 WINDOW = 100
@@ -29,26 +30,31 @@ class LossGuard(L.Callback):
         self._losses: deque[float] = deque(maxlen=WINDOW)
 
     def check(
-        self, step: int, loss: float, gradient_norm: float, model: nn.Module, describe_batch: Callable[[], str]
+        self,
+        step: int,
+        loss: float,
+        gradient_norm: float,
+        model: nn.Module,
+        describe_batch: Callable[[], str],
+        find_layer: Callable[[], str | None] = lambda: None,
     ) -> None:
         """Looks at a step before the optimiser takes it, and remembers its loss.
 
         Args:
             step: 0-based, of the whole run.
             loss: nats, of all processes, so that all of them decide alike.
-            gradient_norm: L2, of all parameters, before clipping.
-            model: whose parameters hold the gradients.
+            gradient_norm: L2, of all parameters.
+            model: whose parameters hold the gradients, before clipping: with a norm that is no number none of them is.
             describe_batch: says, in words, what the step was taken on.
+            find_layer: says, in words, where the forward pass has its first number that is none; None: nowhere.
 
         Raises:
             FloatingPointError: for a loss or a norm that is no number, and a spike; the parameters are as they were.
         """
         if not math.isfinite(loss) or not math.isfinite(gradient_norm):
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {gradient_norm}"
-            raise FloatingPointError(
-                f"{what} at step {step}, {first_not_finite(model)}: the step is not taken; the last checkpoint is from "
-                f"before it, and a lower optimizer.lr may help. Its batch: {describe_batch()}"
-            )
+            where = find_layer() or gradient_not_finite(model) or f"all gradients are finite, {largest_gradient(model)}"
+            raise refused(what, step, where, describe_batch())
         if len(self._losses) == WINDOW:
             mean = math.fsum(self._losses) / WINDOW
             deviation = math.sqrt(math.fsum((one - mean) ** 2 for one in self._losses) / WINDOW)
@@ -71,25 +77,14 @@ class LossGuard(L.Callback):
         self._losses = deque(losses, maxlen=WINDOW)
 
 
-def first_not_finite(model: nn.Module) -> str:
-    """In words, the first parameter whose gradient is no number; a loss that never met a parameter has none."""
-    for name, gradient in _gradients(model):
-        if not bool(torch.isfinite(gradient).all()):
-            return f"first in the gradient of {name}"
-    return "and all gradients are finite"
+def refused(what: str, step: int, where: str, batch: str) -> FloatingPointError:
+    """What is raised for numbers that are none, before the step is taken.
 
-
-def largest_gradient(model: nn.Module) -> str:
-    """In words, the parameter with the largest gradient."""
-    norms = {name: float(gradient.float().norm()) for name, gradient in _gradients(model)}
-    if not norms:
-        return "no parameter has a gradient"
-    name = max(norms, key=norms.__getitem__)
-    return f"the largest gradient is that of {name}, of norm {norms[name]:.3g}"
-
-
-def _gradients(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            # Of sharded parameters, this process's part.
-            yield name, getattr(parameter.grad, "to_local", lambda gradient=parameter.grad: gradient)()
+    Args:
+        what, where, batch: in words: what is no number, in which layer, and what the step was taken on.
+        step: 0-based, of the whole run.
+    """
+    return FloatingPointError(
+        f"{what} at step {step}, {where}: the step is not taken; the last checkpoint is from before it, and a lower "
+        f"optimizer.lr may help. Its batch: {batch}"
+    )
