@@ -118,6 +118,7 @@ WRONG_FILES = {
 }
 WRONG_CONTENT = {
     "empty_xz": ("a.jsonl.xz", lzma.compress(b""), ": is empty"),
+    "empty_lines": ("a.jsonl", b"\n \r\n", ": is empty"),
     "empty_text": ("a.txt", b" \n", ": is empty"),
     "corrupt_line": ("a.jsonl", b'{"text": "a"}\n{"text": "b"\n{"text": "c"}\n', ":2: got a line that is no JSON"),
     "last_line": ("a.jsonl", b'{"text": "a"}\n\n{"text": "b"', ":3: got a line that is no JSON"),
@@ -176,6 +177,20 @@ def test_a_row_of_parquet_is_counted_and_a_column_is_asked_for(tmp_path):
         read(FileSource([str(path)], FIELDS))
     with pytest.raises(ConfigError, match=r"a.parquet: has no column 'body', expected one of text, source, n"):
         read(FileSource([str(path)], Fields("body", None, "")))
+
+
+def test_bytes_of_a_parquet_column_that_are_no_text_are_named_by_row(tmp_path):
+    data = pyarrow.array([*[b"fine"] * 299, b"caf\xe9"], pyarrow.binary())
+    column = pyarrow.StringArray.from_buffers(len(data), *data.buffers()[1:])
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match=r"a.parquet:300: got the byte 0xe9 at 3, expected UTF-8$"):
+        read(FileSource([str(tmp_path / "a.parquet")], PLAIN_FIELDS))
+
+
+def test_a_parquet_file_without_rows_is_empty(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", [])
+    with pytest.raises(ConfigError, match=r"a.parquet: is empty, expected text in it"):
+        read(FileSource([str(path)], FIELDS))
 
 
 def test_nothing_and_twice_the_same_are_refused(tmp_path):

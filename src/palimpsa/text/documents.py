@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from palimpsa.config.errors import ConfigError
 from palimpsa.text.files import file_sha256
-from palimpsa.text.records import Batch, Fields, decode
+from palimpsa.text.records import Batch, Fields, decode, undecodable
 
 # Of text, in one batch: a quarter of a second of SentencePiece's on a core.
 BATCH_BYTES = 512 * 1024
@@ -90,6 +90,8 @@ class FileSource:
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
                 total = file.metadata.num_rows
+                if not total:
+                    raise ConfigError(f"{path}: is empty, expected text in it")
                 for name in names:
                     if name not in file.schema_arrow.names:
                         known = ", ".join(file.schema_arrow.names)
@@ -99,9 +101,9 @@ class FileSource:
                     kept = rows.slice(max(0, done - first))
                     first += rows.num_rows
                     if kept.num_rows:
-                        columns = [kept.column(name).to_pylist() for name in names]
-                        licences = columns[1] if self.fields.licence else None
                         number = first - kept.num_rows + 1
+                        columns = [_column_values(kept.column(name), path, number) for name in names]
+                        licences = columns[1] if self.fields.licence else None
                         batch = Batch(str(path), "row", number, {"rows": first}, texts=columns[0], licences=licences)
                         yield batch, first / total
         except (pyarrow.ArrowException, OSError) as error:
@@ -214,12 +216,14 @@ def _read_lines(path: Path, state: dict[str, Any]) -> Iterator[tuple[Batch, floa
             skipped += len(block := _read(stream, min(BATCH_BYTES, position - skipped), path))
             if not block:
                 raise ConfigError(f"{path}: ends after {skipped} bytes, expected more than the {position} read before")
+        # Of a file that was begun before, what was read then may have had text.
         rest, is_empty = b"", position == 0
         while block := _read(stream, BATCH_BYTES, path):
-            pieces, is_empty = [rest, block], False
+            pieces = [rest, block]
             while b"\n" not in pieces[-1] and (more := _read(stream, BATCH_BYTES, path)):
                 pieces.append(more)
             data = b"".join(pieces)
+            is_empty = is_empty and data.isspace()
             end = data.rfind(b"\n") + 1 or len(data)
             lines, rest = data[:end], data[end:]
             yield _lines(path, lines, position, number), raw.tell() / size
@@ -233,6 +237,19 @@ def _read_lines(path: Path, state: dict[str, Any]) -> Iterator[tuple[Batch, floa
 def _lines(path: Path, lines: bytes, position: int, number: int) -> Batch:
     after = {"bytes": position + len(lines), "lines": number + lines.count(b"\n")}
     return Batch(str(path), "line", number + 1, after, lines=lines)
+
+
+def _column_values(column: Any, path: Path, first: int) -> list[Any]:
+    """The values of a pyarrow column, whose rows are counted from `first`."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        for number, value in enumerate(column, start=first):
+            try:
+                value.as_py()
+            except UnicodeDecodeError as error:
+                raise undecodable(error, f"{path}:{number}") from error
+        raise
 
 
 def _decode_lines(data: bytes, path: Path) -> str:

@@ -116,6 +116,9 @@ def decode(data: bytes, place: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{place}: got the byte 0x{data[error.start]:02x} at {error.start}, expected UTF-8"
-        ) from error
+        raise undecodable(error, place) from error
+
+
+def undecodable(error: UnicodeDecodeError, place: str) -> ConfigError:
+    """The line about bytes that are no UTF-8."""
+    return ConfigError(f"{place}: got the byte 0x{error.object[error.start]:02x} at {error.start}, expected UTF-8")
