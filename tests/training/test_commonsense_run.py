@@ -254,6 +254,7 @@ def test_a_sweep_chooses_the_rate_with_the_lowest_validation_loss(overrides, tmp
     lowest = losses["lr_0.03", "seed_1"]
     assert lowest < losses["lr_1e-06", "seed_1"]
     assert f"Palimpsa-D: learning rate 0.03 of 2 rates, validation loss {lowest:.4f} on 1 seed" in done.stdout
+    assert "Learning rates: Pretraining of language models" in done.stdout
     lines = [line.split() for line in done.stdout.splitlines()]
     assert ["0.03", "best", "2/2", f"{lowest:.4f}"] in lines
     assert ["1e-06", "1/1", f"{losses['lr_1e-06', 'seed_1']:.4f}"] in lines

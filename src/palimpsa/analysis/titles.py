@@ -14,7 +14,11 @@ def title(task: str) -> str:
     'MQAR (associative recall), curriculum protocol'
     >>> title("mqar_ablation")
     'MQAR (associative recall), ablations of Palimpsa-D'
+    >>> title("commonsense")
+    'Pretraining of language models'
     """
+    if task == "commonsense":
+        return "Pretraining of language models"
     protocol = f"{task.removeprefix('mqar_')} protocol"
     return f"MQAR (associative recall), {_VARIANTS.get(task, protocol)}"
 
