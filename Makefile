@@ -131,9 +131,9 @@ illustrations: setup ## Compute what Figure 4 and capacity.png show, where it is
 bench: setup ## Time the operators, or training (ARGS="benchmark=training"): on the GPU, or small on a CPU
 	$(PY) scripts/benchmark.py $(ARGS)
 
-# Alone: what two CPU cores train in minutes, on a GPU machine too.
+# Alone: what two CPU cores train in minutes, on a GPU machine too; and so on data of one's own where there is no GPU.
 DATA ?=
-MODEL ?= $(if $(DATA),palimpsa_d_170m,palimpsa_d_tiny)
+MODEL ?= $(if $(filter laptop,$(SCALE)),palimpsa_d_tiny,palimpsa_d_170m)
 pretrain: SCALE = $(if $(DATA),$(if $(GPU),h200,laptop),laptop)
 pretrain: check-scale setup ## Pretrain a language model: MODEL=palimpsa_d_170m DATA=dir (alone: a tiny one, on a novel)
 	$(if $(DATA),,$(PY) scripts/prepare_text.py source=sample tokenizer=bytes validation_every=8 directory=data/sample)

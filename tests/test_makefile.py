@@ -260,6 +260,9 @@ def test_pretraining_alone_is_a_tiny_model_on_the_text_that_is_shipped(checkout)
 
 
 def test_pretraining_on_data_takes_what_the_machine_has(checkout):
+    assert commands(checkout.make("-n", "pretrain", "DATA=data/mine").stdout) == [
+        "scripts/pretrain.py task=commonsense model=lm/palimpsa_d_tiny task.data=data/mine scale=laptop trainer=cpu"
+    ]
     checkout.add_gpus(1)
     assert commands(checkout.make("-n", "pretrain", "DATA=data/web").stdout) == [
         "scripts/pretrain.py task=commonsense model=lm/palimpsa_d_170m task.data=data/web scale=h200 trainer=gpu"
