@@ -20,14 +20,14 @@ def show(configs: Sequence[dict[str, Any]], code: int) -> int:
         code: 0, or 1 where some are not finished.
     """
     # Here and not above: a launcher's workers import this file.
-    from palimpsa.evaluation.pretraining import show_pretraining
+    from palimpsa.evaluation.pretraining import is_pretrained, show_pretraining
     from palimpsa.training.distributed import is_first_rank
 
     if not is_first_rank():
         return code
     for config in configs:
         folder = Path(config["run_dir"])
-        if config["task"]["kind"] == "commonsense" and (code == 0 or (folder / "result.json").exists()):
+        if config["task"]["kind"] == "commonsense" and is_pretrained(folder):
             print(*show_pretraining(folder), sep="\n", flush=True)
     return code
 

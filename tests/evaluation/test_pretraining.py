@@ -78,6 +78,18 @@ def test_it_ends_with_a_picture_a_perplexity_and_a_sample(pretrained):
     assert re.search(r"a sample: ['\"]She .{100,}", printed, flags=re.DOTALL)
 
 
+def test_of_a_run_that_diverged_its_reason_is_all_that_is_told(pretrained, tmp_path):
+    config = json.loads((pretrained[0] / "config.json").read_text())
+    done = script(
+        "pretrain.py", *SMALL, f"task.data={config['task']['data']}", f"results_dir={tmp_path}", "optimizer.lr=1e30",
+        "trainer.checkpoint_every=1",
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert re.search(r"diverged, FloatingPointError: .* at step \d+, first in .*: the step is not taken", line)
+    assert done.stdout == ""
+
+
 def test_the_model_is_the_one_after_the_last_step(pretrained):
     folder, _ = pretrained
     trained = load_trained(folder)

@@ -14,6 +14,7 @@ from palimpsa.evaluation.sampling import sample_tokens
 from palimpsa.evaluation.trained import load_trained
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.result import read_json_object
+from palimpsa.runs.schema import FINISHED
 from palimpsa.tasks.data_digests import split_folder
 from palimpsa.text.manifest import read_manifest
 from palimpsa.text.own_tokenizer import load_own_tokenizer
@@ -22,6 +23,12 @@ from palimpsa.text.tokenizers import TokenizerMissingError
 NUM_TOKENS = 200
 TEMPERATURE = 0.8
 PROMPT = "She "
+
+
+def is_pretrained(folder: Path) -> bool:
+    """Whether the run in a directory has trained to its end: one that failed or diverged has a result too."""
+    path = RunDirectory(folder).result_file
+    return path.exists() and read_json_object(path, "expected a run's result")["status"] == FINISHED
 
 
 def show_pretraining(folder: Path, *, prompt: str = PROMPT, seed: int = 0) -> list[str]:
@@ -40,7 +47,7 @@ def show_pretraining(folder: Path, *, prompt: str = PROMPT, seed: int = 0) -> li
         ConfigError: where the data are gone, or their tokenizer makes other ids today.
     """
     trained = load_trained(folder)
-    result = read_json_object(RunDirectory(folder).path / "result.json", "expected a run's result")
+    result = read_json_object(RunDirectory(folder).result_file, "expected a run's result")
     config, (stage,) = trained.config, result["stages"]
     name, steps, tokens = config["model"]["label"], trained.step, trained.step * config["task"]["tokens_per_step"]
     title = f"Pretraining {name}"
