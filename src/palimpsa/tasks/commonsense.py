@@ -190,7 +190,7 @@ def _open(config: CommonsenseConfig, split: str) -> TokenShards:
     if shards.vocab_size > config.vocab_size:
         raise ConfigError(
             f"task.vocab_size: got {config.vocab_size}, expected at least {shards.vocab_size}, the vocabulary of the "
-            f"tokenizer of {shards.directory}"
+            f"tokenizer of {shards.directory}; task.vocab_size={shards.vocab_size} will do"
         )
     return shards
 
