@@ -329,6 +329,8 @@ def test_one_run_of_several_processes_is_requeued_and_goes_on(cluster, tiny_over
     assert json.loads(directory.result_file.read_text())["status"] == "finished"
     history = pd.read_csv(directory.history_file)
     assert history["loss"].notna().sum() == 30
+    # The cluster is that of other tests too.
+    cluster.wait_for(lambda: cluster.jobs() == {}, "the job to leave the queue", 60)
 
 
 def last_checkpoint(directory: Path) -> Path:
