@@ -108,14 +108,14 @@ class Perplexity:
         }
         for i, name in enumerate(("position", "length")):
             for k in np.flatnonzero(counts[i]).tolist():
-                metrics[f"loss/{name}{_bin_name(k)}"] = float(sums[i][k] / counts[i][k])
+                metrics[f"loss/{name}{bin_name(k)}"] = float(sums[i][k] / counts[i][k])
         return metrics
 
 
-def _bin_name(k: int) -> str:
+def bin_name(k: int) -> str:
     """The numbers above 2^(k-1) up to 2^k.
 
-    >>> [_bin_name(k) for k in range(4)]
+    >>> [bin_name(k) for k in range(4)]
     ['1', '2', '3to4', '5to8']
     """
     low, high = (1 << k) // 2 + 1, 1 << k

@@ -1,0 +1,211 @@
+"""lm-evaluation-harness on a model of ours or of transformers': its definitions and its metrics, our batches.
+
+Imports the harness, and is imported late.
+"""
+
+# n items of a task
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lm_eval.api.model import TemplateLM
+from lm_eval.evaluator import evaluate
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from palimpsa.config.errors import ConfigError
+from palimpsa.evaluation.harness_tasks import AVERAGES, BOTH_WAYS, TASKS, write_definitions
+from palimpsa.evaluation.models.codecs import Codec
+from palimpsa.evaluation.models.scoring import Request, Scorer
+from palimpsa.evaluation.statistics import Measured, TaskResult, mean_accuracy, mean_perplexity, ratio_perplexity
+
+
+class HarnessModel(TemplateLM):
+    """What the harness asks, answered by a `Scorer`.
+
+    As the harness's own HFLM it reads at most `max_length` tokens before each target, the last ones, and begins a text
+    without a context with the prefix token. An answer of more than `max_length` tokens, which HFLM refuses, is scored
+    in pieces of half of that, each from what is before it.
+
+    Args:
+        scorer: that scores.
+        codec: text to tokens.
+        max_length: tokens that are read before a target, >= 2.
+
+    Attributes:
+        num_truncated: how many requests had more before a target than was read, since it was set to 0.
+    """
+
+    def __init__(self, scorer: Scorer, codec: Codec, max_length: int) -> None:
+        super().__init__()
+        if max_length < 2:
+            raise ValueError(f"max_length: got {max_length}, expected >= 2")
+        self._scorer = scorer
+        self._codec = codec
+        self.max_length = max_length
+        self.num_truncated = 0
+
+    @property
+    def eot_token_id(self) -> int:
+        return self._codec.prefix_token
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self._codec.prefix_token
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        return self._codec.encode(string, add_special_tokens)
+
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        pieces = [self._pieces([*context, *answer], len(answer)) for _, context, answer in requests]
+        self.num_truncated += sum(
+            len(one[0].tokens) < len(context) + len(answer)
+            for one, (_, context, answer) in zip(pieces, requests, strict=True)
+        )
+        return [(sum(likelihoods), all(greedy)) for likelihoods, greedy in self._score(pieces)]
+
+    def _pieces(self, tokens: list[int], num_targets: int) -> list[Request]:
+        if num_targets <= self.max_length:
+            return [Request(tokens[-(self.max_length + 1) :], num_targets)]
+        step, first = self.max_length // 2, len(tokens) - num_targets
+        pieces = []
+        for start in range(first, len(tokens), step):
+            stop = min(start + step, len(tokens))
+            pieces.append(Request(tokens[max(0, stop - self.max_length - 1) : stop], stop - start))
+        return pieces
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
+        texts = [self.tok_encode(request.args[0]) for request in requests]
+        windows = [
+            [
+                Request([*context, *targets], len(targets))
+                for context, targets in map(
+                    make_disjoint_window,
+                    get_rolling_token_windows(
+                        token_list=tokens,
+                        prefix_token=self.prefix_token_id,
+                        max_seq_len=self.max_length,
+                        context_len=1,
+                    ),
+                )
+            ]
+            for tokens in texts
+        ]
+        self.num_truncated += sum(len(one) > 1 for one in windows)
+        return [sum(likelihoods) for likelihoods, _ in self._score(windows)]
+
+    def _score(self, groups: Sequence[Sequence[Request]]) -> list[tuple[list[float], list[bool]]]:
+        """Log-likelihoods, and whether greedy, of each request of each group."""
+        scores = iter(self._scorer.score([one for group in groups for one in group]))
+        found = [[next(scores) for _ in group] for group in groups]
+        return [([one.log_likelihood for one in group], [one.is_greedy for one in group]) for group in found]
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
+        raise NotImplementedError(f"no task of {', '.join(TASKS)} has the model write")
+
+
+@dataclass(frozen=True)
+class HarnessResult:
+    """tasks: by name. averages: of `AVERAGES`, those whose tasks were all scored. files: the data, see
+    `RedirectedTasks`. notes: what of a definition was replaced."""
+
+    tasks: dict[str, TaskResult]
+    averages: dict[str, Measured]
+    files: dict[str, dict[str, str]]
+    notes: list[str]
+
+
+def run_harness(
+    model: Any,
+    names: Sequence[str],
+    *,
+    data_dir: str | None,
+    limit: int | None,
+    report: Callable[[str, TaskResult], None] = lambda name, result: None,
+) -> HarnessResult:
+    """Scores a model on tasks, zero-shot.
+
+    Args:
+        model: of the harness's interface: a `HarnessModel`, or its own HFLM.
+        names: of `harness_tasks.TASKS`.
+        data_dir: see `harness_tasks.write_definitions`.
+        limit: items a task, the first ones; None: all.
+        report: called with each task that is done.
+
+    Raises:
+        ConfigError: see `harness_tasks.write_definitions`; or the hub cannot be reached.
+    """
+    # It warns of what is meant: tasks by path, contexts that are cut.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    results: dict[str, TaskResult] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        redirected = write_definitions(names, data_dir, Path(folder))
+        manager = TaskManager(include_path=folder, include_defaults=False)
+        for name in names:
+            started = time.perf_counter()
+            if isinstance(model, HarnessModel):
+                model.num_truncated = 0
+            samples = _samples(model, _load(manager, name, data_dir), name, limit)
+            results[name] = TaskResult(
+                metrics={metric: _measure(metric, samples) for metric in TASKS[name].metrics},
+                num_items=len(samples),
+                num_truncated=model.num_truncated if isinstance(model, HarnessModel) else 0,
+                seconds=time.perf_counter() - started,
+            )
+            report(name, results[name])
+    return HarnessResult(results, averages(results), redirected.files, redirected.notes)
+
+
+def _load(manager: TaskManager, name: str, data_dir: str | None) -> Any:
+    import datasets
+
+    # The harness's own bars, of files that are read in a second.
+    datasets.disable_progress_bars()
+    try:
+        loaded = manager.load([name])
+    except Exception as error:
+        # Of the network, the hub or a file: each library on the way has errors of its own.
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if data_dir is not None:
+            raise ConfigError(f"evaluation.data_dir: the records of {name} cannot be read: {reason}") from error
+        raise ConfigError(f"evaluation: no data of {name} ({reason}); expected {BOTH_WAYS}") from error
+    loaded["tasks"][name].set_config(key="num_fewshot", value=0)
+    return loaded
+
+
+def _samples(model: Any, loaded: Any, name: str, limit: int | None) -> list[dict[str, Any]]:
+    """What the harness says of each item."""
+    found: Any = evaluate(lm=model, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+    return found["samples"][name]
+
+
+def _measure(metric: str, samples: Sequence[dict[str, Any]]) -> Measured:
+    values = np.array([sample[metric] for sample in samples], dtype=np.float64)
+    if metric == "word_perplexity":
+        return ratio_perplexity(values[:, 0], values[:, 1])
+    return mean_perplexity(values) if metric == "perplexity" else mean_accuracy(values)
+
+
+def averages(results: dict[str, TaskResult]) -> dict[str, Measured]:
+    """`AVERAGES` of the tasks' accuracies: items of different tasks are independent, so that errors add as squares."""
+    found = {}
+    for name, tasks in AVERAGES.items():
+        if all(task in results for task in tasks):
+            ones = [results[task].metrics[str(TASKS[task].accuracy)] for task in tasks]
+            stderr = math.sqrt(sum(one.stderr**2 for one in ones)) / len(ones)
+            found[name] = Measured(sum(one.value for one in ones) / len(ones), stderr)
+    return found

@@ -1,0 +1,185 @@
+"""The model that is evaluated, with its tokenizer and the lengths that it was trained on: of a run or of a folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from palimpsa.config.errors import ConfigError, RunDirectoryError
+from palimpsa.config.keys import is_file_name
+from palimpsa.evaluation.models.codecs import Codec, OwnCodec, TransformersCodec, WithoutSpecialTokens
+from palimpsa.evaluation.models.scoring import NativeNetwork, Network, TransformersNetwork
+from palimpsa.evaluation.schema import EvaluateConfig
+from palimpsa.evaluation.trained import load_trained
+from palimpsa.runs.result import run_of
+from palimpsa.tasks.data_digests import split_folder
+from palimpsa.text.golden import check_tokenizer
+from palimpsa.text.manifest import read_manifest
+from palimpsa.text.own_tokenizer import load_own_tokenizer
+from palimpsa.text.tokenizers import TokenizerMissingError
+
+EXPECTED = "expected the directory of a language model's run, or a Hugging Face folder with config.json and weights"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is known of a model's training; None where nobody says.
+
+    scale, seed, lr: of the run. steps, tokens: that it was trained for.
+    """
+
+    scale: str | None = None
+    seed: int | None = None
+    lr: float | None = None
+    steps: int | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model that can be evaluated.
+
+    name: of files. label: in tables. max_length: tokens read before a target. trained: see there. data: the folder of
+    token shards that it was trained on; None where there is none.
+    """
+
+    name: str
+    label: str
+    network: Network
+    codec: Codec
+    max_length: int
+    trained: Trained
+    data: str | None
+
+    @property
+    def num_parameters(self) -> int:
+        return self.network.num_parameters
+
+
+def load_evaluated(config: EvaluateConfig) -> EvaluatedModel:
+    """The model that a config names.
+
+    Raises:
+        ConfigError, RunDirectoryError: in one line: there is no model, no tokenizer, or one of more words than the
+            model has.
+    """
+    device, dtype = settled_device(config.device), settled_dtype(config.dtype, config.device)
+    folder = Path(str(config.checkpoint)).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f"checkpoint: got {str(folder)!r}, which is no folder, {EXPECTED}{_how_to_make(folder)}")
+    kind = _content(folder)
+    if "model_type" in kind:
+        found = _of_transformers(config, folder, device, dtype)
+    elif {"task", "model"} <= set(kind):
+        found = _of_a_run(config, folder, device, dtype)
+    else:
+        raise ConfigError(f"checkpoint: got {str(folder)!r}, without a model in it, {EXPECTED}")
+    if found.codec.vocab_size > found.network.vocab_size:
+        raise ConfigError(
+            f"checkpoint: got a tokenizer of {found.codec.vocab_size} words with {folder}, expected at most the "
+            f"{found.network.vocab_size} of its model"
+        )
+    if not 0 <= found.codec.prefix_token < found.network.vocab_size:
+        raise ConfigError(
+            f"evaluation.prefix_token: got {found.codec.prefix_token}, expected an id below {found.network.vocab_size}"
+        )
+    if not is_file_name(found.name):
+        raise ConfigError(f"name: got {found.name!r}, expected letters, digits, '_', '-', '+' and '.': name=...")
+    return found
+
+
+def settled_device(device: str) -> torch.device:
+    """ "auto" is the GPU, where there is one. ConfigError for one that there is not."""
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise ConfigError("device: got 'cuda', expected cpu or auto: there is no GPU here")
+    return torch.device("cuda" if has_gpu and device != "cpu" else "cpu")
+
+
+def settled_dtype(dtype: str, device: str) -> torch.dtype:
+    """ "auto" is bfloat16 on a GPU, float32 on a CPU."""
+    if dtype == "auto":
+        dtype = "bfloat16" if settled_device(device).type == "cuda" else "float32"
+    return getattr(torch, dtype)
+
+
+def _how_to_make(folder: Path) -> str:
+    return "; make pretrain trains a small one" if not folder.exists() else ""
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"checkpoint: got {str(folder)!r}, without a config.json in it, {EXPECTED}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"checkpoint: {folder / 'config.json'} cannot be read ({error}), {EXPECTED}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _of_a_run(config: EvaluateConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> EvaluatedModel:
+    trained = load_trained(folder)
+    own, task = trained.config, trained.config["task"]
+    if task["kind"] != "commonsense":
+        raise RunDirectoryError(f"checkpoint: got a run of task {task['name']} in {folder}, {EXPECTED}")
+    data = config.training_data or task["data"]
+    try:
+        tokenizer = load_own_tokenizer(read_manifest(split_folder(data, "train")))
+    except TokenizerMissingError as error:
+        raise ConfigError(f"checkpoint: the tokenizer of {folder} is missing: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(
+            f"training_data: the tokenizer of {folder} is that of its token shards: {error}; training_data=FOLDER says "
+            "where they are"
+        ) from error
+    run = run_of(own)
+    return EvaluatedModel(
+        name=config.name or f"{run['model']}_{run['scale']}_lr_{run['lr']}_seed_{run['seed']}",
+        label=run["label"],
+        network=NativeNetwork(trained.model.to(device), dtype),
+        codec=OwnCodec(tokenizer, config.evaluation.prefix_token),
+        max_length=config.evaluation.max_length or task["context"],
+        trained=Trained(
+            scale=run["scale"],
+            seed=run["seed"],
+            lr=run["lr"],
+            steps=trained.step,
+            tokens=trained.step * task["tokens_per_step"],
+        ),
+        data=data,
+    )
+
+
+def _of_transformers(config: EvaluateConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> EvaluatedModel:
+    from lm_eval.models.utils import resolve_max_length
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        # Whatever its many classes raise for files that are missing or damaged.
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(f"checkpoint: got {str(folder)!r} without a tokenizer that can be read: {reason}") from error
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(f"checkpoint: got {str(folder)!r} without a model that can be read: {reason}") from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"checkpoint: got a tokenizer without an end of text in {folder}, expected one: eos_token")
+    codec = TransformersCodec(tokenizer, config.evaluation.prefix_token)
+    if config.training_data is not None:
+        check_tokenizer(read_manifest(split_folder(config.training_data, "train")), WithoutSpecialTokens(codec))
+    return EvaluatedModel(
+        name=config.name or folder.resolve().name,
+        label=config.name or folder.resolve().name,
+        network=TransformersNetwork(model.to(device).eval(), dtype),
+        codec=codec,
+        max_length=config.evaluation.max_length or resolve_max_length(model.config, tokenizer),
+        trained=Trained(),
+        data=config.training_data,
+    )
