@@ -1,7 +1,7 @@
 # `make` lists the targets. Any POSIX sh and GNU make will do; every Python package lives in .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast lint mqar figures illustrations sweep bench prepare-text pretrain clean check-scale
+.PHONY: help setup test test-fast lint mqar figures illustrations sweep bench prepare-text pretrain evaluate clean check-scale
 # The prerequisites of a target are steps in an order; parallel runs are the launcher's business (JOBS).
 .NOTPARALLEL:
 
@@ -50,7 +50,8 @@ help: ## List the targets
 	@echo "  JOBS      runs at a time (default: one a core at laptop scale, else one a GPU; more packs them)"
 	@echo "  SWEEP     a file of configs/sweep (default: learning_rate for make sweep, mqar_figure2 for make mqar)"
 	@echo "  MODEL     of make pretrain: a file of configs/model/lm"
-	@echo "  DATA      of make pretrain: a folder that make prepare-text has made"
+	@echo "  DATA      of make pretrain: a folder that make prepare-text has made; of make evaluate: a folder of the tasks' records"
+	@echo "  CHECKPOINT, LIMIT  of make evaluate: a run's directory or a Hugging Face folder; items a task"
 	@echo "  ARGS      more Hydra overrides for what trains, makes or times something, more pytest arguments for what tests"
 	@echo "  PYTHON    the interpreter that set-up uses (default: python3.11, else python3.12, else python3)"
 	@echo "  PY        an environment of your own, PY=python, to be used as it is instead of .venv"
@@ -123,6 +124,7 @@ figures: setup ## Draw the figures, count the models, write the numbers of READM
 	$(PY) scripts/describe_models.py --out docs/models.md
 	$(if $(wildcard results/kernels/operators_*.csv results/kernels/throughput_*.csv),$(PY) scripts/plot_benchmark.py --results results/kernels)
 	$(if $(wildcard results/training/steps_*.csv),$(PY) scripts/plot_benchmark.py --results results/training)
+	$(if $(wildcard results/commonsense/evaluation.csv),$(PY) scripts/plot_evaluation.py --results results/commonsense)
 	$(PY) scripts/write_numbers.py
 
 illustrations: setup ## Compute what Figure 4 and capacity.png show, where it is out of date (minutes)
@@ -138,6 +140,12 @@ pretrain: SCALE = $(if $(DATA),$(if $(GPU),h200,laptop),laptop)
 pretrain: check-scale setup ## Pretrain a language model: MODEL=palimpsa_d_170m DATA=dir (alone: a tiny one, on a novel)
 	$(if $(DATA),,$(PY) scripts/prepare_text.py source=sample tokenizer=bytes validation_every=8 directory=data/sample)
 	$(PY) scripts/pretrain.py task=commonsense model=lm/$(MODEL) task.data=$(or $(DATA),data/sample) scale=$(SCALE) trainer=$(TRAINER) $(ARGS)
+
+# Without CHECKPOINT the run of make pretrain, without DATA the hub's data.
+CHECKPOINT ?=
+LIMIT ?=
+evaluate: setup ## Evaluate a trained model: CHECKPOINT=run-or-folder DATA=dir-of-tasks LIMIT=items (alone: make pretrain's)
+	$(PY) scripts/evaluate.py $(if $(CHECKPOINT),checkpoint=$(CHECKPOINT)) $(if $(DATA),evaluation.data_dir=$(DATA)) $(if $(LIMIT),evaluation.limit=$(LIMIT)) $(ARGS)
 
 prepare-text: setup ## Make token shards for pretraining, of FineWeb-Edu (offline: ARGS="source=sample tokenizer=bytes")
 	$(PY) scripts/prepare_text.py $(ARGS)

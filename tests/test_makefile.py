@@ -129,6 +129,7 @@ def test_help_is_the_default_goal_and_lists_every_public_target(checkout):
         "bench",
         "prepare-text",
         "pretrain",
+        "evaluate",
         "clean",
     } <= public
     result = checkout.make("help")
@@ -241,9 +242,13 @@ def test_figures_of_the_benchmark_are_drawn_where_it_was_run(checkout):
     measured = checkout.root / "results" / "kernels" / "operators_nvidia-h200.csv"
     measured.parent.mkdir(parents=True)
     measured.touch()
+    evaluated = checkout.root / "results/commonsense/evaluation.csv"
+    evaluated.parent.mkdir()
+    evaluated.touch()
     # Before the numbers of the README: they are of the same files.
     assert commands(checkout.make("-n", "figures").stdout)[3:] == [
         "scripts/plot_benchmark.py --results results/kernels",
+        "scripts/plot_evaluation.py --results results/commonsense",
         "scripts/write_numbers.py",
     ]
 
@@ -271,6 +276,17 @@ def test_pretraining_on_data_takes_what_the_machine_has(checkout):
     assert commands(result.stdout) == [
         "scripts/pretrain.py task=commonsense model=lm/mamba2_44m task.data=data/web scale=laptop trainer=cpu"
     ]
+
+
+def test_evaluating_takes_a_checkpoint_data_and_a_limit(checkout):
+    assert [" ".join(line.split()) for line in commands(checkout.make("-n", "evaluate").stdout)] == [
+        "scripts/evaluate.py"
+    ]
+    given = ["CHECKPOINT=a/run", "DATA=../tasks", "LIMIT=50", "ARGS=name=mine"]
+    (command,) = commands(checkout.make("-n", "evaluate", *given).stdout)
+    assert command == (
+        "scripts/evaluate.py checkpoint=a/run evaluation.data_dir=../tasks evaluation.limit=50 name=mine"
+    )
 
 
 def test_bench_and_prepare_text_pass_their_overrides_on(checkout):
@@ -315,7 +331,9 @@ def test_setup_installs_torch_alone_then_the_lock_then_the_package(checkout):
     assert "PIP_EXTRA_INDEX_URL" in result.stdout
 
 
-@pytest.mark.parametrize("target", ["test", "test-fast", "lint", "mqar", "figures", "sweep", "bench", "pretrain"])
+@pytest.mark.parametrize(
+    "target", ["test", "test-fast", "lint", "mqar", "figures", "sweep", "bench", "pretrain", "evaluate"]
+)
 def test_targets_set_up_by_themselves_and_only_once(checkout, target):
     checkout.add_python()
     assert checkout.make(target).returncode == 0

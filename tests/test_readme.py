@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from palimpsa.evaluation.schema import load as load_evaluate
 from palimpsa.text.schema import load as load_prepare_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +28,7 @@ RUN_IN_PARTS = ("make figures",)
 COMPOSED = {
     "make mqar SCALE=h200 SWEEP=mqar_figure2_grid": "needs a GPU",
     "make prepare-text": "needs the hub",
+    "make evaluate": "needs the hub; tests/evaluation/test_evaluate.py evaluates a run on local files",
     "make pretrain MODEL=palimpsa_d_44m DATA=data/hub SCALE=h200": "needs a GPU",
     'make prepare-text ARGS="source.subset=sample-100BT directory=data/fineweb max_tokens=15_000_000_000"': "the hub",
     'make prepare-text ARGS="source.subset=sample-100BT directory=data/fineweb max_tokens=30_000_000_000"': "the hub",
@@ -215,8 +217,11 @@ def test_command_composes(line, compose_config):
     if line.startswith("make"):
         done = subprocess.run([*shlex.split(line), "-n", "PY=python"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        (text,) = re.findall(r"scripts/(?:train|reproduce|pretrain|prepare_text)\.py [^)\n]*", done.stdout)
+        (text,) = re.findall(r"scripts/(?:train|reproduce|pretrain|prepare_text|evaluate)\.py[^)\n]*", done.stdout)
     overrides = [word for word in shlex.split(text.partition(".py ")[2]) if word != "-m"]
+    if "evaluate" in text:
+        assert load_evaluate(overrides).evaluation.data_dir is None, "it could run here"
+        return
     if "prepare_text" in text:
         assert load_prepare_text(overrides).source.kind == "hub", "it could run here"
         return

@@ -166,5 +166,5 @@ def test_every_yaml_is_of_a_group_that_a_test_knows():
     """So that a new folder of configs gets a test that builds what is in it: see test_shipped."""
     found = {path.relative_to(CONFIG_DIR).parts[0] for path in CONFIG_DIR.rglob("*.yaml")}
     groups = {"model", "size", "task", "scale", "optimizer", "recipe", "source", "trainer", "logger", "sweep"}
-    alone = {"benchmark", "train.yaml", "benchmark.yaml", "prepare_text.yaml"}
+    alone = {"benchmark", "train.yaml", "benchmark.yaml", "prepare_text.yaml", "evaluate.yaml"}
     assert found == groups | alone | {"experiment", "hydra"}

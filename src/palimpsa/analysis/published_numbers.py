@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-PAPER = "arXiv 2602.09075"
+PAPER = "arXiv 2602.09075 and its draft"
 
 
 class Published(NamedTuple):
@@ -22,7 +22,7 @@ class Published(NamedTuple):
 PUBLISHED = (
     # Each number is the best of the paper's own models.
     Published(
-        "Palimpsa, the best of its models at each task",
+        "Palimpsa, the best at each task",
         "760M",
         "30 billion",
         {

@@ -69,3 +69,20 @@ def model_styles(models: Iterable[str]) -> dict[str, ModelStyle]:
         taken.add(place)
         styles[model] = _OTHERS[place]
     return styles
+
+
+def family_styles(names: Iterable[str]) -> dict[str, ModelStyle]:
+    """Styles of names that begin with a model's, a run's say: the model's own, where no two names share it.
+
+    >>> family_styles(["gla_44m_seed_1", "mamba2"])["gla_44m_seed_1"] == MODEL_STYLES["gla"]
+    True
+    """
+    styles, families = model_styles(names), {}
+    for name in styles:
+        bases = [model for model in MODEL_STYLES if name == model or name.startswith(f"{model}_")]
+        families[name] = max(bases, key=len, default=name)
+    shared = [base for base in families.values() if list(families.values()).count(base) > 1]
+    return {
+        name: MODEL_STYLES[base] if base in MODEL_STYLES and base not in shared else styles[name]
+        for name, base in families.items()
+    }

@@ -6,18 +6,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from palimpsa.analysis.draw.canvas import MAX_LABEL, figure_style, heading, new_figure
-from palimpsa.analysis.style import ModelStyle, model_styles
+from palimpsa.analysis.evaluation_tables import PANELS
+from palimpsa.analysis.style import ModelStyle, family_styles
 from palimpsa.config.text import shortened
 
-# Title, x axis, y axis.
-PANELS = {
-    "loss_by_position": ("Loss by position", "tokens before it", "nats a token"),
-    "rare_bigrams": ("Rare bigrams that come again", "tokens since the last time", "nats"),
-    "phonebook": ("Phonebook", "entries", "nats a number gained over a shuffled book"),
-    "repeat_copy": ("Repeated tokens", "tokens", "nats a token gained over a shuffled text"),
-}
 FIRST = "first"
 
 
@@ -27,7 +22,7 @@ def long_range_figure(rows: pd.DataFrame, *, title: str, subtitle: str) -> Figur
     Args:
         rows: of evaluation.csv. Of rare bigrams a dotted line is what they cost the first time.
     """
-    styles = model_styles(set(rows["name"]))
+    styles = family_styles(set(rows["name"]))
     with figure_style():
         figure = new_figure(11.0, 7.0)
         for axes, (measure, (name, x, y)) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
@@ -40,7 +35,7 @@ def long_range_figure(rows: pd.DataFrame, *, title: str, subtitle: str) -> Figur
             if own.empty:
                 axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center")
             else:
-                axes.set_xscale("log", base=2)
+                _size_axis(axes, {upper_end(at) for at in own["at"] if at != FIRST})
         handles, labels = _legend(figure)
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
         heading(figure, title, subtitle)
@@ -58,6 +53,14 @@ def _line(axes: Axes, own: pd.DataFrame, style: ModelStyle) -> None:
     label = shortened(str(own["label"].iloc[0]), MAX_LABEL) if len(own) else ""
     axes.plot(x[order], values, color=style.color, linestyle=style.linestyle, marker="o", markersize=3.5, label=label)
     axes.fill_between(x[order], values - errors, values + errors, color=style.color, alpha=0.2, linewidth=0)
+
+
+def _size_axis(axes: Axes, sizes: set[int]) -> None:
+    """A logarithmic x axis with a tick at every second power of two, or at each where there are few."""
+    ticks = sorted(sizes)[:: 2 if len(sizes) > 7 else 1]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def upper_end(at: str) -> int:

@@ -7,23 +7,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from palimpsa.analysis.draw.canvas import MAX_LABEL, figure_style, heading, new_figure
+from palimpsa.analysis.evaluation_tables import TASKS
 from palimpsa.analysis.published_numbers import PUBLISHED
-from palimpsa.analysis.style import model_styles
+from palimpsa.analysis.style import family_styles
 from palimpsa.config.text import shortened
 
-# In the order of the table, with what guessing gets: LAMBADA's word is one of thousands, BoolQ's answer mostly yes.
-TASKS = {
-    "lambada_openai": ("LAMBADA", 0.0),
-    "piqa": ("PIQA", 0.5),
-    "hellaswag": ("HellaSwag", 0.25),
-    "winogrande": ("WinoGrande", 0.5),
-    "arc_easy": ("ARC-e", 0.25),
-    "arc_challenge": ("ARC-c", 0.25),
-    "social_iqa": ("SIQA", 1 / 3),
-    "boolq": ("BoolQ", 0.5),
-    "average_of_7": ("average of 7", None),
-    "average_of_8": ("with BoolQ", None),
-}
 ACCURACIES = ("acc", "acc_norm")
 _MARKERS = "Dsv^<>ph"
 
@@ -36,7 +24,7 @@ def zero_shot_figure(rows: pd.DataFrame, *, title: str, subtitle: str) -> Figure
     """
     shown = rows.loc[rows["metric"].isin(ACCURACIES) & rows["measure"].isin(list(TASKS))]
     names = list(dict.fromkeys(shown["name"]))
-    styles = model_styles(names)
+    styles = family_styles(names)
     with figure_style():
         figure = new_figure(11.0, 5.0)
         axes = figure.subplots()
@@ -62,7 +50,7 @@ def zero_shot_figure(rows: pd.DataFrame, *, title: str, subtitle: str) -> Figure
             )
             handles.append(mark)
         axes.set_xticks(range(len(TASKS)), [text for text, _ in TASKS.values()], rotation=20, ha="right")
-        axes.set_ylabel("accuracy, HellaSwag's and ARC-c's by length")
+        axes.set_ylabel("accuracy (HellaSwag, ARC-c: acc_norm)")
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
         figure.legend(handles=handles, loc="outside lower center", ncols=2)

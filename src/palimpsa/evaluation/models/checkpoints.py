@@ -24,6 +24,8 @@ from palimpsa.text.tokenizers import TokenizerMissingError
 
 EXPECTED = "expected the directory of a language model's run, or a Hugging Face folder with config.json and weights"
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -158,6 +160,11 @@ def _of_transformers(config: EvaluateConfig, folder: Path, device: torch.device,
     from lm_eval.models.utils import resolve_max_length
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        # For some models transformers would make one without a word, and without words.
+        raise ConfigError(
+            f"checkpoint: got {str(folder)!r} without a tokenizer, expected one of {', '.join(TOKENIZER_FILES)} in it"
+        )
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:

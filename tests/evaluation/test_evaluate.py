@@ -1,0 +1,186 @@
+"""scripts/evaluate.py on a run of seconds: result, rows, table, pictures, and what is said of what cannot be."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from palimpsa.config.errors import ConfigError
+
+RUN = (
+    *("task=commonsense", "model=lm/palimpsa_d_tiny", "model.d_model=32", "model.num_layers=1"),
+    *("model.channel_width=32", "task.context=32", "task.tokens_per_step=128", "task.num_steps=2"),
+    *("task.validation_every=2", "task.validation_tokens=256", "trainer.log_every=2", "trainer.probe_every=8"),
+    *("trainer.progress_bar=false", "logger=csv"),
+)
+SMALL = (
+    *("device=cpu", "evaluation.limit=2", "long_range.num_tokens=64", "long_range.num_books=2"),
+    *("long_range.book_sizes=[2]", "long_range.copy_lengths=[4]", "long_range.max_count=100_000"),
+)
+NAME = "palimpsa_d_tiny_laptop_lr_0.00464_seed_1"
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """The directory of a run of two steps on the shipped text, as bytes."""
+    from palimpsa.config.compose import compose_config
+    from palimpsa.config.schema import typed
+    from palimpsa.text.command import prepare_text_main
+    from palimpsa.training.run import run
+
+    folder = tmp_path_factory.mktemp("run")
+    assert prepare_text_main(["source=sample", "tokenizer=bytes", "num_workers=1", f"directory={folder}/data"]) == 0
+    config = typed(compose_config([*RUN, f"task.data={folder}/data", f"results_dir={folder}"]))
+    assert run(config)["status"] == "finished"
+    return Path(config.run_dir)
+
+
+@pytest.fixture(scope="module")
+def evaluate(tmp_path_factory, run_folder):
+    """The script in this process, on the run: exit code; results go below the folder that it is given."""
+
+    def evaluate(folder, *words: str) -> int:
+        from palimpsa.evaluation.command import evaluate_main
+
+        return evaluate_main([f"checkpoint={run_folder}", f"results_dir={folder}", *SMALL, *words])
+
+    return evaluate
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, task_data, evaluate):
+    """The results folder of an evaluation of all tasks and measures."""
+    folder = tmp_path_factory.mktemp("results")
+    assert evaluate(folder, f"evaluation.data_dir={task_data}") == 0
+    return folder
+
+
+def test_a_result_says_what_was_measured_on_what_and_how(evaluated):
+    result = json.loads((evaluated / "evaluations" / NAME / "result.json").read_text())
+    assert (result["label"], result["limit"], result["dtype"]) == ("Palimpsa-D tiny", 2, "float32")
+    # Those that it was trained with: the context, and the end of the text before.
+    assert (result["max_length"], result["prefix_token"]) == (32, 256)
+    assert result["trained"] == {"scale": "laptop", "seed": 1, "lr": 0.00464, "steps": 2, "tokens": 256}
+    assert len(result["tasks"]) == 9
+    for task in result["tasks"].values():
+        assert task["num_items"] == 2
+        assert all(metric["stderr"] is not None for metric in task["metrics"].values())
+    assert set(result["averages"]) == {"average_of_7", "average_of_8"}
+    assert {len(one["sha256"]) for one in result["data"].values()} == {64}
+    assert set(result["long_range"]["measures"]) == {
+        *("loss_by_position", "rare_bigrams", "lambada_target", "phonebook", "repeat_copy")
+    }
+    lambada = result["tasks"]["lambada_openai"]["metrics"]["perplexity"]["value"]
+    (target,) = result["long_range"]["measures"]["lambada_target"]
+    assert target["value"] == pytest.approx(-math.log(lambada))
+    assert any(note.startswith("hellaswag: process_docs is left out") for note in result["notes"])
+    assert result["provenance"]["versions"]["torch"]
+
+
+def test_a_table_and_pictures_are_made_of_the_rows(evaluated):
+    """Of few items, or at laptop scale, they are kept apart."""
+    folder = evaluated / "commonsense/demonstration"
+    rows = pd.read_csv(folder / "evaluation.csv")
+    assert set(rows["name"]) == {NAME}
+    assert len(rows.loc[rows["at"] == "all"]) == 9 + 1 + 2 + 1
+    text = (folder / "evaluation.md").read_text()
+    assert "| Palimpsa-D tiny |" in text
+    assert "At most 32 tokens are read before a target (max_length)" in text
+    assert "| published: Palimpsa, the best at each task | 760M |" in text
+    for name in ("zero_shot.png", "long_range.png"):
+        assert (folder / name).stat().st_size > 10_000
+    assert not (evaluated / "commonsense/evaluation.csv").exists()
+
+
+def test_the_same_again_is_the_same_and_one_of_another_name_stands_beside_it(evaluated, task_data, evaluate):
+    """Property 13, from the command line: in other batches."""
+    path = evaluated / "commonsense/demonstration/evaluation.csv"
+    before = pd.read_csv(path)
+    more = [f"evaluation.data_dir={task_data}", "evaluation.batch_size=3"]
+    assert evaluate(evaluated, *more) == 0
+    assert evaluate(evaluated, *more, "name=renamed", "evaluation.tasks=[piqa]", "long_range.measures=[]") == 0
+    after = pd.read_csv(path)
+    assert list(after["name"]) == [NAME] * len(before) + ["renamed"]
+    same = after.iloc[: len(before)].reset_index(drop=True)
+    assert list(same["measure"]) == list(before["measure"])
+    assert same["value"].to_numpy() == pytest.approx(before["value"].to_numpy(), rel=1e-4, abs=1e-4)
+    accuracies = before["metric"].isin(["acc", "acc_norm"])
+    assert (same["value"] == before["value"])[accuracies].all()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "error"),
+    [
+        (["evaluation.tasks=[helaswag]"], 2, "got 'helaswag', expected some of wikitext, .*did you mean 'hellaswag'"),
+        (["evaluation.taks=[piqa]"], 2, "evaluation.taks: .*did you mean 'evaluation.tasks'|evaluation.taks"),
+        (["long_range.measures=[phonebok]"], 2, "got 'phonebok', .*did you mean 'phonebook'"),
+        (["long_range.book_sizes=[1]"], 2, "long_range.book_sizes: got 1, expected 2 to 441"),
+        (["evaluation.limit=0"], 2, "evaluation.limit: got 0, expected >= 1"),
+        (["evaluation.tasks=[]", "long_range.measures=[]"], 2, "expected something to measure"),
+        (
+            ["evaluation.tasks=[]", "long_range.num_tokens=1_000_000"],
+            2,
+            "num_tokens: got 1000000, expected at most",
+        ),
+        (["evaluation.tasks=[piqa]"], 2, "evaluation: no data of piqa .*make evaluate DATA=FOLDER.*or a network"),
+        (["training_data=absent"], 2, "training_data: the tokenizer of .* token shards: task.data: got 'absent'"),
+        (["evaluation.prefix_token=999"], 2, r"evaluation.prefix_token: got 999, expected an id below 2\d\d"),
+        (["name=a/b"], 2, "name: got 'a/b'"),
+        (["--limit"], 2, "--limit: got an option, expected KEY=VALUE"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(words, code, error, evaluate, tmp_path, capfd):
+    assert evaluate(tmp_path, *words) == code
+    err = capfd.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert re.search(error, err), err
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_run_of_another_task_is_no_language_model(run_folder, tmp_path):
+    from palimpsa.config.errors import RunDirectoryError
+    from palimpsa.evaluation.models.checkpoints import load_evaluated
+    from palimpsa.evaluation.schema import load
+
+    config = json.loads((run_folder / "config.json").read_text())
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.ckpt").write_bytes((run_folder / "checkpoints/last.ckpt").read_bytes())
+    config["task"] |= {"kind": "mqar", "name": "recall"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RunDirectoryError, match=r"got a run of task recall in .*, expected the directory of a"):
+        load_evaluated(load([f"checkpoint={tmp_path}"]))
+
+
+def test_without_a_checkpoint_it_is_the_run_that_make_pretrain_leaves(compose_config, tmp_path):
+    from palimpsa.evaluation.schema import load
+
+    trained = compose_config("task=commonsense", "model=lm/palimpsa_d_tiny", "scale=laptop", f"results_dir={tmp_path}")
+    assert load([f"results_dir={tmp_path}"]).checkpoint == trained.run_dir
+
+
+def test_documents_are_a_files_or_those_of_the_validation_split(run_folder, tmp_path):
+    from palimpsa.evaluation.long_range import LongRange
+    from palimpsa.evaluation.models.checkpoints import load_evaluated
+    from palimpsa.evaluation.models.scoring import Scorer
+    from palimpsa.evaluation.schema import load
+
+    texts = ["short", "A text of more than sixteen bytes.", "And one more, which is as long."]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    more = [f"checkpoint={run_folder}", "long_range.num_tokens=16"]
+
+    def documents(*words):
+        config = load([*more, *words])
+        model = load_evaluated(config)
+        return LongRange(model, Scorer(model.network, 4), config.long_range).documents()
+
+    found = documents(f"long_range.documents={path}")
+    assert [bytes(one.astype("uint8")).decode() for one in found] == ["A text of more t", "And one more, wh"]
+    assert documents("long_range.max_documents=1", f"long_range.documents={path}").shape == (1, 16)
+    # The first chapter.
+    assert bytes(documents()[0].astype("uint8")).decode().startswith("Chapter")
+    with pytest.raises(ConfigError, match=r"long_range\.documents: .*absent\.jsonl: no such file"):
+        documents("long_range.documents=absent.jsonl")
