@@ -249,7 +249,12 @@ def test_records_that_are_missing_are_told_with_both_ways(tmp_path):
         definitions(["boolq"], tmp_path, tmp_path / "more")
 
 
-def test_without_data_and_without_a_network_one_line_says_both_ways(byte_codec, known_network, rules):
+@pytest.mark.parametrize("is_told", [True, False], ids=["offline", "unplugged"])
+def test_without_data_and_without_a_network_one_line_says_both_ways(
+    is_told, byte_codec, known_network, rules, monkeypatch
+):
+    """Whether the hub is told to stay offline, or finds out."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", is_told)
     from palimpsa.evaluation.harness import HarnessModel, run_harness
     from palimpsa.evaluation.models.scoring import Scorer
 

@@ -105,7 +105,7 @@ def test_requests_that_differ_in_their_last_token_are_one_row(known_network, rul
     network, done = known_network(rules["uniform"](V), V), []
     scorer = scorer_of(network, 8, report=lambda *counts: done.append(counts))
     scores = scorer.score([Request([1, 2, last], 1) for last in range(V)] + [Request([1, 2, 3, 4], 2)])
-    assert network.batches == [(2, 64)]
+    assert network.batches == [(2, 3)]
     assert done == [(2, 2)]
     assert [len(score.losses) for score in scores] == [1] * V + [2]
 

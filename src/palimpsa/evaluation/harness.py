@@ -27,6 +27,10 @@ from palimpsa.evaluation.harness_tasks import AVERAGES, BOTH_WAYS, TASKS, write_
 from palimpsa.evaluation.models.codecs import Codec
 from palimpsa.evaluation.models.scoring import Request, Scorer
 from palimpsa.evaluation.statistics import Measured, TaskResult, mean_accuracy, mean_perplexity, ratio_perplexity
+from palimpsa.text.hub import PROBE_TIMEOUT_S
+
+# Of the hub's data one set that is asked for, to know whether the hub is there.
+PROBED = "EleutherAI/lambada_openai"
 
 
 class HarnessModel(TemplateLM):
@@ -176,15 +180,26 @@ def _load(manager: TaskManager, name: str, data_dir: str | None) -> Any:
     # The harness's own bars, of files that are read in a second.
     datasets.disable_progress_bars()
     try:
+        if data_dir is None:
+            _ask_for_the_hub()
         loaded = manager.load([name])
     except Exception as error:
         # Of the network, the hub or a file: each library on the way has errors of its own.
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if data_dir is not None:
             raise ConfigError(f"evaluation.data_dir: the records of {name} cannot be read: {reason}") from error
-        raise ConfigError(f"evaluation: no data of {name} ({reason}); expected {BOTH_WAYS}") from error
+        raise ConfigError(f"evaluation: no data of {name} ({reason.strip()}); expected {BOTH_WAYS}") from error
     loaded["tasks"][name].set_config(key="num_fewshot", value=0)
     return loaded
+
+
+def _ask_for_the_hub() -> None:
+    """Raises, in seconds, where the hub cannot be reached: `datasets` would try for a minute, and say each time."""
+    from huggingface_hub import HfApi, constants
+
+    # Then what was loaded before is taken, and nobody is asked.
+    if not constants.HF_HUB_OFFLINE:
+        HfApi().dataset_info(PROBED, timeout=PROBE_TIMEOUT_S)
 
 
 def _samples(model: Any, loaded: Any, name: str, limit: int | None) -> list[dict[str, Any]]:

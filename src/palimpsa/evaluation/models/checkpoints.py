@@ -158,7 +158,26 @@ def _of_a_run(config: EvaluateConfig, folder: Path, device: torch.device, dtype:
 
 def _of_transformers(config: EvaluateConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> EvaluatedModel:
     from lm_eval.models.utils import resolve_max_length
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = _tokenizer_of_a_folder(folder)
+    codec = TransformersCodec(tokenizer, config.evaluation.prefix_token)
+    model = _model_of_a_folder(folder)
+    if config.training_data is not None:
+        check_tokenizer(read_manifest(split_folder(config.training_data, "train")), WithoutSpecialTokens(codec))
+    name = config.name or folder.resolve().name
+    return EvaluatedModel(
+        name=name,
+        label=name,
+        network=TransformersNetwork(model.to(device).eval(), dtype),
+        codec=codec,
+        max_length=config.evaluation.max_length or resolve_max_length(model.config, tokenizer),
+        trained=Trained(),
+        data=config.training_data,
+    )
+
+
+def _tokenizer_of_a_folder(folder: Path) -> Any:
+    from transformers import AutoTokenizer
 
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         # For some models transformers would make one without a word, and without words.
@@ -169,24 +188,25 @@ def _of_transformers(config: EvaluateConfig, folder: Path, device: torch.device,
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         # Whatever its many classes raise for files that are missing or damaged.
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ConfigError(f"checkpoint: got {str(folder)!r} without a tokenizer that can be read: {reason}") from error
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ConfigError(f"checkpoint: got {str(folder)!r} without a model that can be read: {reason}") from error
+        raise ConfigError(
+            f"checkpoint: got {str(folder)!r} without a tokenizer that can be read: {_first_line(error)}"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"checkpoint: got a tokenizer without an end of text in {folder}, expected one: eos_token")
-    codec = TransformersCodec(tokenizer, config.evaluation.prefix_token)
-    if config.training_data is not None:
-        check_tokenizer(read_manifest(split_folder(config.training_data, "train")), WithoutSpecialTokens(codec))
-    return EvaluatedModel(
-        name=config.name or folder.resolve().name,
-        label=config.name or folder.resolve().name,
-        network=TransformersNetwork(model.to(device).eval(), dtype),
-        codec=codec,
-        max_length=config.evaluation.max_length or resolve_max_length(model.config, tokenizer),
-        trained=Trained(),
-        data=config.training_data,
-    )
+    return tokenizer
+
+
+def _model_of_a_folder(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    except Exception as error:
+        # As above.
+        raise ConfigError(
+            f"checkpoint: got {str(folder)!r} without a model that can be read: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

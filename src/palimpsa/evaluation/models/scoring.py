@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from palimpsa.config.errors import ConfigError
 from palimpsa.model.language_model import LanguageModel
 from palimpsa.tasks.loss import row_losses
 
-# Rows are padded to a multiple of it: a GPU's kernels are compiled for few shapes.
+# On a GPU rows are padded to a multiple of it: kernels are compiled for few shapes.
 LENGTH_MULTIPLE = 64
 # Of logits that exist at once: of 32,000 words in bf16 a quarter of a gigabyte.
 TARGETS_AT_A_TIME = 4_096
@@ -94,10 +94,11 @@ class NativeNetwork(Network):
 
 
 class TransformersNetwork(Network):
-    """A causal model of the transformers library.
+    """A causal model of the transformers library, whose logits are computed at the places that are asked for alone.
 
     Args:
-        model: on its device, in evaluation mode: `model(input_ids=tokens).logits` are those of every place.
+        model: on its device, in evaluation mode: `model(input_ids=tokens).logits` are what its output embedding makes
+            of each place, or something of each of these numbers.
         dtype: see `NativeNetwork`.
     """
 
@@ -109,10 +110,19 @@ class TransformersNetwork(Network):
         self.num_parameters = sum(one.numel() for one in model.parameters() if one.requires_grad)
 
     def logits_at(self, tokens: Tensor, rows: Tensor, positions: Tensor) -> Callable[[slice], Tensor]:
-        with _products_in(self._dtype, self.device):
-            # A cache would be made and thrown away.
-            logits = self._model(input_ids=tokens, use_cache=False).logits
-        return lambda places: logits[rows[places], positions[places]]
+        def choose(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            hidden, *others = arguments
+            return hidden[rows, positions][None], *others
+
+        # Of 32,000 words the head costs as much as the blocks do, and most places have no target.
+        hook = self._model.get_output_embeddings().register_forward_pre_hook(choose)
+        try:
+            with _products_in(self._dtype, self.device):
+                # A cache would be made and thrown away.
+                logits = self._model(input_ids=tokens, use_cache=False).logits[0]
+        finally:
+            hook.remove()
+        return lambda places: logits[places]
 
 
 def _products_in(dtype: torch.dtype, device: torch.device) -> Any:
@@ -199,7 +209,8 @@ class Scorer:
 
     def _score_batch(self, inputs: Sequence[tuple[int, ...]], requests: list[tuple[int, Request]]) -> list[Score]:
         """Args: inputs: the rows, the longest first. requests: each with its row."""
-        length = -(-len(inputs[0]) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        multiple = LENGTH_MULTIPLE if self.network.device.type == "cuda" else 1
+        length = -(-len(inputs[0]) // multiple) * multiple
         tokens = torch.zeros(len(inputs), length, dtype=torch.int64)
         for row, one in enumerate(inputs):
             tokens[row, : len(one)] = torch.tensor(one)
