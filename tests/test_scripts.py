@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from palimpsa.analysis.collect.evaluation_files import COLUMNS, add_evaluation
 from palimpsa.sweeps.command import train_main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,6 +141,7 @@ WRITERS = {
     "collect_results": (["--runs", "RUNS", "--out", "OUT"], "runs.csv"),
     "plot_figures": (["--results", "OUT"], "figure2_laptop.png"),
     "plot_benchmark": (["--results", "OUT"], "against_length_nvidia-h200.png"),
+    "plot_evaluation": (["--results", "OUT"], "evaluation.md"),
     "illustrate": (["--results", "OUT"], "architecture.json"),
     "describe_models": (["--out", "OUT/models.md"], "models.md"),
     "write_numbers": (["OUT/README.md", "--results", str(ROOT / "results")], "README.md"),
@@ -158,6 +160,9 @@ def test_a_disk_that_fails_is_one_line_with_the_file(
     if name == "plot_benchmark":
         for table in (ROOT / "results/kernels").glob("*.csv"):
             shutil.copy(table, collected)
+    if name == "plot_evaluation":
+        cells = {"name": "a", "label": "A", "measure": "lambada_target", "at": "all", "metric": "nats", "value": -3.0}
+        add_evaluation(collected, [{column: cells.get(column) for column in COLUMNS}])
     if name == "write_numbers":
         (collected / "README.md").write_text("<!-- numbers:nothing -->")
         stale = {collected / "README.md": "new"}

@@ -1,7 +1,9 @@
 """scripts/evaluate.py on a run of seconds: result, rows, table, pictures, and what is said of what cannot be."""
 
+import errno
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -138,6 +140,19 @@ def test_what_is_wrong_is_told_in_one_line(words, code, error, evaluate, tmp_pat
     assert len(err.splitlines()) == 1
     assert re.search(error, err), err
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_full_disk_is_one_line_with_the_file(evaluate, task_data, tmp_path, monkeypatch, capfd):
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", fail)
+    assert (
+        evaluate(tmp_path, f"evaluation.data_dir={task_data}", "evaluation.tasks=[piqa]", "long_range.measures=[]") == 1
+    )
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "result.json" in line
 
 
 def test_a_run_of_another_task_is_no_language_model(run_folder, tmp_path):
