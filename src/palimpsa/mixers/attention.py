@@ -79,6 +79,8 @@ class Attention(ProjectedMixer):
     def forward(self, x: Tensor, cache: MixerCache | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
         check_packing(x, cache, cu_seqlens)
         q, k, v = self._project_input(x, (), cache, cu_seqlens)
+        if cache is not None and (cache.num_new is not None or len(cache.state) == 3):
+            return self.o_proj(self._attend_ragged(q, k, v, cache).transpose(1, 2).flatten(-2))
         num_past = 0 if cache is None else cache.state[0].shape[2]
         if cu_seqlens is None:
             position = torch.arange(num_past, num_past + x.shape[1], device=x.device)
@@ -97,12 +99,31 @@ class Attention(ProjectedMixer):
             o = torch.cat(pieces, dim=2) if pieces else linked(v, (q, k))
         return self.o_proj(o.transpose(1, 2).flatten(-2))
 
+    def _attend_ragged(self, q: Tensor, k: Tensor, v: Tensor, cache: MixerCache) -> Tensor:
+        """[B, H, T, V] of sequences that are, or become, of several lengths; brings the cache up to date.
+
+        Each row's keys stand at their own positions from 0 on, so that padding is what lies behind a row's last token,
+        where no query looks before the next token takes its place.
+        """
+        num_new, (B, T) = cache.num_new, q.shape[:2]
+        keys, values = cache.state[:2]
+        lengths = cache.state[2] if len(cache.state) == 3 else torch.full((B,), keys.shape[2], device=q.device)
+        position = lengths[:, None] + torch.arange(T, device=q.device)
+        q, k, v = (y.transpose(1, 2) for y in (self._rotate(q, position), self._rotate(k, position), v))
+        keys, values = (
+            F.pad(past.to(y.dtype), (0, 0, 0, T)).scatter(2, position[:, None, :, None].expand_as(y), y)
+            for past, y in ((keys, k), (values, v))
+        )
+        cache.state = (keys, values, lengths + (T if num_new is None else num_new))
+        seen = torch.arange(keys.shape[2], device=q.device) <= position[:, None, :, None]
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
+
     def _rotate(self, x: Tensor, position: Tensor) -> Tensor:
-        """RoPE: x [B, T, H, K] at position [T]; channels i and i + K/2 are a pair."""
+        """RoPE: x [B, T, H, K] at position [T] or [B, T]; channels i and i + K/2 are a pair."""
         half = self.head_k_dim // 2
         frequency = self.rope_base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
         # fp32: bf16 holds positions up to 256 exactly.
-        angle = position.float()[:, None, None] * frequency
+        angle = position.float()[..., None, None] * frequency
         cos, sin = angle.cos(), angle.sin()
         first, second = at_least_fp32(x).chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)

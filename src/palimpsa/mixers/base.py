@@ -34,11 +34,24 @@ class MixerCache:
 
     conv: one [B, C, W-1] tensor of past inputs per short convolution. state: tuple of recurrent state tensors
     [B, H, K, V], fp32, of Palimpsa also the importance [B, H, K, G]; of attention, the keys and values so far,
-    [B, H, S, K] each, which grow with the context.
+    [B, H, S, K] each, which grow with the context, and once sequences have been of several lengths these, [B] int64.
+    num_new: [B] int64, how many of the T tokens that come next are tokens; what follows them in a row is padding, which
+    leaves the cache as it is. None: all of them are.
     """
 
     conv: list[Tensor]
     state: tuple[Tensor, ...]
+    num_new: Tensor | None = None
+
+    def without_padding(self, *operands: Tensor) -> Sequence[Tensor]:
+        """What a memory takes of T tokens, [B, T, ...] each, with zeros where they are padding.
+
+        A key of zeros writes nothing, a log decay of zero keeps everything, a beta of zero takes nothing off.
+        """
+        if self.num_new is None:
+            return operands
+        padding = torch.arange(operands[0].shape[1], device=self.num_new.device) >= self.num_new[:, None]
+        return [x.masked_fill(padding[(..., *[None] * (x.ndim - 2))], 0) for x in operands]
 
     def keep_state(self, new: Sequence[Tensor]) -> None:
         """Brings the recurrent state up to date: in place, or with gradients by tensors of its own.

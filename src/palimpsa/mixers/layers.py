@@ -112,11 +112,23 @@ class ShortConvolution(nn.Module):
         return self.weight.new_zeros(batch_size, self.weight.shape[0], self.width - 1)
 
     @overload
-    def forward(self, x: Tensor, cache: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor: ...
+    def forward(
+        self,
+        x: Tensor,
+        cache: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        widths: None = None,
+        num_new: Tensor | None = None,
+    ) -> Tensor: ...
 
     @overload
     def forward(
-        self, x: Tensor, cache: Tensor | None, cu_seqlens: Tensor | None, widths: Sequence[int]
+        self,
+        x: Tensor,
+        cache: Tensor | None,
+        cu_seqlens: Tensor | None,
+        widths: Sequence[int],
+        num_new: Tensor | None = None,
     ) -> Sequence[Tensor]: ...
 
     def forward(
@@ -125,9 +137,10 @@ class ShortConvolution(nn.Module):
         cache: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         widths: Sequence[int] | None = None,
+        num_new: Tensor | None = None,
     ) -> Tensor | Sequence[Tensor]:
         """[B, T, C] of x [B, T, C], or its parts of so many channels as `widths` says."""
-        ys = convolve(x, self.weight, self.bias, cache, cu_seqlens, widths or x.shape[-1:])
+        ys = convolve(x, self.weight, self.bias, cache, cu_seqlens, widths or x.shape[-1:], num_new)
         return ys if widths else ys[0]
 
 
@@ -138,6 +151,7 @@ def convolve(
     cache: Tensor | None,
     cu_seqlens: Tensor | None,
     widths: Sequence[int],
+    num_new: Tensor | None = None,
 ) -> Sequence[Tensor]:
     """y_t = silu(sum_j w_j x_{t-W+1+j} + bias), inputs before the first token being zero.
 
@@ -148,6 +162,7 @@ def convolve(
         cache: [B, C, W-1] inputs before these, brought up to date; None: there are none.
         cu_seqlens: [N+1] boundaries of packed sequences: no tap reaches across one.
         widths: sum up to C: the channels of each part of the result.
+        num_new: [B] int64: what follows so many inputs is padding, which the cache is not to keep; None: nothing is.
 
     Returns:
         [B, T, width] for each of `widths`.
@@ -161,7 +176,7 @@ def convolve(
         past = cache.transpose(1, 2).to(x.dtype)
     padded = torch.cat([past, x], dim=1)
     if cache is not None:
-        cache.copy_(padded[:, padded.shape[1] - (width - 1) :].transpose(1, 2))
+        cache.copy_(_last_inputs(padded, width - 1, num_new).transpose(1, 2))
     weight = weight.to(x.dtype)
     taps = [padded[:, j : j + num_tokens] for j in range(width)]
     if cu_seqlens is not None:
@@ -175,6 +190,14 @@ def convolve(
         y = y + bias.to(x.dtype)
     y = F.silu(y)
     return (y,) if len(widths) == 1 else y.split(tuple(widths), dim=-1)
+
+
+def _last_inputs(padded: Tensor, num_kept: int, num_new: Tensor | None) -> Tensor:
+    """[B, num_kept, C]: the last inputs of padded [B, num_kept + T, C] that are no padding."""
+    if num_new is None:
+        return padded[:, padded.shape[1] - num_kept :]
+    kept = num_new[:, None] + torch.arange(num_kept, device=padded.device)
+    return padded.gather(1, kept[..., None].expand(-1, -1, padded.shape[-1]))
 
 
 def _has_kernel(x: Tensor) -> bool:

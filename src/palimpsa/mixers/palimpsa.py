@@ -106,9 +106,7 @@ class PalimpsaMixer(Mixer):
 
     def _plasticity_projections(self) -> tuple[nn.Linear, ...]:
         """What compiled code projects together with the rest: the first half of the plasticity."""
-        if self.plasticity is None or not torch.compiler.is_compiling():
-            return ()
-        return self.plasticity.input_projections
+        return self.plasticity.input_projections if self.plasticity and torch.compiler.is_compiling() else ()
 
     def _beta(self, x: Tensor, input_gate: Tensor, dtype: torch.dtype, *projected: Tensor) -> Tensor | None:
         """beta_t [B, T, H, G], for input_gate [B, T, H]; projected: x by `_plasticity_projections`."""
@@ -117,6 +115,9 @@ class PalimpsaMixer(Mixer):
     def forward(self, x: Tensor, cache: MixerCache | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
         check_packing(x, cache, cu_seqlens)
         operands = self._operands(x, cache, cu_seqlens)
+        if cache is not None:
+            k, log_decay = cache.without_padding(operands.k, operands.log_decay)
+            operands = operands._replace(k=k, log_decay=log_decay)
         if cache is None:
             o = self._attend(operands, cu_seqlens=cu_seqlens).o
         elif x.shape[1] == 1 and not torch.is_grad_enabled():
@@ -262,8 +263,7 @@ class PalimpsaM(PalimpsaMixer):
         if self.num_groups < 1 or num_heads % self.num_groups:
             raise ValueError(f"num_groups: got {num_groups}, expected a divisor of num_heads = {num_heads}")
         v_width, k_width = num_heads * head_v_dim, self.num_groups * self.head_k_dim
-        if num_norm_groups is None:
-            num_norm_groups = self.num_groups
+        num_norm_groups = self.num_groups if num_norm_groups is None else num_norm_groups
         if num_norm_groups < 1 or v_width % num_norm_groups:
             raise ValueError(f"num_norm_groups: got {num_norm_groups}, expected a divisor of the width {v_width}")
         self.conv_widths = (v_width, k_width, k_width)
@@ -280,7 +280,7 @@ class PalimpsaM(PalimpsaMixer):
         others = self._plasticity_projections()
         (gate, mixed, logits), for_plasticity = project_in_parts(x, self.in_proj, self.in_widths, others)
         past = None if cache is None else cache.conv[0]
-        value, k, q = self.conv(mixed, past, cu_seqlens, self.conv_widths)
+        value, k, q = self.conv(mixed, past, cu_seqlens, self.conv_widths, cache and cache.num_new)
         value = value.unflatten(-1, (self.num_heads, -1))
         step_size, log_decay = self.decay(logits)
         return _Operands(

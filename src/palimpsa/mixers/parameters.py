@@ -40,7 +40,8 @@ def initial_decay(num_heads: int, forgetting: str) -> tuple[Tensor, Tensor]:
         raise ValueError(f"forgetting: got {forgetting!r}, expected one of {', '.join(DECAY_RATE_RANGE)} here")
     first, last = STEP_SIZE_RANGE
     rate = torch.linspace(*DECAY_RATE_RANGE[forgetting], num_heads)
-    step_size = torch.logspace(math.log10(first), math.log10(last), num_heads)
+    # transformers has linspace on the CPU where all else is on the device "meta".
+    step_size = torch.logspace(math.log10(first), math.log10(last), num_heads, device=rate.device)
     return rate, step_size
 
 

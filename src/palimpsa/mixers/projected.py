@@ -69,8 +69,9 @@ def project_and_convolve(
             taps = torch.cat([convolution.weight for convolution in convolutions])
             return (*convolve(together, taps, None, None, cu_seqlens, widths), *rest)
         parts = together.split(widths, dim=-1)
-    pasts = [None] * len(convolutions) if cache is None else cache.conv
-    return (*(c(y, past, cu_seqlens) for c, y, past in zip(convolutions, parts, pasts, strict=True)), *rest)
+    pasts, num_new = ([None] * len(convolutions), None) if cache is None else (cache.conv, cache.num_new)
+    made = (c(y, past, cu_seqlens, None, num_new) for c, y, past in zip(convolutions, parts, pasts, strict=True))
+    return (*made, *rest)
 
 
 def _products(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
@@ -170,6 +171,10 @@ class RecurrentMixer(ProjectedMixer):
     def forward(self, x: Tensor, cache: MixerCache | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
         check_packing(x, cache, cu_seqlens)
         operands, gate = self._operands(x, cache, cu_seqlens)
+        if cache is not None:
+            q, k, v, *gates = operands
+            k, *gates = cache.without_padding(k, *gates)
+            operands = (q, k, v, *gates)
         o, state = self.recurrence(*operands, None if cache is None else cache.state[0], cu_seqlens)
         if cache is not None:
             cache.keep_state((state,))

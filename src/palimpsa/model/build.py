@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 
 from palimpsa import mixers
 from palimpsa.config.errors import ConfigError, nearest
@@ -29,10 +30,21 @@ def build_model(config: Any, seed: int | None) -> LanguageModel:
         config: the `model` group of configs/train.yaml, checked.
         seed: the initial weights are a function of it alone; None leaves them for a checkpoint to fill.
     """
+    keys = {key: getattr(config, key) for key in (*SKELETON_KEYS, "mixer")}
+    return build_skeleton(keys, None if seed is None else torch.Generator().manual_seed(seed))
+
+
+def build_skeleton(config: Mapping[str, Any], generator: torch.Generator | None = None) -> LanguageModel:
+    """As `build_model`, of the keys that say what is built: `SKELETON_KEYS` and "mixer".
+
+    Args:
+        generator: of the initial weights; None leaves them for a checkpoint to fill.
+    """
+    arguments = dict(config["mixer"])
     return LanguageModel(
-        make_mixer=instantiate(config.mixer, _partial_=True),
-        generator=None if seed is None else torch.Generator().manual_seed(seed),
-        **{key: getattr(config, key) for key in SKELETON_KEYS},
+        make_mixer=functools.partial(_mixer_class(str(arguments.pop("_target_"))), **arguments),
+        generator=generator,
+        **{key: config[key] for key in SKELETON_KEYS},
     )
 
 

@@ -128,10 +128,25 @@ class LanguageModel(nn.Module):
         self, tokens: Tensor, caches: list[MixerCache] | None = None, cu_seqlens: Tensor | None = None
     ) -> Tensor:
         """tokens [B, T] int64 -> normalised hidden states [B, T, D]."""
-        x = self.embedding(tokens)
+        return self.mix(self.embedding(tokens), caches, cu_seqlens)
+
+    def mix(
+        self,
+        x: Tensor,
+        caches: list[MixerCache] | None = None,
+        cu_seqlens: Tensor | None = None,
+        residuals: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Embeddings x [B, T, D] -> normalised hidden states [B, T, D].
+
+        Args:
+            residuals: what each block takes is appended to it; None: nobody asks.
+        """
         # A block that is computed again would bring its cache up to date twice.
         checkpointed = self.checkpoint_blocks and caches is None and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
+            if residuals is not None:
+                residuals.append(x)
             if checkpointed:
                 # No block draws random numbers, whose state would be copied from the GPU.
                 x = checkpoint(block, x, None, cu_seqlens, use_reentrant=False, preserve_rng_state=False)

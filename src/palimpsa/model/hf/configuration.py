@@ -1,0 +1,90 @@
+"""The config of a language model, as transformers keeps it in config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from palimpsa.model.build import SKELETON_KEYS, check_model
+from palimpsa.model.hf.cache import LAYER_TYPE
+
+DEFAULT_MIXER = {"_target_": "palimpsa.mixers.PalimpsaD", "num_heads": 16, "head_k_dim": 48, "head_v_dim": 96}
+
+
+@strict
+class PalimpsaConfig(PreTrainedConfig):
+    r"""A language model around any mixer: the keys of `configs/model`, and what it was trained with.
+
+    Args:
+        label: as figures and tables call the model.
+        vocab_size: V, words of the embedding, which the logits are tied to.
+        d_model, num_layers: width D and number of blocks; transformers' hidden_size and num_hidden_layers.
+        norm, norm_eps, channel_mixer, channel_width, init_std: see `LanguageModel`.
+        mixer: `_target_`, the path of a mixer's class, and its arguments.
+        context: tokens of the contexts that it was trained on, which evaluation takes for its length; the memory has no
+            limit of its own. None: not known.
+
+    Raises:
+        ConfigError: for a model that cannot be built, naming the key.
+    """
+
+    model_type = "palimpsa"
+    attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "num_layers"}  # noqa: RUF012
+
+    label: str = "Palimpsa"
+    vocab_size: int = 32_000
+    d_model: int = 768
+    num_layers: int = 15
+    norm: str = "rmsnorm"
+    norm_eps: float = 1e-6
+    channel_mixer: str = "none"
+    channel_width: int | None = None
+    init_std: float | None = None
+    mixer: dict[str, Any] | None = None
+    context: int | None = None
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.mixer = dict(DEFAULT_MIXER if self.mixer is None else self.mixer)
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self) -> None:
+        """Whether it can be built."""
+        if not self.tie_word_embeddings:
+            raise ValueError("tie_word_embeddings: got False, expected True: logits are by the embedding")
+        check_model(self.model_keys())
+
+    def validate_layer_type(self) -> None:
+        """transformers' own list of types does not have the one of `MixerCacheLayer`, which every layer is of."""
+
+    @classmethod
+    def of_model(cls, config: Mapping[str, Any], **more: Any) -> PalimpsaConfig:
+        """Of the `model` group of a run's config, as plain containers, and of what else transformers keeps."""
+        return cls(label=config["label"], **{key: config[key] for key in (*SKELETON_KEYS, "mixer")}, **more)
+
+    def model_keys(self) -> dict[str, Any]:
+        """The keys of `configs/model` that say what is built, as `build_model` takes them."""
+        return {key: getattr(self, key) for key in (*SKELETON_KEYS, "mixer")}
+
+    @property
+    def layer_types(self) -> list[str]:
+        """By which transformers' cache makes its layers."""
+        return [LAYER_TYPE] * self.num_layers
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """The trained context, under the name by which evaluation harnesses ask for it.
+
+        Raises:
+            AttributeError: where it is not known.
+        """
+        if self.context is None:
+            raise AttributeError("context: it is not known what this model was trained on")
+        return self.context
+
+
+__all__ = ["PalimpsaConfig"]

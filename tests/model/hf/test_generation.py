@@ -1,0 +1,108 @@
+"""`generate`: greedy, sampled and by beams, batched as alone, in constant memory."""
+
+# B batch, T time
+
+import pytest
+import torch
+from transformers import set_seed
+
+from palimpsa.model.hf import MixerCacheLayer
+
+LENGTHS = (3, 9, 6)
+PADDING = 40
+KINDS = ("palimpsa_d", "palimpsa_d_nometa", "palimpsa_m", "gated_deltanet", "transformer")
+each_kind = pytest.mark.parametrize("name", KINDS)
+WAYS = {"greedy": {}, "beams": {"num_beams": 3, "num_return_sequences": 2}}
+
+
+@pytest.fixture
+def prompts(draw_tokens):
+    """Three prompts alone, and the same as one batch, padded at the left, with its mask."""
+    alone = [draw_tokens(1, length, seed=length) for length in LENGTHS]
+    widest = max(LENGTHS)
+    batch, mask = torch.full((3, widest), PADDING), torch.zeros(3, widest, dtype=torch.long)
+    for row, prompt in enumerate(alone):
+        batch[row, widest - prompt.shape[1] :] = prompt
+        mask[row, widest - prompt.shape[1] :] = 1
+    return alone, batch, mask
+
+
+def generate(model, tokens, **options):
+    settings = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": PADDING}
+    # What has not learnt anything says one word for ever.
+    settings |= {"no_repeat_ngram_size": 2, "suppress_tokens": [PADDING]}
+    return model.generate(tokens, **(settings | options))[:, tokens.shape[1] :]
+
+
+@each_kind
+@pytest.mark.parametrize("way", WAYS)
+def test_a_left_padded_batch_writes_what_each_prompt_alone_does(name, way, make_model, prompts):
+    model, (alone, batch, mask) = make_model(name), prompts
+    together = generate(model, batch, attention_mask=mask, **WAYS[way])
+    each = [generate(model, prompt, attention_mask=torch.ones_like(prompt), **WAYS[way]) for prompt in alone]
+    assert torch.equal(together, torch.cat(each))
+    # It is the prompt that is gone on from.
+    assert len({tuple(row) for row in together.tolist()}) == len(together)
+
+
+@each_kind
+@torch.no_grad()
+def test_greedy_tokens_are_those_of_the_native_model_without_a_cache(name, make_model, draw_tokens):
+    model, tokens = make_model(name), draw_tokens(2, 5)
+    written = generate(model, tokens, no_repeat_ngram_size=0, suppress_tokens=None)
+    expected = tokens
+    for _ in range(12):
+        expected = torch.cat([expected, model.model(expected)[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(written, expected[:, 5:])
+    assert torch.equal(generate(model, tokens, use_cache=False), generate(model, tokens))
+
+
+@pytest.mark.parametrize("name", ["palimpsa_d", "transformer"])
+def test_a_prompt_in_pieces_writes_the_same(name, make_model, prompts):
+    model, (_, batch, mask) = make_model(name), prompts
+    whole = generate(model, batch, attention_mask=mask)
+    assert torch.equal(generate(model, batch, attention_mask=mask, prefill_chunk_size=2), whole)
+
+
+def test_sampling_follows_the_seed(make_model, draw_tokens):
+    model, tokens = make_model("palimpsa_m"), draw_tokens(2, 5)
+    written = []
+    for seed in (1, 1, 2):
+        set_seed(seed)
+        written.append(generate(model, tokens, do_sample=True, top_k=20, temperature=1.5))
+    assert torch.equal(written[0], written[1])
+    assert not torch.equal(written[0], written[2])
+
+
+def test_a_conversation_goes_on_from_its_cache(make_model, draw_tokens):
+    model, tokens = make_model("palimpsa_d"), draw_tokens(1, 6)
+    once = model.generate(tokens, max_new_tokens=8, do_sample=False)
+    first = model.generate(tokens, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+    then = model.generate(first.sequences, past_key_values=first.past_key_values, max_new_tokens=4, do_sample=False)
+    assert torch.equal(then, once)
+
+
+def num_bytes(cache) -> int:
+    tensors = []
+    for layer in cache.layers:
+        assert isinstance(layer, MixerCacheLayer)
+        tensors += [x for x in (*layer.conv_states.values(), *layer.recurrent_states.values()) if x is not None]
+        tensors += [x for x in (layer.keys, layer.values) if x is not None]
+    return sum(x.untyped_storage().nbytes() for x in tensors)
+
+
+def test_twenty_thousand_tokens_take_the_memory_of_one(make_model, draw_tokens):
+    """18,000 read in pieces, 2,000 written."""
+    settings = {"do_sample": False, "return_dict_in_generate": True, "eos_token_id": None}
+
+    def bytes_after(model, num_read: int, num_written: int) -> int:
+        options = {"max_new_tokens": num_written, "prefill_chunk_size": 3_000, **settings}
+        written = model.generate(draw_tokens(1, num_read), **options)
+        assert written.sequences.shape[1] == num_read + num_written
+        return num_bytes(written.past_key_values)
+
+    model = make_model("palimpsa_d", num_layers=1)
+    assert bytes_after(model, 18_000, 2_000) == bytes_after(model, 1, 1)
+    # Attention's is what grows.
+    attention = make_model("transformer", num_layers=1)
+    assert bytes_after(attention, 40, 20) > 4 * bytes_after(attention, 1, 1)
