@@ -47,14 +47,15 @@ def test_a_left_padded_batch_writes_what_each_prompt_alone_does(name, way, make_
 
 @each_kind
 @torch.no_grad()
-def test_greedy_tokens_are_those_of_the_native_model_without_a_cache(name, make_model, draw_tokens):
+def test_tokens_are_those_of_the_native_model_without_a_cache(name, make_model, draw_tokens):
     model, tokens = make_model(name), draw_tokens(2, 5)
     written = generate(model, tokens, no_repeat_ngram_size=0, suppress_tokens=None)
     expected = tokens
     for _ in range(12):
         expected = torch.cat([expected, model.model(expected)[:, -1:].argmax(-1)], dim=1)
     assert torch.equal(written, expected[:, 5:])
-    assert torch.equal(generate(model, tokens, use_cache=False), generate(model, tokens))
+    for way in WAYS.values():
+        assert torch.equal(generate(model, tokens, use_cache=False, **way), generate(model, tokens, **way))
 
 
 @pytest.mark.parametrize("name", ["palimpsa_d", "transformer"])
