@@ -27,7 +27,9 @@ ARROWS: dict[str, set[str]] = {
     "tasks": {"kernels", "mixers", "config", "text"},
     "analysis": {"config", "runs"},
     "training": {"kernels", "mixers", "model", "tasks", "config", "runs", "text"},
+    "conversion": {"kernels", "mixers", "model", "tasks", "training", "config", "runs", "text"},
     "evaluation": {
+        "conversion",
         *("kernels", "mixers", "model", "tasks", "training", "config", "runs", "text", "analysis"),
     },
     "sweeps": {"kernels", "mixers", "model", "tasks", "training", "config", "runs", "analysis"},
@@ -36,7 +38,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "scripts": {
         *("kernels", "model", "tasks", "theory", "training", "config", "runs", "text", "analysis", "sweeps"),
-        *("benchmark", "evaluation"),
+        *("benchmark", "evaluation", "conversion"),
     },
 }
 # Packages that a room never imports, at the top of a file or late; and those that it imports late at most.
@@ -44,7 +46,7 @@ NEVER = {
     "kernels": {"hydra", "omegaconf", "lightning", "wandb", "pandas", "matplotlib", "rich"},
     "mixers": {"hydra", "omegaconf", "lightning", "wandb", "pandas", "fla"},
     "theory": {"hydra", "lightning", "wandb", "triton"},
-    "model": {"lightning", "wandb"},
+    "model": {"lightning", "wandb", "hydra"},
     "tasks": {"lightning", "wandb", "hydra"},
     "config": {"lightning", "wandb", "torch"},
     "runs": {"lightning", "wandb", "hydra"},
@@ -53,6 +55,7 @@ NEVER = {
     "sweeps": {"wandb", "fla"},
     "benchmark": {"wandb"},
     "evaluation": {"wandb", "hydra"},
+    "conversion": {"wandb", "hydra", "pandas"},
     "training": {"fla"},
     "scripts": {"wandb", "fla"},
 }

@@ -107,6 +107,29 @@ def test_a_seed_and_a_prompt_say_what_is_shown(pretrained):
     assert re.match(r"a sample: ['\"]Captain Wentworth", other)
 
 
+def test_it_becomes_a_folder_that_transformers_loads_and_writes_with(pretrained, tmp_path):
+    """As the README and the model card have it, tokenizer and all."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import palimpsa.model.hf  # noqa: F401
+
+    folder, _ = pretrained
+    done = script("convert.py", "export", str(folder), str(tmp_path / "model"))
+    assert done.returncode == 0, done.stderr
+    model, tokenizer = (kind.from_pretrained(tmp_path / "model") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    native = load_trained(folder).model
+    prompt = tokenizer("She had been", return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(model(**prompt).logits, native(prompt["input_ids"]))
+    written = model.generate(**prompt, max_new_tokens=8, do_sample=False)
+    assert tokenizer.decode(written[0]).startswith("She had been")
+    (stage,) = json.loads((folder / "result.json").read_text())["stages"]
+    card = (tmp_path / "model/README.md").read_text()
+    assert f"| validation loss, nats a token | {stage['validation_loss']:.4f} |" in card
+    assert "| optimiser steps | 8 |" in card
+    assert "| tokens | 1,024 |" in card
+
+
 def test_what_is_no_trained_run_is_said_in_one_line(pretrained, tmp_path):
     folder, _ = pretrained
     with pytest.raises(RunDirectoryError, match=r"got no config\.json in it, expected a run's directory"):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from palimpsa.config.errors import ConfigError
-from palimpsa.text.manifest import Manifest
+from palimpsa.text.manifest import Manifest, TokenizerFacts
 
 # Each tells apart what tokenizers are known to differ in: a first space, runs of white space, line ends, numbers,
 # accents in two spellings, scripts, characters without an id of their own, and what looks like a special token.
@@ -59,7 +59,11 @@ def check_tokenizer(manifest: Manifest, tokenizer: Encoder) -> None:
     Raises:
         ConfigError: with the first text of which it makes other ids, or where the manifest has no golden ids.
     """
-    facts = manifest.tokenizer
+    check_golden_ids(manifest.tokenizer, tokenizer)
+
+
+def check_golden_ids(facts: TokenizerFacts, tokenizer: Encoder) -> None:
+    """As `check_tokenizer`, of what a manifest, or the folder of a model, says of its tokenizer."""
     if len(facts.golden_ids) != len(SENTENCES):
         raise ConfigError(
             f"tokenizer: got {len(facts.golden_ids)} golden texts with the shards of {facts.name}, expected "

@@ -195,7 +195,7 @@ class JsonTokenizer(Tokenizer):
         # Read when the library first encodes: the processes beside this one have the other cores.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         try:
-            self._tokenizer = _read_json(files.paths)
+            self._tokenizer = read_json(files.paths)
         except ImportError as error:
             raise TokenizerMissingError(
                 f"tokenizer: {files.name} needs the tokenizers library: pip install -e '.[text]'"
@@ -221,7 +221,8 @@ class JsonTokenizer(Tokenizer):
         return self._tokenizer.decode(kept, skip_special_tokens=False)
 
 
-def _read_json(paths: tuple[Path, ...]) -> Any:
+def read_json(paths: tuple[Path, ...]) -> Any:
+    """The tokenizers library's own, of a tokenizer.json or of GPT-2's two files."""
     from tokenizers import Tokenizer as Library
     from tokenizers.decoders import ByteLevel as ByteLevelDecoder
     from tokenizers.models import BPE

@@ -40,6 +40,8 @@ NEEDED = (
     "epoch",
     "pytorch-lightning_version",
 )
+# What a model is made of.
+WEIGHTS = ("state_dict", "global_step", MODEL_CONFIG_KEY)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -107,13 +109,16 @@ def checksum(checkpoint: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def read_checkpoint(path: Path, callbacks: Sequence[L.Callback], *, tensors: bool = True) -> dict[str, Any]:
+def read_checkpoint(
+    path: Path, callbacks: Sequence[L.Callback], *, tensors: bool = True, needed: Sequence[str] = NEEDED
+) -> dict[str, Any]:
     """The content of a checkpoint, all of it looked at.
 
     Args:
         path: a file, or a folder of shards.
         callbacks: whose states must be in it.
         tensors: False: those of shards are left on the disk, and their shapes alone returned.
+        needed: what must be in it; `WEIGHTS` of one that no run is to go on from.
 
     Raises:
         CheckpointError: for one that is damaged, lacks something, or is none.
@@ -123,12 +128,12 @@ def read_checkpoint(path: Path, callbacks: Sequence[L.Callback], *, tensors: boo
         with _damage_told():
             check_files(path)
             content = read_sharded(path, tensors=tensors)
-            _check_content(content, callbacks)
+            _check_content(content, callbacks, needed)
         return content
     with open_regular(path) as file, _damage_told():
         _check_archive(file)
         content = torch.load(file, weights_only=True, map_location="cpu")
-        _check_content(content, callbacks)
+        _check_content(content, callbacks, needed)
     return content
 
 
@@ -155,13 +160,13 @@ def _check_archive(file: BinaryIO) -> None:
     file.seek(0)
 
 
-def _check_content(content: Any, callbacks: Sequence[L.Callback]) -> None:
+def _check_content(content: Any, callbacks: Sequence[L.Callback], needed: Sequence[str]) -> None:
     if not isinstance(content, dict):
         raise CheckpointError(f"it holds a {type(content).__name__}")
     if CHECKSUM_KEY in content and content[CHECKSUM_KEY] != checksum(content):
         raise CheckpointError("its checksum is not that of its content")
-    missing = [name for name in NEEDED if name not in content]
-    if not missing:
+    missing = [name for name in needed if name not in content]
+    if not missing and needed == NEEDED:
         missing = _missing_parts(content, callbacks)
     if missing:
         raise CheckpointError(f"it lacks {', '.join(missing)}")

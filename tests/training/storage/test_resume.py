@@ -233,3 +233,16 @@ def test_a_trained_model_is_read_from_its_shards(two_ranks):
     assert trained.step == 16
     weights: dict[str, Tensor] = read_checkpoint(folder, [])["state_dict"]
     assert all(torch.equal(weights[f"model.{name}"], x) for name, x in trained.model.state_dict().items())
+
+
+def test_a_folder_of_shards_becomes_one_of_transformers(two_ranks, tmp_path):
+    from safetensors.torch import load_file
+
+    from palimpsa.conversion.command import convert_main
+
+    assert convert_main(["export", str(two_ranks), str(tmp_path / "model")]) == 0
+    (folder,) = RunDirectory(two_ranks).checkpoints.newest_first()
+    weights: dict[str, Tensor] = read_checkpoint(folder, [])["state_dict"]
+    exported = load_file(tmp_path / "model/model.safetensors")
+    assert exported.keys() == weights.keys()
+    assert all(torch.equal(exported[name], weights[name]) for name in weights)

@@ -19,7 +19,7 @@ class PalimpsaConfig(PreTrainedConfig):
     r"""A language model around any mixer: the keys of `configs/model`, and what it was trained with.
 
     Args:
-        label: as figures and tables call the model.
+        name, label: of the file in `configs/model`; as figures and tables call the model.
         vocab_size: V, words of the embedding, which the logits are tied to.
         d_model, num_layers: width D and number of blocks; transformers' hidden_size and num_hidden_layers.
         norm, norm_eps, channel_mixer, channel_width, init_std: see `LanguageModel`.
@@ -34,7 +34,8 @@ class PalimpsaConfig(PreTrainedConfig):
     model_type = "palimpsa"
     attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "num_layers"}  # noqa: RUF012
 
-    label: str = "Palimpsa"
+    name: str = "palimpsa_d"
+    label: str = "Palimpsa-D"
     vocab_size: int = 32_000
     d_model: int = 768
     num_layers: int = 15
@@ -64,7 +65,7 @@ class PalimpsaConfig(PreTrainedConfig):
     @classmethod
     def of_model(cls, config: Mapping[str, Any], **more: Any) -> PalimpsaConfig:
         """Of the `model` group of a run's config, as plain containers, and of what else transformers keeps."""
-        return cls(label=config["label"], **{key: config[key] for key in (*SKELETON_KEYS, "mixer")}, **more)
+        return cls(**{key: config[key] for key in ("name", "label", *SKELETON_KEYS, "mixer")}, **more)
 
     def model_keys(self) -> dict[str, Any]:
         """The keys of `configs/model` that say what is built, as `build_model` takes them."""
