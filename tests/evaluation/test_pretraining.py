@@ -111,11 +111,10 @@ def test_it_becomes_a_folder_that_transformers_loads_and_writes_with(pretrained,
     """As the README and the model card have it, tokenizer and all."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    import palimpsa.model.hf  # noqa: F401
+    from palimpsa.conversion.command import convert_main
 
     folder, _ = pretrained
-    done = script("convert.py", "export", str(folder), str(tmp_path / "model"))
-    assert done.returncode == 0, done.stderr
+    assert convert_main(["export", str(folder), str(tmp_path / "model")]) == 0
     model, tokenizer = (kind.from_pretrained(tmp_path / "model") for kind in (AutoModelForCausalLM, AutoTokenizer))
     native = load_trained(folder).model
     prompt = tokenizer("She had been", return_tensors="pt")
