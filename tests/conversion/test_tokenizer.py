@@ -38,14 +38,19 @@ def own(request, tmp_path):
     if request.param == "bytes":
         return load_tokenizer("bytes")
     if request.param == "trained":
-        from sentencepiece import SentencePieceTrainer
+        from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
 
         model = io.BytesIO()
         options = {"vocab_size": 420, "model_type": "bpe", "byte_fallback": True, "minloglevel": 2}
         options["remove_extra_whitespaces"] = False
         options["normalization_rule_name"] = "identity"
         SentencePieceTrainer.train(sentence_iterator=iter(SENTENCES * 3), model_writer=model, **options)
-        (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+        trained = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
+        # As Mistral's runs of spaces: early among the ids, and late to be merged.
+        pieces = [piece for piece in trained.pieces if piece.type == piece.NORMAL and len(piece.piece) > 1]
+        for number, piece in enumerate(pieces):
+            piece.score = number - len(pieces)
+        (tmp_path / "tokenizer.model").write_bytes(trained.SerializeToString())
         return load_tokenizer(str(tmp_path))
     folder = REAL / "tokenizers" / ("mistral" if request.param == "sentencepiece" else ".")
     if not folder.is_dir():
