@@ -142,6 +142,28 @@ def test_what_is_wrong_is_told_in_one_line(words, code, error, evaluate, tmp_pat
     assert not list(tmp_path.rglob("*.json"))
 
 
+def test_an_exported_run_has_the_scores_of_the_run(run_folder, task_data, evaluated, evaluate, tmp_path, capfd):
+    """By the same code: its lengths, its tokenizer and what is known of its training come with the folder."""
+    from palimpsa.conversion.command import convert_main
+
+    folder = tmp_path / "exported"
+    assert convert_main(["export", str(run_folder), str(folder)]) == 0
+    more = ("evaluation.tasks=[piqa,lambada_openai]", "long_range.measures=[]", f"evaluation.data_dir={task_data}")
+    assert evaluate(tmp_path, *more, f"checkpoint={folder}") == 0
+    result, of_run = (
+        json.loads((results / f"evaluations/{name}/result.json").read_text())
+        for results, name in ((tmp_path, "exported"), (evaluated, NAME))
+    )
+    for key in ("max_length", "prefix_token"):
+        assert result[key] == of_run[key]
+    assert result["trained"] == of_run["trained"] | {"scale": None}
+    for name, task in result["tasks"].items():
+        assert task["metrics"] == of_run["tasks"][name]["metrics"], name
+    (folder / "model.safetensors").unlink()
+    assert evaluate(tmp_path, *more, f"checkpoint={folder}") == 2
+    assert f"{folder}: got no model that can be loaded" in capfd.readouterr().err
+
+
 def test_a_full_disk_is_one_line_with_the_file(evaluate, task_data, tmp_path, monkeypatch, capfd):
     def fail(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

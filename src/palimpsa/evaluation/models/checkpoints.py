@@ -15,7 +15,7 @@ from palimpsa.evaluation.models.codecs import Codec, OwnCodec, TransformersCodec
 from palimpsa.evaluation.models.scoring import NativeNetwork, Network, TransformersNetwork
 from palimpsa.evaluation.schema import EvaluateConfig
 from palimpsa.evaluation.trained import load_trained
-from palimpsa.runs.result import run_of
+from palimpsa.runs.result import read_json_object, run_of
 from palimpsa.tasks.data_digests import split_folder
 from palimpsa.text.golden import check_tokenizer
 from palimpsa.text.manifest import read_manifest
@@ -24,6 +24,8 @@ from palimpsa.text.tokenizers import TokenizerMissingError
 
 EXPECTED = "expected the directory of a language model's run, or a Hugging Face folder with config.json and weights"
 
+# Of `model.hf.PalimpsaConfig`, whose import takes seconds.
+OWN_MODEL_TYPE = "palimpsa"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -74,7 +76,9 @@ def load_evaluated(config: EvaluateConfig) -> EvaluatedModel:
     if not folder.is_dir():
         raise ConfigError(f"checkpoint: got {str(folder)!r}, which is no folder, {EXPECTED}{_how_to_make(folder)}")
     kind = _content(folder)
-    if "model_type" in kind:
+    if kind.get("model_type") == OWN_MODEL_TYPE:
+        found = _of_an_export(config, folder, device, dtype)
+    elif "model_type" in kind:
         found = _of_transformers(config, folder, device, dtype)
     elif {"task", "model"} <= set(kind):
         found = _of_a_run(config, folder, device, dtype)
@@ -153,6 +157,42 @@ def _of_a_run(config: EvaluateConfig, folder: Path, device: torch.device, dtype:
             tokens=trained.step * task["tokens_per_step"],
         ),
         data=data,
+    )
+
+
+def _of_an_export(config: EvaluateConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> EvaluatedModel:
+    """What `scripts/convert.py export` wrote, by the same code as the run that it came from."""
+    from palimpsa.conversion.folder import FACTS, load_folder
+    from palimpsa.conversion.tokenizer import FACTS as TOKENIZER_FACTS
+    from palimpsa.conversion.tokenizer import read_folder_tokenizer
+
+    model, prefix = load_folder(folder), config.evaluation.prefix_token
+    facts = read_json_object(folder / FACTS, "expected what is known of a run") if (folder / FACTS).is_file() else {}
+    # A folder that training by other means has written has a tokenizer of transformers at most.
+    has_own = (folder / TOKENIZER_FACTS).is_file()
+    codec: Codec = (
+        OwnCodec(read_folder_tokenizer(folder), prefix)
+        if has_own
+        else TransformersCodec(_tokenizer_of_a_folder(folder), prefix)
+    )
+    if config.training_data is not None:
+        check_tokenizer(read_manifest(split_folder(config.training_data, "train")), WithoutSpecialTokens(codec))
+    max_length = config.evaluation.max_length or model.config.context
+    if max_length is None:
+        raise ConfigError(
+            f"evaluation.max_length: got null, expected tokens: {folder} does not say what it was trained on"
+        )
+    name = config.name or folder.resolve().name
+    return EvaluatedModel(
+        name=name,
+        label=name,
+        network=NativeNetwork(model.model.to(device), dtype),
+        codec=codec,
+        max_length=max_length,
+        trained=Trained(
+            seed=facts.get("seed"), lr=facts.get("learning_rate"), steps=facts.get("steps"), tokens=facts.get("tokens")
+        ),
+        data=config.training_data,
     )
 
 
