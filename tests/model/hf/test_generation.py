@@ -65,6 +65,17 @@ def test_a_prompt_in_pieces_writes_the_same(name, make_model, prompts):
     assert torch.equal(generate(model, batch, attention_mask=mask, prefill_chunk_size=2), whole)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_embeddings_are_gone_on_from_as_their_tokens_are(way, make_model, prompts):
+    model, (_, batch, mask) = make_model("palimpsa_d"), prompts
+    embeddings = model.get_input_embeddings()(batch).detach()
+    expected = generate(model, batch, attention_mask=mask, no_repeat_ngram_size=0, **WAYS[way])
+    # No tokens come before what is written.
+    empty = batch[:, :0]
+    found = generate(model, empty, inputs_embeds=embeddings, attention_mask=mask, no_repeat_ngram_size=0, **WAYS[way])
+    assert torch.equal(found, expected)
+
+
 def test_sampling_follows_the_seed(make_model, draw_tokens):
     model, tokens = make_model("palimpsa_m"), draw_tokens(2, 5)
     written = []

@@ -104,10 +104,18 @@ class PalimpsaForCausalLM(PreTrainedModel, GenerationMixin):
             )
         self.model.checkpoint_blocks = enable
 
-    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any) -> Any:
-        """As transformers'; of what has been generated nothing is padding."""
+    def prepare_inputs_for_generation(
+        self,
+        *args: Any,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers', which looks for `inputs_embeds` by name; of what has been generated nothing is padding."""
         library: Any = super()
-        inputs = library.prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+        inputs = library.prepare_inputs_for_generation(
+            *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
         if not is_first_iteration and inputs.get("past_key_values") is not None:
             # To look at it would be to wait for the GPU.
             inputs.pop("attention_mask", None)
