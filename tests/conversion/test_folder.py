@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -197,6 +199,15 @@ def test_bad_input_is_one_line_and_nothing_is_left_half_written(run, tmp_path, c
     assert convert("export", directory, new) == 1
     assert "error: README.md: No space left\n" in capsys.readouterr().err
     assert set(os.listdir(tmp_path)) == before
+    # The weights are written by another language, with errors of its own.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        assert convert("export", directory, new) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert re.search(f"error: {new}: .*File too large", capsys.readouterr().err)
+    assert set(os.listdir(tmp_path)) == before
 
 
 def test_weights_of_another_model_and_a_tokenizer_that_is_too_large_are_refused(run, tmp_path, capsys):
@@ -207,10 +218,15 @@ def test_weights_of_another_model_and_a_tokenizer_that_is_too_large_are_refused(
     for changes, told in (
         ({"num_layers": 2}, "got blocks.1."),
         ({"vocab_size": 200}, "got 257 words of bytes, expected at most the 200 of the model"),
+        ({"num_layers": 0}, "last.ckpt: model_config: model.num_layers: got 0, expected >= 1"),
+        ({"mixer": {"_target_": "no.Mixer"}}, "last.ckpt: model_config: model.mixer._target_: got 'no.Mixer'"),
     ):
         torch.save({**saved, "model_config": saved["model_config"] | changes}, path)
         assert convert("export", directory, tmp_path / "folder") == 2
         assert told in capsys.readouterr().err
+    torch.save({**saved, "model_config": {}}, path)
+    assert convert("export", directory, tmp_path / "folder") == 2
+    assert "last.ckpt: model_config: has no name, expected name, label, " in capsys.readouterr().err
     assert not (tmp_path / "folder").exists()
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor
 
 from palimpsa.config.errors import ConfigError
@@ -18,6 +20,7 @@ from palimpsa.conversion.card import facts_of_run, model_card
 from palimpsa.conversion.checkpoint import Checkpoint, write_weights
 from palimpsa.conversion.tokenizer import export_tokenizer
 from palimpsa.mixers.parameters import MASTER_DTYPE
+from palimpsa.model.build import SKELETON_KEYS
 from palimpsa.model.hf import PalimpsaConfig, PalimpsaForCausalLM
 from palimpsa.runs.result import read_json_object
 from palimpsa.tasks.data_digests import split_folder
@@ -25,6 +28,8 @@ from palimpsa.text.manifest import Manifest, read_manifest
 
 FACTS = "training.json"
 CARD = "README.md"
+# What a config is made of.
+MODEL_KEYS = ("name", "label", *SKELETON_KEYS, "mixer")
 
 
 def export_folder(checkpoint: Checkpoint, folder: Path, *, tokenizer: str | None = None) -> list[str]:
@@ -44,6 +49,9 @@ def export_folder(checkpoint: Checkpoint, folder: Path, *, tokenizer: str | None
     """
     if os.path.lexists(folder):
         raise ConfigError(f"{folder}: is there already, expected a new folder")
+    lacking = [key for key in MODEL_KEYS if key not in checkpoint.model_config]
+    if lacking:
+        raise ConfigError(f"{checkpoint.path}: model_config: has no {lacking[0]}, expected {', '.join(MODEL_KEYS)}")
     manifest, missing = _manifest_of(checkpoint)
     words = checkpoint.model_config["vocab_size"]
     if manifest is not None and manifest.tokenizer.vocab_size > words:
@@ -53,13 +61,20 @@ def export_folder(checkpoint: Checkpoint, folder: Path, *, tokenizer: str | None
         )
     facts = facts_of_run(checkpoint, manifest)
     end = None if manifest is None else manifest.tokenizer.end_of_text
-    config = PalimpsaConfig.of_model(
-        checkpoint.model_config, context=facts["context"], eos_token_id=end, pad_token_id=end
-    )
+    try:
+        config = PalimpsaConfig.of_model(
+            checkpoint.model_config, context=facts["context"], eos_token_id=end, pad_token_id=end
+        )
+    except StrictDataclassError as error:
+        raise ConfigError(f"{checkpoint.path}: model_config: {error.__cause__ or error}") from error
     model = PalimpsaForCausalLM(config).eval()
     _fill(model, checkpoint)
     with _whole(folder) as partial:
-        model.save_pretrained(partial)
+        try:
+            model.save_pretrained(partial)
+        except SafetensorError as error:
+            # Of the disk: what it has is in memory, and whole.
+            raise OSError(None, str(error), str(folder)) from error
         told = missing if manifest is None else export_tokenizer(manifest.tokenizer, partial, tokenizer)
         (partial / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
         card = model_card(config.label, model.model.num_parameters, facts, told)
