@@ -308,6 +308,10 @@ def test_a_folder_that_cannot_be_evaluated_is_told(public_folder, tmp_path):
         load_evaluated(tmp_path / "absent")
     copy = tmp_path / "copy"
     shutil.copytree(public_folder, copy)
+    content = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**content, "num_hidden_layers": 3}))
+    with pytest.raises(ConfigError, match=r"copy' without weights for .*layers\.2\..* and \d+ more, expected all"):
+        load_evaluated(copy)
     (copy / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"checkpoint: got '.*copy' without a model that can be read"):
         load_evaluated(copy)

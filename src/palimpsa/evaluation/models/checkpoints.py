@@ -240,12 +240,23 @@ def _model_of_a_folder(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
     except Exception as error:
         # As above.
         raise ConfigError(
             f"checkpoint: got {str(folder)!r} without a model that can be read: {_first_line(error)}"
         ) from error
+    model, found = loaded
+    missing = sorted(found["missing_keys"])
+    if missing:
+        # transformers draws them at random, and warns.
+        raise ConfigError(
+            f"checkpoint: got {str(folder)!r} without weights for {missing[0]} and {len(missing) - 1} more, expected "
+            "all that its config.json says"
+        )
+    return model
 
 
 def _first_line(error: Exception) -> str:
