@@ -230,6 +230,8 @@ def definitions(names, data, folder):
             '{"goal": "g", "sol1": "a", "label": 0}',
             r"piqa\.jsonl:2: has no field 'sol2', expected .*; its fields: goal",
         ),
+        ('{"goal": null, "sol1": "a", "sol2": "b", "label": 0}', r"piqa\.jsonl:2: got None in 'goal', expected a value"),
+        ('{"goal": "", "sol1": "a", "sol2": "b", "label": ""}', r"piqa\.jsonl:2: got '' in 'label', expected a value"),
         ("{", r"piqa\.jsonl:2: got a line that is no JSON"),
         ("[1]", r"piqa\.jsonl:2: got list, expected an object"),
     ],

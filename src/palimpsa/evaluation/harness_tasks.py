@@ -185,6 +185,10 @@ def _check_records(path: Path, name: str, task: ZeroShotTask) -> bool:
                 raise ConfigError(
                     f"{path}:{number}: has no field {missing[0]!r}, expected {', '.join(fields)}; its fields: {known}"
                 )
+            # The last field is the answer, or the text.
+            empty = [one for one in fields if record[one] is None or (one == fields[-1] and record[one] == "")]
+            if empty:
+                raise ConfigError(f"{path}:{number}: got {record[empty[0]]!r} in {empty[0]!r}, expected a value")
     if is_local is None:
         raise ConfigError(f"{path}: is empty, expected the records of {name}, one a line")
     return is_local
