@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from palimpsa.config.compose import compose_config
 from palimpsa.config.schema import typed
@@ -208,6 +209,22 @@ def test_bad_input_is_one_line_and_nothing_is_left_half_written(run, tmp_path, c
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert re.search(f"error: {new}: .*File too large", capsys.readouterr().err)
     assert set(os.listdir(tmp_path)) == before
+
+
+def test_a_folder_of_more_weights_than_its_config_says_is_refused(run, tmp_path, capsys):
+    folder, new = tmp_path / "folder", tmp_path / "new.ckpt"
+    assert convert("export", run(), folder) == 0
+    facts = folder / "training.json"
+    facts.write_text('{"steps": "many"}')
+    assert convert("import", folder, new) == 2
+    assert "training.json: steps: got 'many', expected a number" in capsys.readouterr().err
+    facts.unlink()
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    save_file({**weights, "model.blocks.1.mixer_norm.weight": torch.ones(32)}, path, {"format": "pt"})
+    assert convert("import", folder, new) == 2
+    assert "got weights model.blocks.1.mixer_norm.weight and 0 more, which" in capsys.readouterr().err
+    assert not new.exists()
 
 
 def test_weights_of_another_model_and_a_tokenizer_that_is_too_large_are_refused(run, tmp_path, capsys):

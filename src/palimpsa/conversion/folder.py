@@ -110,7 +110,10 @@ def import_folder(folder: Path, path: Path) -> list[str]:
     }
     config = model.config
     model_config = {"name": config.name, "label": config.label, **config.model_keys()}
-    write_weights(path, weights, model_config, int(facts.get("steps") or 0))
+    steps = facts.get("steps") or 0
+    if not isinstance(steps, int):
+        raise ConfigError(f"{folder / FACTS}: steps: got {steps!r}, expected a number of steps")
+    write_weights(path, weights, model_config, steps)
     return [*_listed(weights.items()), str(path)]
 
 
@@ -126,10 +129,18 @@ def load_folder(folder: Path) -> PalimpsaForCausalLM:
     if kind != PalimpsaConfig.model_type:
         raise ConfigError(f"{folder}: got a model of type {kind!r}, expected {PalimpsaConfig.model_type!r}")
     try:
-        return PalimpsaForCausalLM.from_pretrained(folder, local_files_only=True)
+        model, found = PalimpsaForCausalLM.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     except Exception as error:
         # Whatever a damaged file makes of the library.
         raise ConfigError(f"{folder}: got no model that can be loaded ({' '.join(str(error).split())})") from error
+    unexpected = sorted(found["unexpected_keys"])
+    if unexpected:
+        # transformers leaves them out, and warns.
+        raise ConfigError(
+            f"{folder}: got weights {unexpected[0]} and {len(unexpected) - 1} more, which the model of its config.json "
+            "does not have"
+        )
+    return model
 
 
 def _manifest_of(checkpoint: Checkpoint) -> tuple[Manifest | None, str]:
