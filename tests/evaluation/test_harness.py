@@ -230,7 +230,10 @@ def definitions(names, data, folder):
             '{"goal": "g", "sol1": "a", "label": 0}',
             r"piqa\.jsonl:2: has no field 'sol2', expected .*; its fields: goal",
         ),
-        ('{"goal": null, "sol1": "a", "sol2": "b", "label": 0}', r"piqa\.jsonl:2: got None in 'goal', expected a value"),
+        (
+            '{"goal": null, "sol1": "a", "sol2": "b", "label": 0}',
+            r"piqa\.jsonl:2: got None in 'goal', expected a value",
+        ),
         ('{"goal": "", "sol1": "a", "sol2": "b", "label": ""}', r"piqa\.jsonl:2: got '' in 'label', expected a value"),
         ("{", r"piqa\.jsonl:2: got a line that is no JSON"),
         ("[1]", r"piqa\.jsonl:2: got list, expected an object"),
@@ -241,6 +244,20 @@ def test_a_record_that_is_wrong_is_told_with_its_file_and_line(line, error, tmp_
     (tmp_path / "piqa.jsonl").write_text(f"{first}\n{line}\n")
     with pytest.raises(ConfigError, match=error):
         definitions(["piqa"], tmp_path, tmp_path / "made")
+
+
+@pytest.mark.parametrize("answer", ["1", -1])
+def test_an_answer_that_is_no_choice_is_not_scored_as_wrong(
+    answer, tmp_path, task_data, byte_codec, known_network, rules
+):
+    from palimpsa.evaluation.harness import HarnessModel, run_harness
+    from palimpsa.evaluation.models.scoring import Scorer
+
+    record = json.loads((task_data / "piqa.jsonl").read_text().splitlines()[0])
+    (tmp_path / "piqa.jsonl").write_text(json.dumps({**record, "label": answer}))
+    model = HarnessModel(Scorer(known_network(rules["uniform"](V), V), 4), byte_codec, MAX_LENGTH)
+    with pytest.raises(ConfigError, match=f"piqa: got {answer!r} for the answer of record 1, expected the number"):
+        run_harness(model, ["piqa"], data_dir=str(tmp_path), limit=None)
 
 
 def test_records_that_are_missing_are_told_with_both_ways(tmp_path):

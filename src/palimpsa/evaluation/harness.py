@@ -205,7 +205,17 @@ def _ask_for_the_hub() -> None:
 def _samples(model: Any, loaded: Any, name: str, limit: int | None) -> list[dict[str, Any]]:
     """What the harness says of each item."""
     found: Any = evaluate(lm=model, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=True)
-    return found["samples"][name]
+    samples, task = found["samples"][name], loaded["tasks"][name]
+    # Of winogrande the choices are contexts, and an answer that is none of them is an error of the harness.
+    for sample in samples if task.OUTPUT_TYPE == "multiple_choice" and not task.multiple_input else ():
+        # The harness counts an answer that is none of the choices as wrong, whatever the model says.
+        target = sample["target"]
+        if target not in task.doc_to_choice(sample["doc"]) if isinstance(target, str) else target < 0:
+            raise ConfigError(
+                f"{name}: got {target!r} for the answer of record {sample['doc_id'] + 1}, expected the number of a "
+                "choice: where answers are kept back there is nothing to score"
+            )
+    return samples
 
 
 def _measure(metric: str, samples: Sequence[dict[str, Any]]) -> Measured:
