@@ -357,3 +357,23 @@ def test_a_tokenizer_of_more_words_than_the_model_is_refused(public_folder, tmp_
         ConfigError, match=r"checkpoint: got a tokenizer of 259 words with .*copy, expected at most the 257"
     ):
         load_evaluated(copy)
+
+
+def test_what_learnt_positions_cannot_reach_is_left_out_and_said(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from palimpsa.evaluation.long_range import LongRange
+    from palimpsa.evaluation.models.checkpoints import load_evaluated
+    from palimpsa.evaluation.models.scoring import Scorer
+    from palimpsa.evaluation.schema import load
+
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2}
+    GPT2LMHeadModel(GPT2Config(vocab_size=V, n_positions=MAX_LENGTH, **sizes)).save_pretrained(tmp_path)
+    byte_tokenizer(add_bos_token=False).save_pretrained(tmp_path)
+    wanted = ["long_range.measures=[phonebook]", "long_range.num_books=2", "long_range.book_sizes=[64]"]
+    config = load([f"checkpoint={tmp_path}", "device=cpu", *wanted])
+    model = load_evaluated(config)
+    long_range = LongRange(model, Scorer(model.network, 4), config.long_range)
+    assert long_range.run(None) == {}
+    (note,) = long_range.notes
+    assert note.startswith(f"phonebook is not measured: checkpoint: the model reads at most {MAX_LENGTH} tokens")

@@ -145,3 +145,21 @@ def test_a_batch_that_is_too_large_says_which_one_fits(num_fitting, error, known
     network.logits_at = with_little_memory
     with pytest.raises(ConfigError, match=error):
         scorer_of(network, 8).score(requests())
+
+
+def test_a_model_of_learnt_positions_is_not_asked_for_more():
+    from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
+
+    from palimpsa.evaluation.models.scoring import Request, TooLongError, TransformersNetwork
+
+    sizes = {"ffn_dim": 16, "hidden_size": 16, "word_embed_proj_dim": 16, "num_attention_heads": 2}
+    for model in (
+        GPT2LMHeadModel(GPT2Config(vocab_size=V, n_positions=24, n_embd=16, n_layer=1, n_head=2)),
+        OPTForCausalLM(OPTConfig(vocab_size=V, max_position_embeddings=24, num_hidden_layers=1, **sizes)),
+    ):
+        scorer = scorer_of(TransformersNetwork(model.eval()))
+        (score,) = scorer.score([Request([1] * 25, 24)])
+        assert len(score.losses) == 24
+        with pytest.raises(TooLongError, match=r"the model reads at most 24 tokens, .* got 25; evaluation\.max"):
+            scorer.score([Request([1] * 26, 25)])
+    assert transformers_network().max_tokens is None

@@ -8,7 +8,7 @@ import numpy as np
 
 from palimpsa.config.errors import ConfigError, nearest
 from palimpsa.evaluation.models.checkpoints import EvaluatedModel
-from palimpsa.evaluation.models.scoring import Scorer
+from palimpsa.evaluation.models.scoring import Scorer, TooLongError
 from palimpsa.evaluation.perplexity import (
     Point,
     document_losses,
@@ -103,7 +103,11 @@ class LongRange:
             if missing is not None:
                 self.notes.append(f"{name} is not measured: {missing}")
                 continue
-            found[name] = measures[name]()
+            try:
+                found[name] = measures[name]()
+            except TooLongError as error:
+                self.notes.append(f"{name} is not measured: {error}")
+                continue
             report(name, found[name])
         return found
 

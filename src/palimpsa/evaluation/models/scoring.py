@@ -48,11 +48,13 @@ class Network(ABC):
         vocab_size: V.
         device: where it computes.
         num_parameters: trained ones.
+        max_tokens: that it can read, where it has learnt an embedding of each position; None: any number.
     """
 
     vocab_size: int
     device: torch.device
     num_parameters: int
+    max_tokens: int | None = None
 
     @abstractmethod
     def logits_at(self, tokens: Tensor, rows: Tensor, positions: Tensor) -> Callable[[slice], Tensor]:
@@ -108,6 +110,7 @@ class TransformersNetwork(Network):
         self.vocab_size = model.get_input_embeddings().weight.shape[0]
         self.device = model.device
         self.num_parameters = sum(one.numel() for one in model.parameters() if one.requires_grad)
+        self.max_tokens = _learnt_positions(model)
 
     def logits_at(self, tokens: Tensor, rows: Tensor, positions: Tensor) -> Callable[[slice], Tensor]:
         def choose(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -123,6 +126,20 @@ class TransformersNetwork(Network):
         finally:
             hook.remove()
         return lambda places: logits[places]
+
+
+def _learnt_positions(model: Any) -> int | None:
+    """How many positions a model has an embedding of, as GPT-2's; None where it has none, as Llama."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    words = model.get_input_embeddings()
+    others = [one for one in model.modules() if isinstance(one, nn.Embedding) and one is not words]
+    # Some have a few rows more, for padding.
+    is_learnt = positions is not None and any(0 <= one.num_embeddings - positions <= 2 for one in others)
+    return positions if is_learnt else None
+
+
+class TooLongError(ConfigError):
+    """A model has no position for a token that it should read."""
 
 
 def _products_in(dtype: torch.dtype, device: torch.device) -> Any:
@@ -156,6 +173,7 @@ class Scorer:
         Raises:
             ValueError: for a request without a target, or whose first token would be one; for a token beyond the
                 vocabulary.
+            TooLongError: for a request of more tokens than the model can read.
             ConfigError: where a batch does not fit into the GPU's memory, with the size that does.
         """
         by_input: dict[tuple[int, ...], list[int]] = {}
@@ -174,7 +192,12 @@ class Scorer:
         return [score for score in scores if score is not None]
 
     def _check(self, request: Request) -> None:
-        length, vocab_size = len(request.tokens), self.network.vocab_size
+        length, vocab_size, most = len(request.tokens), self.network.vocab_size, self.network.max_tokens
+        if most is not None and length > most + 1:
+            raise TooLongError(
+                f"checkpoint: the model reads at most {most} tokens, whose positions it has learnt, got {length - 1}; "
+                "evaluation.max_length, and sizes and lengths of long_range, say how many"
+            )
         if not 0 < request.num_targets < length:
             raise ValueError(
                 f"num_targets: got {request.num_targets} of {length} tokens, expected at least one and fewer than all"
