@@ -68,6 +68,15 @@ def public_folder(request, tmp_path_factory):
     return folder
 
 
+def public_model(folder):
+    """Arguments of HFLM: by transformers' own class, whatever another library has registered."""
+    import transformers
+
+    (name,) = json.loads((folder / "config.json").read_text())["architectures"]
+    model = getattr(transformers, name).from_pretrained(folder, dtype="float32")
+    return {"pretrained": model, "tokenizer": transformers.AutoTokenizer.from_pretrained(folder)}
+
+
 def load_evaluated(folder, *more):
     from palimpsa.evaluation.models.checkpoints import load_evaluated
     from palimpsa.evaluation.schema import load
@@ -89,7 +98,7 @@ def test_a_public_model_scores_through_ours_as_through_the_harness_alone(public_
 
     from palimpsa.evaluation.harness import run_harness
 
-    theirs = HFLM(pretrained=str(public_folder), device="cpu", dtype="float32", batch_size=3)
+    theirs = HFLM(**public_model(public_folder), device="cpu", dtype="float32", batch_size=3)
     expected = run_harness(theirs, list(TASKS), data_dir=str(task_data), limit=None)
     found, ours = through_ours(public_folder, task_data, list(TASKS))
     assert (ours.max_length, ours.prefix_token_id) == (theirs.max_length, theirs.prefix_token_id) == (MAX_LENGTH, 256)
@@ -102,6 +111,16 @@ def test_a_public_model_scores_through_ours_as_through_the_harness_alone(public_
     assert found.tasks["wikitext"].num_truncated == 1
     # The accuracies tell right from wrong.
     assert len({one.metrics["acc"].value for one in found.tasks.values() if "acc" in one.metrics}) > 2
+
+
+def test_a_model_is_transformers_own_where_another_library_has_one_of_its_type(public_folder):
+    """Of flash-linear-attention's Mamba-2, whose kernels do not run on a CPU."""
+    import fla.models
+
+    from palimpsa.evaluation.models.checkpoints import _model_of_a_folder
+
+    assert fla.models.Mamba2ForCausalLM
+    assert type(_model_of_a_folder(public_folder)).__module__.startswith("transformers.")
 
 
 def test_another_prefix_or_length_is_seen(public_folder, task_data):
@@ -126,7 +145,7 @@ def test_real_records_score_through_ours_as_through_the_harness_alone(public_fol
     from palimpsa.evaluation.harness import run_harness
 
     names = [name for name in TASKS if name not in ("wikitext", "piqa")]
-    theirs = HFLM(pretrained=str(public_folder), device="cpu", dtype="float32", batch_size=3, max_length=512)
+    theirs = HFLM(**public_model(public_folder), device="cpu", dtype="float32", batch_size=3, max_length=512)
     model = load_evaluated(public_folder, "evaluation.max_length=512")
     from palimpsa.evaluation.harness import HarnessModel
     from palimpsa.evaluation.models.scoring import Scorer

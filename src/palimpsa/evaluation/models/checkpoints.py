@@ -237,10 +237,8 @@ def _tokenizer_of_a_folder(folder: Path) -> Any:
 
 
 def _model_of_a_folder(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = _class_of_a_folder(folder).from_pretrained(
             folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:
@@ -257,6 +255,18 @@ def _model_of_a_folder(folder: Path) -> Any:
             "all that its config.json says"
         )
     return model
+
+
+def _class_of_a_folder(folder: Path) -> Any:
+    """transformers' own class, where it has one.
+
+    Once imported, flash-linear-attention puts its own in the place of some, Mamba-2 among them, which need a GPU.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(_content(folder)["model_type"])
+    return transformers.AutoModelForCausalLM if name is None else getattr(transformers, name)
 
 
 def _first_line(error: Exception) -> str:
