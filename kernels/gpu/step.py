@@ -212,7 +212,7 @@ def plan_groups(K: int, V: int, G: int) -> GroupedPlan:
     """All keys, and rows of several groups for 2,048 or 4,096 elements; or one group, and so many of its rows a tile.
 
     Of one group with up to 64 keys, all programs of a thousand heads are at work at once so; with more keys fewer are,
-    and wider loads count for more. kernels/README.md has the times.
+    and wider loads count for more. docs/LOG.md has the times.
     """
     rows_each, KT = V // G, next_power_of_2(K)
     if G == 1 or rows_each >= ROWS_ALONE:

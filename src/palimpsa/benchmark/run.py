@@ -13,7 +13,7 @@ from palimpsa.benchmark.base import Benchmark, RowFailedError, WrongResultError
 from palimpsa.benchmark.config import load
 from palimpsa.benchmark.schema import BenchmarkConfig, FirstCallConfig, OperatorsConfig, PretrainingConfig
 from palimpsa.config.errors import ConfigError
-from palimpsa.config.process import plain_console
+from palimpsa.config.process import plain_console, print_failure, refuse_options
 from palimpsa.runs.schema import ResultError
 
 USAGE = """usage: benchmark.py [KEY=VALUE ...], for instance
@@ -44,18 +44,16 @@ def benchmark_main(arguments: list[str]) -> int:
         print(USAGE)
         return 0
     try:
-        options = [word for word in arguments if word.startswith("-")]
-        if options:
-            raise ConfigError(f"{options[0]}: got an option, expected KEY=VALUE; -h shows examples")
+        refuse_options(arguments)
         return run_benchmark(make_benchmark(load(arguments)))
     except ConfigError as error:
-        _print_error(f"error: {error}")
+        print_failure(f"error: {error}")
         return 2
     except (ResultError, OSError) as error:
-        _print_error(f"error: {error}")
+        print_failure(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        _print_error("interrupted; the same command goes on where it stopped")
+        print_failure("interrupted; the same command goes on where it stopped")
         return 130
 
 
@@ -98,7 +96,7 @@ def run_benchmark(benchmark: Benchmark) -> int:
     try:
         failures = _measure(benchmark, missing, console)
     except WrongResultError as error:
-        _print_error(f"error: {error}")
+        print_failure(f"error: {error}")
         return 1
     table = benchmark.table()
     if table is not None:
@@ -106,9 +104,9 @@ def run_benchmark(benchmark: Benchmark) -> int:
     for path in benchmark.draw():
         console.print(str(path))
     if failures:
-        _print_error(f"error: {len(failures)} of {num_rows} rows failed, and the same command tries them again:")
+        print_failure(f"error: {len(failures)} of {num_rows} rows failed, and the same command tries them again:")
         for failure in failures:
-            _print_error(f"  {failure}")
+            print_failure(f"  {failure}")
         return 1
     return 0
 
@@ -136,7 +134,3 @@ def _measure(benchmark: Benchmark[RowT], rows: list[RowT], console: Console) -> 
             seconds = time.perf_counter() - started
             console.print(f"[{place}/{len(rows)}] {row}: {benchmark.summary(cells)}; took {seconds:.1f} s")
     return failures
-
-
-def _print_error(line: str) -> None:
-    plain_console(stderr=True).print(line, style="red", soft_wrap=True)

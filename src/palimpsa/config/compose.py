@@ -51,6 +51,20 @@ def compose_config(overrides: Sequence[str] = (), config_name: str = "train") ->
         return compose(config_name, list(overrides))
 
 
+def compose_values(overrides: Sequence[str], config_name: str) -> dict[str, Any]:
+    """`compose_config` as plain values, for a schema that Hydra does not know.
+
+    Raises:
+        ConfigError: as above, and for a key without a value.
+    """
+    composed = compose_config(overrides, config_name)
+    try:
+        values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: missing, expected a value: {error.full_key}=...") from error
+    return values
+
+
 @contextlib.contextmanager
 def composition(overrides: Sequence[str], config_dir: str | None = None) -> Iterator[None]:
     """Within it Hydra composes from configs/, and what is wrong with `overrides` or a file is a ConfigError.

@@ -14,9 +14,11 @@ import locale
 import os
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+from palimpsa.config.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,6 +74,18 @@ def plain_console(*, stderr: bool = False, **options: Any) -> Console:
     if console.width < (1 if console.is_terminal else _FILE_WIDTH):
         console.width = _FILE_WIDTH
     return console
+
+
+def refuse_options(arguments: Sequence[str]) -> None:
+    """Raises ConfigError for a word such as --limit, of a program whose keys are `KEY=VALUE`."""
+    options = [word for word in arguments if word.startswith("-")]
+    if options:
+        raise ConfigError(f"{options[0]}: got an option, expected KEY=VALUE; -h shows examples")
+
+
+def print_failure(line: str) -> None:
+    """Prints what went wrong to the error stream: in red on a terminal, on one line."""
+    plain_console(stderr=True).print(line, style="red", soft_wrap=True)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsa.config.errors import ConfigError, RunDirectoryError
-from palimpsa.config.process import plain_console
+from palimpsa.config.process import plain_console, print_failure, refuse_options
 from palimpsa.runs.schema import ResultError
 
 USAGE = """usage: evaluate.py [KEY=VALUE ...], for instance
@@ -32,9 +32,7 @@ def evaluate_main(arguments: list[str]) -> int:
         print(USAGE)
         return 0
     try:
-        options = [word for word in arguments if word.startswith("-")]
-        if options:
-            raise ConfigError(f"{options[0]}: got an option, expected KEY=VALUE; -h shows examples")
+        refuse_options(arguments)
         # The libraries' own bars, and a warning of theirs a task: here a line a task is printed.
         os.environ.setdefault("TQDM_DISABLE", "1")
         _evaluate(arguments)
@@ -110,5 +108,5 @@ def _point_text(point: Any) -> str:
 
 
 def _fail(line: str, code: int) -> int:
-    plain_console(stderr=True).print(line, style="red", soft_wrap=True)
+    print_failure(line)
     return code

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from palimpsa.config.checks import check_ranges, check_writable
-from palimpsa.config.compose import compose_config
+from palimpsa.config.compose import compose_config, compose_values
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.keys import convert, key
 from palimpsa.config.schema import MAX_SEED
@@ -95,18 +94,9 @@ def load(overrides: Sequence[str]) -> EvaluateConfig:
     Raises:
         ConfigError: in one line, naming the key, what came and what was expected.
     """
-    # Here and not above: whoever evaluates by hand needs no OmegaConf.
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     from palimpsa.evaluation.long_range import check_measures
 
-    composed = compose_config(overrides, "evaluate")
-    try:
-        values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: missing, expected a value: {error.full_key}=...") from error
-    config: EvaluateConfig = convert(EvaluateConfig, values)
+    config: EvaluateConfig = convert(EvaluateConfig, compose_values(overrides, "evaluate"))
     check_ranges(config)
     if not config.results_dir or "\0" in config.results_dir:
         raise ConfigError(f"results_dir: got {config.results_dir!r}, expected a directory")

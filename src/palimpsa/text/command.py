@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from palimpsa.config.errors import ConfigError
-from palimpsa.config.process import plain_console
+from palimpsa.config.process import plain_console, print_failure, refuse_options
 from palimpsa.text.prepare import Standing, prepare
 from palimpsa.text.schema import load
 from palimpsa.text.shards import TokenShards
@@ -35,9 +35,7 @@ def prepare_text_main(arguments: list[str]) -> int:
         print(USAGE)
         return 0
     try:
-        options = [word for word in arguments if word.startswith("-")]
-        if options:
-            raise ConfigError(f"{options[0]}: got an option, expected KEY=VALUE; -h shows examples")
+        refuse_options(arguments)
         config = load(arguments)
         command = shlex.join(["scripts/prepare_text.py", *arguments])
         started = time.perf_counter()
@@ -99,5 +97,5 @@ def _print_result(shards: dict[str, TokenShards], standing: Standing, was_there:
 
 
 def _fail(line: str, code: int) -> int:
-    plain_console(stderr=True).print(line, style="red", soft_wrap=True)
+    print_failure(line)
     return code

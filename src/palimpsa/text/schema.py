@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.keys import convert, key
@@ -101,18 +100,10 @@ def load(overrides: Sequence[str]) -> PrepareTextConfig:
         ConfigError: in one line, naming the key, what came and what was expected.
     """
     # Here and not above: whoever reads shards needs no Hydra.
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     from palimpsa.config.checks import check_ranges, check_writable
-    from palimpsa.config.compose import compose_config
+    from palimpsa.config.compose import compose_values
 
-    composed = compose_config(overrides, "prepare_text")
-    try:
-        values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: missing, expected a value: {error.full_key}=...") from error
-    config = convert(PrepareTextConfig, values)
+    config = convert(PrepareTextConfig, compose_values(overrides, "prepare_text"))
     check_ranges(config)
     if not config.directory or "\0" in config.directory:
         raise ConfigError(f"directory: got {config.directory!r}, expected a folder for the token shards")

@@ -1,6 +1,5 @@
 """Read the CSV files of the benchmarks, checked."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +13,8 @@ from palimpsa.analysis.collect.benchmark_columns import (
     TEXT_COLUMNS,
     TRAINING_COLUMNS,
 )
-from palimpsa.config.text import from_cell, printable
-from palimpsa.runs.files import read_regular
-from palimpsa.runs.schema import FileUnreadableError, ResultError
+from palimpsa.analysis.collect.csv_columns import read_csv_columns
+from palimpsa.runs.schema import ResultError
 
 # What figures are drawn against and by.
 SIZES = {"B", "T", "H", "K", "V", "seq_len", "context", "tokens_per_step", "accumulate"}
@@ -59,33 +57,14 @@ def _read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
     Raises ResultError naming the file.
     """
-    try:
-        content = io.BytesIO(read_regular(path))
-        # Only an empty cell is missing; a model may be called "NA".
-        missing = {name: [""] if name in TEXT_COLUMNS else ["", "nan"] for name in columns}
-        rows = pd.read_csv(content, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False, na_values=missing)
-    except OSError as error:
-        raise FileUnreadableError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, OverflowError) as error:
-        raise ResultError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
-    if list(rows.columns) != list(columns):
-        raise ResultError(f"{path}: its columns are not those of this version, expected {', '.join(columns)}")
-    if rows.empty:
-        raise ResultError(f"{path}: holds no row, expected one a measurement")
-    text = rows.columns.intersection(TEXT_COLUMNS)
-    rows = rows.assign(
-        **{name: rows[name].map(lambda cell: printable(from_cell(cell)), na_action="ignore") for name in text}
-    )
-    numbers = [name for name in columns if name not in TEXT_COLUMNS]
-    wrong = [name for name in numbers if not pd.api.types.is_numeric_dtype(rows.dtypes[name])]
-    if wrong:
-        raise ResultError(f"{path}: {wrong[0]} holds something else than numbers")
+    rows = read_csv_columns(path, columns, TEXT_COLUMNS)
     for name in SIZES & set(columns):
         # Of a copy, of bytes alone, there are none.
         sizes = rows.loc[rows["case"] != "copy", name] if "case" in rows else rows[name]
         if not (sizes.between(1, MAX_SIZE) & (sizes % 1 == 0)).all():
             raise ResultError(f"{path}: {name} holds something else than whole numbers from 1 on")
     # Times, sizes, counts and shares of them.
+    numbers = [name for name in columns if name not in TEXT_COLUMNS]
     wrong = [name for name in numbers if ((values := rows[name].to_numpy()) < 0).any() or np.isinf(values).any()]
     if wrong:
         raise ResultError(f"{path}: {wrong[0]} holds a number below 0 or an infinite one")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from palimpsa.config.text import from_cell, printable
-from palimpsa.runs.files import read_regular, write_atomic
-from palimpsa.runs.schema import FileUnreadableError, ResultError
+from palimpsa.analysis.collect.csv_columns import read_csv_columns
+from palimpsa.runs.files import write_atomic
+from palimpsa.runs.schema import ResultError
 
 FILE = "evaluation.csv"
 # measure: a task, an average of tasks or a long-range measure. at: "all", or a bin of positions, ages or sizes. count:
@@ -57,23 +57,7 @@ def add_evaluation(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    text = [name for name in COLUMNS if name in TEXT]
-    try:
-        content = io.BytesIO(read_regular(path))
-        missing = {name: [""] for name in COLUMNS}
-        rows = pd.read_csv(content, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=missing)
-    except OSError as error:
-        raise FileUnreadableError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, OverflowError) as error:
-        raise ResultError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
-    if list(rows.columns) != list(COLUMNS):
-        raise ResultError(f"{path}: its columns are not those of this version, expected {', '.join(COLUMNS)}")
-    if rows.empty:
-        raise ResultError(f"{path}: holds no row, expected one a measured number")
-    for name in [one for one in COLUMNS if one not in TEXT]:
-        if not (pd.api.types.is_numeric_dtype(rows.dtypes[name]) or not len(rows[name].dropna())):
-            raise ResultError(f"{path}: {name} holds something else than numbers")
+    rows = read_csv_columns(path, COLUMNS, TEXT)
     if len(rows["value"].dropna()) < len(rows):
         raise ResultError(f"{path}: value is empty in a row, expected a number")
-    cells = {name: rows[name].map(lambda cell: printable(from_cell(cell)), na_action="ignore") for name in text}
-    return rows.assign(**cells)
+    return rows
