@@ -73,13 +73,12 @@ def _step_kernel(
 
 @triton.jit
 def _means_at(mean, b, h, keys, rows, mean_b, mean_h, mean_k, mean_v, V: tl.constexpr, IS_DENSE: tl.constexpr):
-    """Where the means of some keys and rows lie; IS_DENSE: one after the other in a head, which begins at 16 bytes."""
+    """Where the means of some keys and rows, shaped to be added, lie; IS_DENSE: one after the other in a head, which
+    begins at 16 bytes."""
     if IS_DENSE:
-        return mean + tl.multiple_of(b * mean_b + h * mean_h, 4) + (keys[:, None] * V + rows[None, :])
+        return mean + tl.multiple_of(b * mean_b + h * mean_h, 4) + (keys * V + rows)
     else:
-        return (
-            mean + b * mean_b + h * mean_h + keys.to(tl.int64)[:, None] * mean_k + rows.to(tl.int64)[None, :] * mean_v
-        )
+        return mean + b * mean_b + h * mean_h + keys.to(tl.int64) * mean_k + rows.to(tl.int64) * mean_v
 
 
 # Sizes and strides are numbers of the call: one compiled version serves them all, 1 and multiples of 16 too.
@@ -109,7 +108,9 @@ def _group_step_kernel(
     keys, rows = tl.arange(0, KT), tl.arange(0, VT)
     in_k = keys < K
     first = group * rows_each
-    means_at = _means_at(mean, b, h, keys, first + rows, mean_b, mean_h, mean_k, mean_v, V, IS_DENSE)
+    means_at = _means_at(
+        mean, b, h, keys[:, None], (first + rows)[None, :], mean_b, mean_h, mean_k, mean_v, V, IS_DENSE
+    )
     tile_means = VT if IS_DENSE else VT * mean_v
     means = ()
     for tile in tl.static_range(min(AHEAD, TILES)):
@@ -154,45 +155,74 @@ def _grouped_step_kernel(
     q, k, v, beta, g, prior, mean, importance, o, variance, scale, H,
     q_b, q_h, k_b, k_h, v_b, v_h, beta_b, beta_h, beta_g, g_b, g_h,
     mean_b, mean_h, mean_k, mean_v, importance_b, importance_h, importance_k, importance_g,
-    K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, GROUPS: tl.constexpr, KT: tl.constexpr, VT: tl.constexpr,
-    IS_DENSE: tl.constexpr, HAS_BETA: tl.constexpr, HAS_VARIANCE: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, GROUPS: tl.constexpr, KT: tl.constexpr, RT: tl.constexpr,
+    AHEAD: tl.constexpr, IS_DENSE: tl.constexpr, HAS_BETA: tl.constexpr, HAS_VARIANCE: tl.constexpr,
 ):  # fmt: skip
-    """All keys and rows of several groups of one head, in one tile: nobody else reads the importances it overwrites."""
+    """All keys and rows of several groups of one head: nobody else reads the importances that it overwrites.
+
+    One tile of keys after the other, [KT, GROUPS, RT]: a division for a key and a group, not for each of its rows.
+    """
     rows_each: tl.constexpr = V // G
     programs: tl.constexpr = (G + GROUPS - 1) // GROUPS
+    TILES: tl.constexpr = (K + KT - 1) // KT
     head = tl.program_id(0) // programs
-    first_group = (tl.program_id(0) % programs) * GROUPS
     b, h = (head // H).to(tl.int64), (head % H).to(tl.int64)
-    keys, vv = tl.arange(0, KT), tl.arange(0, VT)
+    groups = (tl.program_id(0) % programs) * GROUPS + tl.arange(0, GROUPS)
+    keys, row = tl.arange(0, KT), tl.arange(0, RT)
     # The last program may have fewer groups.
-    num_rows = GROUPS * rows_each if G % GROUPS == 0 else tl.minimum(GROUPS * rows_each, V - first_group * rows_each)
-    in_k, in_v = keys < K, vv < num_rows
-    in_tile = in_k[:, None] & in_v[None, :]
-    rows, groups = first_group * rows_each + vv, first_group + vv // rows_each
-    means_at = _means_at(mean, b, h, keys, rows, mean_b, mean_h, mean_k, mean_v, V, IS_DENSE)
-    before = tl.load(means_at, mask=in_tile, other=0.0)
-    importances_at = importance + b * importance_b + h * importance_h
-    importances_at += keys.to(tl.int64)[:, None] * importance_k + groups.to(tl.int64)[None, :] * importance_g
-    # One for every entry, as many of them equal as a group has rows.
-    kept = tl.load(importances_at, mask=in_tile, other=1.0)
-    k_t = tl.load(k + b * k_b + h * k_h + keys, mask=in_k, other=0.0).to(tl.float32)[:, None]
-    q_t = tl.load(q + b * q_b + h * q_h + keys, mask=in_k, other=0.0).to(tl.float32)[:, None]
-    v_t = tl.load(v + b * v_b + h * v_h + rows, mask=in_v, other=0.0).to(tl.float32)[None, :]
+    in_g = groups < G
+    in_v = in_g[:, None] & (row < rows_each)[None, :]
+    rows = groups[:, None] * rows_each + row[None, :]
     alpha = tl.exp(tl.load(g + b * g_b + h * g_h).to(tl.float32))
-    kept *= alpha
-    after = kept + (1 - alpha) * tl.load(prior + h).to(tl.float32)
+    given_back = (1 - alpha) * tl.load(prior + h).to(tl.float32)
+    v_t = tl.load(v + b * v_b + h * v_h + rows, mask=in_v, other=0.0).to(tl.float32)[None, :, :]
     if HAS_BETA:
         beta_at = beta + b * beta_b + h * beta_h + groups.to(tl.int64) * beta_g
-        after += (k_t * k_t) * tl.load(beta_at, mask=in_v, other=0.0).to(tl.float32)[None, :]
-    mu = (before * kept + k_t * v_t) / after
-    tl.store(means_at, mu, mask=in_tile)
-    out = head.to(tl.int64) * V + rows
-    tl.store(o + out, tl.sum(q_t * mu, 0) * scale, mask=in_v)
-    if HAS_VARIANCE:
-        tl.store(variance + out, tl.sum((q_t * q_t) / after, 0) * (scale * scale), mask=in_v)
+        beta_t = tl.load(beta_at, mask=in_g, other=0.0).to(tl.float32)[None, :]
+    q_at, k_at = q + b * q_b + h * q_h, k + b * k_b + h * k_h
+    importances_at = importance + b * importance_b + h * importance_h + groups.to(tl.int64)[None, :] * importance_g
+    means_at = _means_at(mean, b, h, keys[:, None, None], rows[None, :, :], mean_b, mean_h, mean_k, mean_v, V, IS_DENSE)
+    tile_means = KT * (V if IS_DENSE else mean_k)
+    importances, means = (), ()
+    for tile in tl.static_range(TILES):
+        kk = tile * KT + keys
+        at = importances_at + kk.to(tl.int64)[:, None] * importance_k
+        importances = importances + (tl.load(at, mask=(kk < K)[:, None] & in_g[None, :], other=1.0),)
+        if tile < AHEAD:
+            means = means + (
+                tl.load(means_at + tile * tile_means, mask=(kk < K)[:, None, None] & in_v[None, :, :], other=0.0),
+            )
     # Several threads read one importance: all of them before one writes it.
     tl.debug_barrier()
-    tl.store(importances_at, after, mask=in_tile & (vv % rows_each == 0)[None, :])
+    # Summed over keys once, after the loop: a sum takes an exchange between threads.
+    reads = tl.zeros([KT, GROUPS, RT], tl.float32)
+    spreads = tl.zeros([KT, GROUPS], tl.float32)
+    for tile in tl.static_range(TILES):
+        if tile + AHEAD < TILES:
+            # On its way while the tiles before it are worked on.
+            in_k = (tile + AHEAD) * KT + keys < K
+            in_tile = in_k[:, None, None] & in_v[None, :, :]
+            means = means + (tl.load(means_at + (tile + AHEAD) * tile_means, mask=in_tile, other=0.0),)
+        kk = tile * KT + keys
+        in_k = kk < K
+        k_t = tl.load(k_at + kk, mask=in_k, other=0.0).to(tl.float32)[:, None]
+        q_t = tl.load(q_at + kk, mask=in_k, other=0.0).to(tl.float32)[:, None]
+        kept = importances[tile] * alpha
+        after = kept + given_back
+        if HAS_BETA:
+            after += (k_t * k_t) * beta_t
+        at = importances_at + kk.to(tl.int64)[:, None] * importance_k
+        tl.store(at, after, mask=in_k[:, None] & in_g[None, :])
+        mu = means[tile] * (kept / after)[:, :, None] + (k_t / after)[:, :, None] * v_t
+        tl.store(means_at + tile * tile_means, mu, mask=in_k[:, None, None] & in_v[None, :, :])
+        reads += q_t[:, :, None] * mu
+        if HAS_VARIANCE:
+            spreads += (q_t * q_t) / after
+    out = head.to(tl.int64) * V + rows
+    tl.store(o + out, tl.sum(reads, 0) * scale, mask=in_v)
+    if HAS_VARIANCE:
+        spread = tl.sum(spreads, 0)[:, None] * (scale * scale)
+        tl.store(variance + out, tl.zeros([GROUPS, RT], tl.float32) + spread, mask=in_v)
 
 
 # Groups of so many rows and more have a program each.
@@ -200,29 +230,30 @@ ROWS_ALONE = 32
 
 
 class GroupedPlan(NamedTuple):
-    """Groups a program, keys and rows a tile, and tiles of rows whose loads are under way while one is worked on."""
+    """Groups a program; keys, and rows of a group, a tile; tiles that are loaded while one is worked on; warps."""
 
     num_groups: int
     KT: int
-    VT: int
+    RT: int
     ahead: int
+    num_warps: int
 
 
 def plan_groups(K: int, V: int, G: int) -> GroupedPlan:
-    """All keys, and rows of several groups for 2,048 or 4,096 elements; or one group, and so many of its rows a tile.
+    """Of one group all keys a tile, and rows for 2,048 or 8,192 elements; of several all rows, and keys for 2,048.
 
     Of one group with up to 64 keys, all programs of a thousand heads are at work at once so; with more keys fewer are,
     and wider loads count for more. docs/LOG.md has the times.
     """
-    rows_each, KT = V // G, next_power_of_2(K)
+    rows_each = V // G
     if G == 1 or rows_each >= ROWS_ALONE:
-        elements, ahead = (2048, 2) if KT <= 64 else (8192, 0)
-        return GroupedPlan(1, KT, min(next_power_of_2(rows_each), elements // KT), ahead)
-    VT = max(next_power_of_2(rows_each), min(64, (2048 if KT <= 64 else 4096) // KT))
-    fit = min(G, VT // rows_each)
-    # As many as fit, or somewhat fewer so that all programs have as many.
-    num_groups = next((n for n in range(fit, fit // 2, -1) if G % n == 0), fit)
-    return GroupedPlan(num_groups, KT, min(VT, next_power_of_2(num_groups * rows_each)), 0)
+        KT = next_power_of_2(K)
+        elements, ahead, num_warps = (2048, 2, NUM_WARPS) if KT <= 64 else (8192, 0, 2 * NUM_WARPS)
+        return GroupedPlan(1, KT, min(next_power_of_2(rows_each), elements // KT), ahead, num_warps)
+    _, VT = tile_sizes(K, V)
+    RT = next_power_of_2(rows_each)
+    num_groups = min(next_power_of_2(G), max(2, VT // RT))
+    return GroupedPlan(num_groups, min(next_power_of_2(K), 2048 // (num_groups * RT)), RT, 2, NUM_WARPS)
 
 
 def tile_sizes(K: int, V: int) -> tuple[int, int]:
@@ -259,19 +290,18 @@ def step(
         return x if x.stride(-1) == 1 else x.contiguous()
 
     q, k, v = rows(q), rows(k), rows(v)
-    shared: Any = {"HAS_BETA": beta is not None, "HAS_VARIANCE": output_variance, "num_warps": NUM_WARPS}
+    shared: Any = {"HAS_BETA": beta is not None, "HAS_VARIANCE": output_variance}
     if G < V:
         beta = v if beta is None else beta
         plan = plan_groups(K, V, G)
         is_dense = mean.stride()[2:] == (V, 1) and all(stride % 4 == 0 for stride in mean.stride()[:3])
-        # With one group a program there are divisions for its keys alone.
-        is_one = plan.num_groups == 1
-        grid, sizes = (B * H * cdiv(G, plan.num_groups),), plan[1:] if is_one else plan[:3]
+        is_one, grid = plan.num_groups == 1, (B * H * cdiv(G, plan.num_groups),)
         grouped: Any = _group_step_kernel[grid] if is_one else _grouped_step_kernel[grid]
         grouped(
             q, k, v, beta, g, importance_prior.contiguous(), mean, importance, o, o if variance is None else variance,
             scale, H, *(stride for x in (q, k, v) for stride in x.stride()[:2]), *beta.stride(), *g.stride(),
-            *mean.stride(), *importance.stride(), K, V, G, *sizes, is_dense, **shared,
+            *mean.stride(), *importance.stride(), K, V, G, *(plan[1:4] if is_one else plan[:4]), is_dense,
+            num_warps=plan.num_warps, **shared,
         )  # fmt: skip
         return o, variance
     row_beta = v if beta is None else rows(beta)
@@ -280,6 +310,6 @@ def step(
     launch(
         q, k, v, row_beta, g, importance_prior.contiguous(), mean, importance, o, o if variance is None else variance,
         scale, H, *(stride for x in (q, k, v, row_beta) for stride in x.stride()[:2]), *g.stride(),
-        *mean.stride(), *importance.stride(), K, V, KT, VT, **shared,
+        *mean.stride(), *importance.stride(), K, V, KT, VT, num_warps=NUM_WARPS, **shared,
     )  # fmt: skip
     return o, variance

@@ -20,7 +20,7 @@ CHECK_STEPS = 17
 # A Hopper-class multiprocessor's special-function units, and the clock in Hz where the device does not tell its own.
 RECIPROCALS_PER_CLOCK = 16
 DEFAULT_CLOCK = 1.75e9
-# Calls that are on their way to a GPU before it begins with the first: fewer kernels than wait for it at once.
+# Calls that are on their way to a GPU before it begins with the first, at most.
 CALLS_AHEAD = 10
 # Clears the second-level cache of any GPU.
 FLUSHED_BYTES = 256 * 2**20
@@ -171,9 +171,9 @@ class Clock:
         if self.device != "cuda":
             return None
         leaves, flushed = list(leaves), torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device=self.device)
-        num_cycles = 10_000_000
+        num_cycles, num_calls = 10_000_000, CALLS_AHEAD
         for _ in range(8):
-            events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(CALLS_AHEAD)]
+            events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(num_calls)]
             torch.cuda.synchronize()
             # The device is busy with nothing until all calls are on their way.
             torch.cuda._sleep(num_cycles)
@@ -188,10 +188,9 @@ class Clock:
             torch.cuda.synchronize()
             if is_ahead:
                 return statistics.median(begin.elapsed_time(end) for begin, end in events)
-            num_cycles *= 2
-        raise RuntimeError(
-            f"the device was free before the host had called it {CALLS_AHEAD} times: a call waits for it"
-        )
+            # A slow host; or more kernels than can wait for a device at once, so that the host waits for a place.
+            num_cycles, num_calls = 2 * num_cycles, max(1, num_calls // 2)
+        raise RuntimeError("the device was free before the host had called it: a call waits for it")
 
     @staticmethod
     def _run(call: Callable[[], object], leaves: list[Tensor], budget_ms: float) -> list[float]:

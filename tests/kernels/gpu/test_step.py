@@ -63,12 +63,18 @@ def test_a_step_is_as_exact_as_the_reference(Problem, flat, steps, shape, dtype,
     assert failures(steps, Problem(shape, dtype, beta=beta), flat) == {}
 
 
-# Groups of several tiles, of one that they fill or do not, several a tile, and a program with fewer than the others.
+# Groups of several tiles, of one that they fill or do not, several a tile of some keys, a program with fewer.
 @pytest.mark.parametrize(
     ("shape", "groups"),
     [
         *(((2, 3, 2, 5, 8), 1), ((2, 3, 2, 5, 8), 4), ((1, 2, 2, 20, 66), 1), ((1, 2, 1, 48, 96), 1)),
-        *(((1, 2, 1, 48, 96), 16), ((1, 2, 2, 48, 96), 2), ((1, 2, 1, 33, 62), 31), ((1, 2, 1, 96, 20), 4)),
+        *(
+            ((1, 2, 1, 48, 96), 16),
+            ((1, 2, 2, 48, 96), 2),
+            ((1, 2, 1, 33, 62), 31),
+            ((1, 2, 1, 96, 20), 4),
+            ((1, 2, 1, 80, 192), 12),
+        ),
         *(((1, 1, 1, 256, 256), 1), ((1, 2, 2, 1, 2), 1)),
     ],
 )
