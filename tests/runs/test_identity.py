@@ -71,7 +71,7 @@ def compose_committed(folder: str, task: str, scale: str, model: str) -> dict:
 
 
 def test_every_committed_run_is_of_todays_configs(committed):
-    assert len(committed) == 378 + 18
+    assert len(committed) == 380 + 18
     for config, expected, expected_protocol in committed:
         assert config_hash(config) == expected, config["run_dir"]
         assert protocol_hash(config) == expected_protocol, config["run_dir"]

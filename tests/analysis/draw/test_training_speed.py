@@ -84,15 +84,15 @@ def test_committed_figures_follow_from_the_committed_csv(tmp_path, png_only):
         assert figure.read_bytes() == (path.parent / figure.name).read_bytes(), figure.name
 
 
-# Models that came after the benchmark was last run.
-NOT_MEASURED = {"palimpsa_d_scalar", "palimpsa_m_scalar"}
+# Models that came after a card was last measured.
+NOT_MEASURED = {"steps_nvidia-h100-80gb-hbm3": {"palimpsa_d_scalar", "palimpsa_m_scalar"}}
 
 
 def test_committed_rows_are_of_every_model_at_every_length_of_the_figure():
     for path in COMMITTED:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
-        models = {path.stem for path in (CONFIG_DIR / "model").glob("*.yaml")} - NOT_MEASURED
+        models = {config.stem for config in (CONFIG_DIR / "model").glob("*.yaml")} - NOT_MEASURED.get(path.stem, set())
         expected = {(model, length) for model in models for length in ("128", "256", "512", "1024")}
         assert {(row["model"], row["seq_len"]) for row in rows} == expected
         assert {row["tokens_per_step"] for row in rows} == {"65536"}
