@@ -235,8 +235,8 @@ def test_weights_of_another_model_and_a_tokenizer_that_is_too_large_are_refused(
     for changes, told in (
         ({"num_layers": 2}, "got blocks.1."),
         ({"vocab_size": 200}, "got 257 words of bytes, expected at most the 200 of the model"),
-        ({"num_layers": 0}, "last.ckpt: model_config: model.num_layers: got 0, expected >= 1"),
-        ({"mixer": {"_target_": "no.Mixer"}}, "last.ckpt: model_config: model.mixer._target_: got 'no.Mixer'"),
+        ({"num_layers": 0}, "last.ckpt: model_config: num_layers: got 0, expected >= 1"),
+        ({"mixer": {"_target_": "no.Mixer"}}, "last.ckpt: model_config: mixer._target_: got 'no.Mixer'"),
     ):
         torch.save({**saved, "model_config": saved["model_config"] | changes}, path)
         assert convert("export", directory, tmp_path / "folder") == 2

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -65,8 +64,8 @@ def export_folder(checkpoint: Checkpoint, folder: Path, *, tokenizer: str | None
         config = PalimpsaConfig.of_model(
             checkpoint.model_config, context=facts["context"], eos_token_id=end, pad_token_id=end
         )
-    except StrictDataclassError as error:
-        raise ConfigError(f"{checkpoint.path}: model_config: {error.__cause__ or error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{checkpoint.path}: model_config: {error}") from error
     model = PalimpsaForCausalLM(config).eval()
     _fill(model, checkpoint)
     with _whole(folder) as partial:

@@ -8,6 +8,10 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from palimpsa.config.checks import check_ranges
+from palimpsa.config.errors import ConfigError
+from palimpsa.config.keys import MAX_COUNT, convert
+from palimpsa.config.schema import ModelConfig
 from palimpsa.model.build import SKELETON_KEYS, check_model
 from palimpsa.model.hf.cache import LAYER_TYPE
 
@@ -28,7 +32,8 @@ class PalimpsaConfig(PreTrainedConfig):
             limit of its own. None: not known.
 
     Raises:
-        ConfigError: for a model that cannot be built, naming the key.
+        ConfigError: in one line, naming the argument, for one of another type or out of its range, or a model that
+            cannot be built.
     """
 
     model_type = "palimpsa"
@@ -50,14 +55,34 @@ class PalimpsaConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.mixer = dict(DEFAULT_MIXER if self.mixer is None else self.mixer)
+        # transformers' own names of an argument.
+        for theirs, ours in self.attribute_map.items():
+            if theirs in kwargs:
+                setattr(self, ours, kwargs.pop(theirs))
+        if self.mixer is None:
+            self.mixer = dict(DEFAULT_MIXER)
+        # Here, and not in a validator of transformers': its errors are of several lines, and begin with others.
+        self._check()
         super().__post_init__(**kwargs)
 
-    def validate_architecture(self) -> None:
-        """Whether it can be built."""
-        if not self.tie_word_embeddings:
-            raise ValueError("tie_word_embeddings: got False, expected True: logits are by the embedding")
-        check_model(self.model_keys())
+    def _check(self) -> None:
+        try:
+            # By the schema first: no tensor is made of a size that is none.
+            model = convert(ModelConfig, {"name": self.name, "label": self.label, **self.model_keys()})
+            check_ranges(model)
+            check_model(self.model_keys())
+        except ConfigError as error:
+            raise ConfigError(str(error).removeprefix("model.")) from error.__cause__
+        context = self.context
+        is_count = isinstance(context, int) and not isinstance(context, bool) and 1 <= context <= MAX_COUNT
+        if not (context is None or is_count):
+            raise ConfigError(f"context: got {context!r}, expected a number of tokens >= 1, or None")
+        if not isinstance(self.use_cache, bool):
+            raise ConfigError(f"use_cache: got {self.use_cache!r}, expected True or False")
+        if self.tie_word_embeddings is not True:
+            raise ConfigError(
+                f"tie_word_embeddings: got {self.tie_word_embeddings!r}, expected True: logits are by the embedding"
+            )
 
     def validate_layer_type(self) -> None:
         """transformers' own list of types does not have the one of `MixerCacheLayer`, which every layer is of."""
