@@ -4,7 +4,7 @@
 
 import pytest
 import torch
-from transformers import set_seed
+from transformers import GenerationConfig, set_seed
 
 from palimpsa.model.hf import MixerCacheLayer
 
@@ -118,3 +118,26 @@ def test_twenty_thousand_tokens_take_the_memory_of_one(make_model, draw_tokens):
     # Attention's is what grows.
     attention = make_model("transformer", num_layers=1)
     assert bytes_after(attention, 40, 20) > 4 * bytes_after(attention, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["palimpsa_d", "transformer"])
+@pytest.mark.parametrize("way", WAYS)
+def test_an_offloaded_cache_writes_the_same(name, way, make_model, prompts):
+    model, (_, batch, mask) = make_model(name), prompts
+    whole = generate(model, batch, attention_mask=mask, **WAYS[way])
+    offloaded = generate(model, batch, attention_mask=mask, cache_implementation="offloaded", **WAYS[way])
+    assert torch.equal(offloaded, whole)
+
+
+@pytest.mark.parametrize("wanted", ["static", "offloaded_static", "quantized", "hybrid", "sliding_window", "paged"])
+def test_a_cache_that_holds_no_memory_is_refused(wanted, make_model, draw_tokens):
+    model, tokens = make_model("palimpsa_d"), draw_tokens(1, 5)
+    error = f"cache_implementation: got '{wanted}', expected 'dynamic', which is the default, or 'offloaded'"
+    with pytest.raises(ValueError, match=error):
+        model.generate(tokens, max_new_tokens=2, cache_implementation=wanted)
+    # As a folder's generation_config.json may have it.
+    config = GenerationConfig(max_new_tokens=2)
+    config.cache_implementation = wanted
+    with pytest.raises(ValueError, match=error):
+        model.generate(tokens, config)
+    assert model.generate(tokens, config, cache_implementation="dynamic").shape == (1, 7)

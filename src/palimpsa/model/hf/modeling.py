@@ -22,6 +22,9 @@ from palimpsa.model.embedding import TokenEmbedding
 from palimpsa.model.hf.cache import MixerCacheLayer, in_rows, layers_of
 from palimpsa.model.hf.configuration import PalimpsaConfig
 
+# Of `generate`, those that hold what a mixer carries. Offloaded, a layer's is on the CPU while others compute.
+CACHE_IMPLEMENTATIONS = (None, "dynamic", "offloaded")
+
 
 class PalimpsaForCausalLM(PreTrainedModel, GenerationMixin):
     """A `LanguageModel`, the attribute `model`, with its logits by `lm_head`, which is tied to the embedding.
@@ -103,6 +106,22 @@ class PalimpsaForCausalLM(PreTrainedModel, GenerationMixin):
                 "use_reentrant=False and every layer"
             )
         self.model.checkpoint_blocks = enable
+
+    def generate(self, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', with the caches that hold a memory.
+
+        Raises:
+            ValueError: for a `cache_implementation` of another layout: static, quantised or paged.
+        """
+        default = (generation_config or self.generation_config).cache_implementation
+        wanted = kwargs.get("cache_implementation", default)
+        if wanted not in CACHE_IMPLEMENTATIONS:
+            raise ValueError(
+                f"cache_implementation: got {wanted!r}, expected 'dynamic', which is the default, or 'offloaded': "
+                "a memory is of a fixed size, and neither keys and values nor pages of them"
+            )
+        library: Any = super()
+        return library.generate(inputs, generation_config, *args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
