@@ -16,6 +16,8 @@ from palimpsa.runs.checkpoints import is_sharded
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.files import write_atomic
 from palimpsa.runs.result import read_json_object
+from palimpsa.runs.schema import Block, ResultError, shorten
+from palimpsa.runs.stored_config import read_stored_config
 from palimpsa.training.checkpoint import CHECKSUM_KEY, MODEL_CONFIG_KEY, WEIGHTS, checksum, read_checkpoint
 from palimpsa.training.storage.sharded import CheckpointError
 
@@ -47,7 +49,8 @@ def read_trained(path: Path) -> Checkpoint:
     """A checkpoint: a file, a folder of shards, or the directory of a run, whose newest one counts.
 
     Raises:
-        RunDirectoryError: for what is none, or is damaged.
+        RunDirectoryError: for what is none, or is damaged, or lies in a run whose config.json lacks a key.
+        ResultError: for a result.json that no run can have written.
     """
     directory = RunDirectory(path)
     if path.is_dir() and not is_sharded(path):
@@ -65,10 +68,8 @@ def read_trained(path: Path) -> Checkpoint:
         raise RunDirectoryError(f"{path}: not there, expected a checkpoint or a run's directory") from error
     except (CheckpointError, OSError) as error:
         raise RunDirectoryError(f"{path}: cannot be read ({error}), expected a trainer's checkpoint") from error
-    config, result = (
-        read_json_object(file, "expected what a run wrote") if file.exists() else None
-        for file in (directory.config_file, directory.result_file)
-    )
+    config = read_stored_config(directory.config_file) if directory.config_file.exists() else None
+    result = _stored_result(directory.result_file) if directory.result_file.exists() else None
     return Checkpoint(
         path=path,
         weights={name.removeprefix(PREFIX): weight for name, weight in content["state_dict"].items()},
@@ -77,6 +78,25 @@ def read_trained(path: Path) -> Checkpoint:
         config=config,
         result=result,
     )
+
+
+def _stored_result(path: Path) -> dict[str, Any]:
+    """Of a run, however it ended: what a card tells of it. Raises ResultError, naming the file and the key."""
+    result = read_json_object(path, "expected a run's result")
+    top = Block(path, "", result)
+    top.get("config_hash", "text", optional=True)
+    stages = top.get("stages", "list", optional=True) or []
+    for place, stage in enumerate(stages):
+        if not isinstance(stage, dict):
+            raise ResultError(f"{path}: stages[{place}] is {shorten(stage)}, expected an object")
+        for key in ("validation_loss", "validation_perplexity_per_byte"):
+            Block(path, f"stages[{place}].", stage).get(key, "number", optional=True)
+    if "provenance" in result:
+        made_by = top.block("provenance")
+        for key in ("git_revision", "device"):
+            made_by.get(key, "string", optional=True)
+        made_by.get("versions", "object", optional=True)
+    return result
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor], model_config: Mapping[str, Any], step: int) -> Path:

@@ -20,6 +20,7 @@ from palimpsa.conversion.checkpoint import Checkpoint, write_weights
 from palimpsa.conversion.tokenizer import export_tokenizer
 from palimpsa.mixers.parameters import MASTER_DTYPE
 from palimpsa.model.build import SKELETON_KEYS
+from palimpsa.model.finite import check_finite
 from palimpsa.model.hf import PalimpsaConfig, PalimpsaForCausalLM
 from palimpsa.runs.result import read_json_object
 from palimpsa.tasks.data_digests import split_folder
@@ -42,8 +43,8 @@ def export_folder(checkpoint: Checkpoint, folder: Path, *, tokenizer: str | None
         lines of a report: every tensor, and what lies beside them.
 
     Raises:
-        ConfigError: for a folder that is there, a model that cannot be built, weights that are not its own, or a
-            tokenizer that is another one, or has more words than the model.
+        ConfigError: for a folder that is there, a model that cannot be built, weights that are not its own or not
+            finite, or a tokenizer that is another one, or has more words than the model.
         OSError: where it cannot be written.
     """
     if os.path.lexists(folder):
@@ -68,6 +69,7 @@ def export_folder(checkpoint: Checkpoint, folder: Path, *, tokenizer: str | None
         raise ConfigError(f"{checkpoint.path}: model_config: {error}") from error
     model = PalimpsaForCausalLM(config).eval()
     _fill(model, checkpoint)
+    check_finite(checkpoint.weights, checkpoint.path)
     with _whole(folder) as partial:
         try:
             model.save_pretrained(partial)
@@ -120,7 +122,8 @@ def load_folder(folder: Path) -> PalimpsaForCausalLM:
     """The model of a folder, on the CPU, in evaluation mode.
 
     Raises:
-        ConfigError: in one line, for a folder without a model, or one whose model is damaged or another's.
+        ConfigError: in one line, for a folder without a model, or one whose model is damaged or another's, or has
+            weights that are not finite.
     """
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder}: got no config.json in it, expected the folder of a model")
@@ -139,6 +142,7 @@ def load_folder(folder: Path) -> PalimpsaForCausalLM:
             f"{folder}: got weights {unexpected[0]} and {len(unexpected) - 1} more, which the model of its config.json "
             "does not have"
         )
+    check_finite(model.model.state_dict(), folder)
     return model
 
 

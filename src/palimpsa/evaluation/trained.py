@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from palimpsa.config.errors import RunDirectoryError
+from palimpsa.config.errors import ConfigError, RunDirectoryError
+from palimpsa.config.keys import convert
 from palimpsa.config.schema import ModelConfig
 from palimpsa.model.build import build_model
 from palimpsa.model.language_model import LanguageModel
 from palimpsa.runs.directory import RunDirectory
-from palimpsa.runs.result import read_json_object
+from palimpsa.runs.stored_config import read_stored_config
 from palimpsa.training.checkpoint import MODEL_CONFIG_KEY, CheckpointError, read_checkpoint
 
 
@@ -28,12 +29,12 @@ def load_trained(folder: Path | str) -> TrainedModel:
     """The model that a run's last checkpoint holds.
 
     Raises:
-        RunDirectoryError: where there is no run, or no checkpoint that can be read.
+        RunDirectoryError: where there is no run, its config lacks a key, or there is no checkpoint that can be read.
     """
     directory = RunDirectory(folder)
     if not directory.config_file.exists():
         raise RunDirectoryError(f"{directory.path}: got no config.json in it, expected a run's directory")
-    config = read_json_object(directory.config_file, "expected a run's config")
+    config = read_stored_config(directory.config_file)
     path = next(iter(directory.checkpoints.newest_first()), directory.checkpoint_file)
     try:
         content = read_checkpoint(path, [])
@@ -41,7 +42,11 @@ def load_trained(folder: Path | str) -> TrainedModel:
         raise RunDirectoryError(f"{path}: not there, expected the last checkpoint of a run") from error
     except (CheckpointError, OSError) as error:
         raise RunDirectoryError(f"{path}: cannot be read ({error}), expected a run's checkpoint") from error
-    model = build_model(ModelConfig(**content.get(MODEL_CONFIG_KEY, config["model"])), seed=None)
+    try:
+        model_config = convert(ModelConfig, content.get(MODEL_CONFIG_KEY, config["model"]), "model_config.")
+    except ConfigError as error:
+        raise RunDirectoryError(f"{path}: {error}") from error
+    model = build_model(model_config, seed=None)
     weights = {name.removeprefix("model."): weight for name, weight in content["state_dict"].items()}
     model.load_state_dict(weights)
     return TrainedModel(config, model.eval(), content["global_step"])

@@ -15,6 +15,7 @@ from palimpsa.evaluation.models.codecs import Codec, OwnCodec, TransformersCodec
 from palimpsa.evaluation.models.scoring import NativeNetwork, Network, TransformersNetwork
 from palimpsa.evaluation.schema import EvaluateConfig
 from palimpsa.evaluation.trained import load_trained
+from palimpsa.model.finite import check_finite
 from palimpsa.runs.result import read_json_object, run_of
 from palimpsa.tasks.data_digests import split_folder
 from palimpsa.text.golden import check_tokenizer
@@ -129,6 +130,7 @@ def _content(folder: Path) -> dict[str, Any]:
 
 def _of_a_run(config: EvaluateConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> EvaluatedModel:
     trained = load_trained(folder)
+    check_finite(dict(trained.model.named_parameters()), f"checkpoint: {folder}")
     own, task = trained.config, trained.config["task"]
     if task["kind"] != "commonsense":
         raise RunDirectoryError(f"checkpoint: got a run of task {task['name']} in {folder}, {EXPECTED}")
@@ -254,6 +256,8 @@ def _model_of_a_folder(folder: Path) -> Any:
             f"checkpoint: got {str(folder)!r} without weights for {missing[0]} and {len(missing) - 1} more, expected "
             "all that its config.json says"
         )
+    # Not buffers: a mask of minus infinity is among them.
+    check_finite(dict(model.named_parameters()), f"checkpoint: {folder}")
     return model
 
 
