@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,21 @@ from typing import Any
 import yaml
 
 from palimpsa.config.errors import ConfigError, nearest
+from palimpsa.evaluation.task_records import (
+    CHOICES,
+    GAP,
+    LABELLED_CHOICES,
+    LAST_WORD,
+    NO_OR_YES,
+    OF_THREE,
+    OF_TWO,
+    ONE_LABEL,
+    TEXT,
+    WORDS,
+    Kind,
+    check_records,
+    number_of,
+)
 from palimpsa.text.files import file_sha256
 
 BOTH_WAYS = (
@@ -29,7 +43,7 @@ class ZeroShotTask:
         accuracy: the metric that counts in averages; None for one that is no accuracy.
         perplexity: the metric that is a perplexity, if there is one.
         split: that is scored.
-        fields: that each record must have.
+        fields: that each record must have, and what each may be.
         local_fields: what a record may have instead, where a definition's preprocessing was done already.
         local_definition: keys that are then replaced.
         replaced: in words, what that replaces.
@@ -38,9 +52,9 @@ class ZeroShotTask:
     definition: str
     accuracy: str | None
     split: str
-    fields: tuple[str, ...]
+    fields: Mapping[str, Kind]
     perplexity: str | None = None
-    local_fields: tuple[str, ...] = ()
+    local_fields: Mapping[str, Kind] = field(default_factory=dict)
     local_definition: Mapping[str, Any] = field(default_factory=dict)
     replaced: str = ""
 
@@ -50,23 +64,30 @@ class ZeroShotTask:
         return [metric for metric in (self.perplexity, self.accuracy) if metric is not None]
 
 
+_ARC_FIELDS = {"question": TEXT, "choices": LABELLED_CHOICES, "answerKey": ONE_LABEL}
 # By the harness's names, in the order of the paper's table.
 TASKS: dict[str, ZeroShotTask] = {
     "wikitext": ZeroShotTask(
-        "wikitext/wikitext.yaml", accuracy=None, perplexity="word_perplexity", split="test", fields=("page",)
+        "wikitext/wikitext.yaml", accuracy=None, perplexity="word_perplexity", split="test", fields={"page": WORDS}
     ),
     "lambada_openai": ZeroShotTask(
-        "lambada/lambada_openai.yaml", accuracy="acc", perplexity="perplexity", split="test", fields=("text",)
+        "lambada/lambada_openai.yaml", accuracy="acc", perplexity="perplexity", split="test", fields={"text": LAST_WORD}
     ),
     "piqa": ZeroShotTask(
-        "piqa/piqa.yaml", accuracy="acc", split="validation", fields=("goal", "sol1", "sol2", "label")
+        "piqa/piqa.yaml",
+        accuracy="acc",
+        split="validation",
+        fields={"goal": TEXT, "sol1": WORDS, "sol2": WORDS, "label": NO_OR_YES},
     ),
     "hellaswag": ZeroShotTask(
         "hellaswag/hellaswag.yaml",
         accuracy="acc_norm",
         split="validation",
-        fields=("ctx_a", "ctx_b", "activity_label", "endings", "label"),
-        local_fields=("query", "choices", "label"),
+        fields={
+            **{"ctx_a": TEXT, "ctx_b": TEXT, "activity_label": TEXT},
+            **{"endings": CHOICES, "label": number_of("endings")},
+        },
+        local_fields={"query": TEXT, "choices": CHOICES, "label": number_of("choices")},
         local_definition={"process_docs": None},
         replaced="process_docs is left out: the file has no ctx_a, and its query and choices are cleaned already",
     ),
@@ -74,22 +95,24 @@ TASKS: dict[str, ZeroShotTask] = {
         "winogrande/default.yaml",
         accuracy="acc",
         split="validation",
-        fields=("sentence", "option1", "option2", "answer"),
+        fields={"sentence": GAP, "option1": WORDS, "option2": WORDS, "answer": OF_TWO},
     ),
-    "arc_easy": ZeroShotTask(
-        "arc/arc_easy.yaml", accuracy="acc", split="test", fields=("question", "choices", "answerKey")
-    ),
-    "arc_challenge": ZeroShotTask(
-        "arc/arc_challenge.yaml", accuracy="acc_norm", split="test", fields=("question", "choices", "answerKey")
-    ),
+    "arc_easy": ZeroShotTask("arc/arc_easy.yaml", accuracy="acc", split="test", fields=_ARC_FIELDS),
+    "arc_challenge": ZeroShotTask("arc/arc_challenge.yaml", accuracy="acc_norm", split="test", fields=_ARC_FIELDS),
     "social_iqa": ZeroShotTask(
         "siqa/siqa.yaml",
         accuracy="acc",
         split="validation",
-        fields=("context", "question", "answerA", "answerB", "answerC", "label"),
+        fields={
+            **{"context": TEXT, "question": TEXT},
+            **{"answerA": WORDS, "answerB": WORDS, "answerC": WORDS, "label": OF_THREE},
+        },
     ),
     "boolq": ZeroShotTask(
-        "super_glue/boolq/default.yaml", accuracy="acc", split="validation", fields=("passage", "question", "label")
+        "super_glue/boolq/default.yaml",
+        accuracy="acc",
+        split="validation",
+        fields={"passage": TEXT, "question": TEXT, "label": NO_OR_YES},
     ),
 }
 # What an average is over: without BoolQ seven accuracies, the paper's.
@@ -133,8 +156,7 @@ def write_definitions(names: Sequence[str], data_dir: str | None, folder: Path) 
         folder: where they are written, and where the records are cached.
 
     Raises:
-        ConfigError: for an unknown task, a file that is missing or empty, and, with file and line, a record that is no
-            JSON or lacks a field.
+        ConfigError: for an unknown task, or see `check_records`.
     """
     check_task_names(names)
     found = RedirectedTasks({}, [])
@@ -143,7 +165,9 @@ def write_definitions(names: Sequence[str], data_dir: str | None, folder: Path) 
         definition: dict[str, Any] = {"include": str(_definitions() / task.definition), "task": name}
         if data_dir is not None:
             path = (Path(data_dir) / f"{name}.jsonl").absolute()
-            is_local = _check_records(path, name, task)
+            is_local = check_records(
+                path, task.fields, task.local_fields, f"the records of {name}; or {BOTH_WAYS}", name
+            )
             definition |= {
                 "dataset_path": "json",
                 "dataset_name": None,
@@ -166,39 +190,3 @@ def _definitions() -> Path:
     if spec is None or spec.origin is None:
         raise ConfigError("evaluation needs the lm-eval library: pip install -e '.[text]'")
     return Path(spec.origin).parent / "tasks"
-
-
-def _check_records(path: Path, name: str, task: ZeroShotTask) -> bool:
-    """Holds every record of a file to a task's fields; returns whether it has the local ones instead."""
-    if not path.is_file():
-        raise ConfigError(f"evaluation.data_dir: {path}: missing, expected the records of {name}; or {BOTH_WAYS}")
-    is_local = None
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            record = _record(line, f"{path}:{number}")
-            if is_local is None:
-                is_local = bool(task.local_fields) and task.fields[0] not in record
-            fields = task.local_fields if is_local else task.fields
-            missing = [one for one in fields if one not in record]
-            if missing:
-                known = ", ".join(map(str, record)) or "none"
-                raise ConfigError(
-                    f"{path}:{number}: has no field {missing[0]!r}, expected {', '.join(fields)}; its fields: {known}"
-                )
-            # The last field is the answer, or the text.
-            empty = [one for one in fields if record[one] is None or (one == fields[-1] and record[one] == "")]
-            if empty:
-                raise ConfigError(f"{path}:{number}: got {record[empty[0]]!r} in {empty[0]!r}, expected a value")
-    if is_local is None:
-        raise ConfigError(f"{path}: is empty, expected the records of {name}, one a line")
-    return is_local
-
-
-def _record(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{place}: got a line that is no JSON ({error}), expected a record") from error
-    if not isinstance(record, dict):
-        raise ConfigError(f"{place}: got {type(record).__name__}, expected an object")
-    return record

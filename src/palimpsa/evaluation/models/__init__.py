@@ -1,4 +1,4 @@
 """The model that is evaluated: `checkpoints` finds it, `codecs` makes its tokens, `scoring` asks it.
 
-Imports what `evaluation` does; the other modules of `evaluation` import it.
+`public_folders` reads one of transformers. Imports what `evaluation` does; the other modules of `evaluation` import it.
 """

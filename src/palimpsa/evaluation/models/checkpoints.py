@@ -12,6 +12,7 @@ import torch
 from palimpsa.config.errors import ConfigError, RunDirectoryError
 from palimpsa.config.keys import is_file_name
 from palimpsa.evaluation.models.codecs import Codec, OwnCodec, TransformersCodec, WithoutSpecialTokens
+from palimpsa.evaluation.models.public_folders import class_of_a_folder, model_of_a_folder, tokenizer_of_a_folder
 from palimpsa.evaluation.models.scoring import NativeNetwork, Network, TransformersNetwork
 from palimpsa.evaluation.schema import EvaluateConfig
 from palimpsa.evaluation.trained import load_trained
@@ -27,7 +28,6 @@ EXPECTED = "expected the directory of a language model's run, or a Hugging Face 
 
 # Of `model.hf.PalimpsaConfig`, whose import takes seconds.
 OWN_MODEL_TYPE = "palimpsa"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _of_an_export(config: EvaluateConfig, folder: Path, device: torch.device, dt
     codec: Codec = (
         OwnCodec(read_folder_tokenizer(folder), prefix)
         if has_own
-        else TransformersCodec(_tokenizer_of_a_folder(folder), prefix)
+        else TransformersCodec(tokenizer_of_a_folder(folder), prefix)
     )
     if config.training_data is not None:
         check_tokenizer(read_manifest(split_folder(config.training_data, "train")), WithoutSpecialTokens(codec))
@@ -201,77 +201,20 @@ def _of_an_export(config: EvaluateConfig, folder: Path, device: torch.device, dt
 def _of_transformers(config: EvaluateConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> EvaluatedModel:
     from lm_eval.models.utils import resolve_max_length
 
-    tokenizer = _tokenizer_of_a_folder(folder)
+    # First of all: a model of another kind may have a tokenizer of another kind too.
+    class_of_a_folder(folder)
+    tokenizer = tokenizer_of_a_folder(folder)
     codec = TransformersCodec(tokenizer, config.evaluation.prefix_token)
-    model = _model_of_a_folder(folder)
+    model = model_of_a_folder(folder, device)
     if config.training_data is not None:
         check_tokenizer(read_manifest(split_folder(config.training_data, "train")), WithoutSpecialTokens(codec))
     name = config.name or folder.resolve().name
     return EvaluatedModel(
         name=name,
         label=name,
-        network=TransformersNetwork(model.to(device).eval(), dtype),
+        network=TransformersNetwork(model, dtype),
         codec=codec,
         max_length=config.evaluation.max_length or resolve_max_length(model.config, tokenizer),
         trained=Trained(),
         data=config.training_data,
     )
-
-
-def _tokenizer_of_a_folder(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        # For some models transformers would make one without a word, and without words.
-        raise ConfigError(
-            f"checkpoint: got {str(folder)!r} without a tokenizer, expected one of {', '.join(TOKENIZER_FILES)} in it"
-        )
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        # Whatever its many classes raise for files that are missing or damaged.
-        raise ConfigError(
-            f"checkpoint: got {str(folder)!r} without a tokenizer that can be read: {_first_line(error)}"
-        ) from error
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(f"checkpoint: got a tokenizer without an end of text in {folder}, expected one: eos_token")
-    return tokenizer
-
-
-def _model_of_a_folder(folder: Path) -> Any:
-    try:
-        loaded: Any = _class_of_a_folder(folder).from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
-    except Exception as error:
-        # As above.
-        raise ConfigError(
-            f"checkpoint: got {str(folder)!r} without a model that can be read: {_first_line(error)}"
-        ) from error
-    model, found = loaded
-    missing = sorted(found["missing_keys"])
-    if missing:
-        # transformers draws them at random, and warns.
-        raise ConfigError(
-            f"checkpoint: got {str(folder)!r} without weights for {missing[0]} and {len(missing) - 1} more, expected "
-            "all that its config.json says"
-        )
-    # Not buffers: a mask of minus infinity is among them.
-    check_finite(dict(model.named_parameters()), f"checkpoint: {folder}")
-    return model
-
-
-def _class_of_a_folder(folder: Path) -> Any:
-    """transformers' own class, where it has one.
-
-    Once imported, flash-linear-attention puts its own in the place of some, Mamba-2 among them, which need a GPU.
-    """
-    import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(_content(folder)["model_type"])
-    return transformers.AutoModelForCausalLM if name is None else getattr(transformers, name)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
