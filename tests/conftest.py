@@ -72,6 +72,7 @@ SLOW = (
     "conversion",
     "evaluation/test_evaluate.py",
     "evaluation/test_harness.py",
+    "evaluation/test_interruption.py",
     "evaluation/test_kinds_of_models.py",
     "evaluation/test_pretraining.py",
     "evaluation/test_scoring.py",

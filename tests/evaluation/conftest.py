@@ -15,6 +15,17 @@ ROOT = Path(__file__).resolve().parents[2]
 # Real records, where they are: eval/NAME.jsonl below it.
 DATA_VARIABLE = "PALIMPSA_TEST_DATA"
 
+RUN = (
+    *("task=commonsense", "model=lm/palimpsa_d_tiny", "model.d_model=32", "model.num_layers=1"),
+    *("model.channel_width=32", "task.context=32", "task.tokens_per_step=128", "task.num_steps=2"),
+    *("task.validation_every=2", "task.validation_tokens=256", "trainer.log_every=2", "trainer.probe_every=8"),
+    *("trainer.progress_bar=false", "logger=csv"),
+)
+SMALL = (
+    *("device=cpu", "evaluation.limit=2", "long_range.num_tokens=64", "long_range.num_books=2"),
+    *("long_range.book_sizes=[2]", "long_range.copy_lengths=[4]", "long_range.max_count=100_000"),
+)
+
 RECORDS: dict[str, list[dict]] = {
     "wikitext": [
         {"page": " = A page = \n \n It was built in 1 @,@ 900 , and stood . " * 4},
@@ -167,3 +178,44 @@ def byte_codec():
 def rules():
     """The rules of models whose answers are known, by name."""
     return {"uniform": uniform, "copying": copying, "bigram": bigram}
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    """The directory of a run of two steps on the shipped text, as bytes."""
+    from palimpsa.config.compose import compose_config
+    from palimpsa.config.schema import typed
+    from palimpsa.text.command import prepare_text_main
+    from palimpsa.training.run import run
+
+    folder = tmp_path_factory.mktemp("run")
+    assert prepare_text_main(["source=sample", "tokenizer=bytes", "num_workers=1", f"directory={folder}/data"]) == 0
+    config = typed(compose_config([*RUN, f"task.data={folder}/data", f"results_dir={folder}"]))
+    assert run(config)["status"] == "finished"
+    return Path(config.run_dir)
+
+
+@pytest.fixture(scope="session")
+def evaluation_words() -> tuple[str, ...]:
+    """The command line of an evaluation of seconds."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def evaluate(tmp_path_factory, run_folder):
+    """The script in this process, on the run: exit code; results go below the folder that it is given."""
+
+    def evaluate(folder, *words: str) -> int:
+        from palimpsa.evaluation.command import evaluate_main
+
+        return evaluate_main([f"checkpoint={run_folder}", f"results_dir={folder}", *SMALL, *words])
+
+    return evaluate
+
+
+@pytest.fixture(scope="session")
+def evaluated(tmp_path_factory, task_data, evaluate):
+    """The results folder of an evaluation of all tasks and measures."""
+    folder = tmp_path_factory.mktemp("results")
+    assert evaluate(folder, f"evaluation.data_dir={task_data}") == 0
+    return folder

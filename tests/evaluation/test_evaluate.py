@@ -5,59 +5,13 @@ import json
 import math
 import os
 import re
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from palimpsa.config.errors import ConfigError
 
-RUN = (
-    *("task=commonsense", "model=lm/palimpsa_d_tiny", "model.d_model=32", "model.num_layers=1"),
-    *("model.channel_width=32", "task.context=32", "task.tokens_per_step=128", "task.num_steps=2"),
-    *("task.validation_every=2", "task.validation_tokens=256", "trainer.log_every=2", "trainer.probe_every=8"),
-    *("trainer.progress_bar=false", "logger=csv"),
-)
-SMALL = (
-    *("device=cpu", "evaluation.limit=2", "long_range.num_tokens=64", "long_range.num_books=2"),
-    *("long_range.book_sizes=[2]", "long_range.copy_lengths=[4]", "long_range.max_count=100_000"),
-)
 NAME = "palimpsa_d_tiny_laptop_lr_0.00464_seed_1"
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    """The directory of a run of two steps on the shipped text, as bytes."""
-    from palimpsa.config.compose import compose_config
-    from palimpsa.config.schema import typed
-    from palimpsa.text.command import prepare_text_main
-    from palimpsa.training.run import run
-
-    folder = tmp_path_factory.mktemp("run")
-    assert prepare_text_main(["source=sample", "tokenizer=bytes", "num_workers=1", f"directory={folder}/data"]) == 0
-    config = typed(compose_config([*RUN, f"task.data={folder}/data", f"results_dir={folder}"]))
-    assert run(config)["status"] == "finished"
-    return Path(config.run_dir)
-
-
-@pytest.fixture(scope="module")
-def evaluate(tmp_path_factory, run_folder):
-    """The script in this process, on the run: exit code; results go below the folder that it is given."""
-
-    def evaluate(folder, *words: str) -> int:
-        from palimpsa.evaluation.command import evaluate_main
-
-        return evaluate_main([f"checkpoint={run_folder}", f"results_dir={folder}", *SMALL, *words])
-
-    return evaluate
-
-
-@pytest.fixture(scope="module")
-def evaluated(tmp_path_factory, task_data, evaluate):
-    """The results folder of an evaluation of all tasks and measures."""
-    folder = tmp_path_factory.mktemp("results")
-    assert evaluate(folder, f"evaluation.data_dir={task_data}") == 0
-    return folder
 
 
 def test_a_result_says_what_was_measured_on_what_and_how(evaluated):

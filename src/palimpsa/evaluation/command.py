@@ -41,7 +41,7 @@ def evaluate_main(arguments: list[str]) -> int:
     except (ResultError, OSError) as error:
         return _fail(f"error: {error}", 1)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing is written before all is measured", 130)
+        return _fail("interrupted; the same command goes on after the tasks and measures that are done", 130)
     return 0
 
 
@@ -57,6 +57,8 @@ def _evaluate(arguments: list[str]) -> None:
     from palimpsa.evaluation.models.checkpoints import load_evaluated
     from palimpsa.evaluation.models.scoring import Scorer
     from palimpsa.evaluation.result import evaluation_result, result_rows, write_result
+    from palimpsa.evaluation.unfinished import Unfinished, shared_facts
+    from palimpsa.runs.provenance import provenance
 
     console, settings = plain_console(soft_wrap=True), config.evaluation
     model = load_evaluated(config)
@@ -65,29 +67,35 @@ def _evaluate(arguments: list[str]) -> None:
         f"prefix token {model.codec.prefix_token}, {_items_text(settings.limit)}"
     )
     scorer = Scorer(model.network, settings.batch_size)
+    results_dir = Path(config.results_dir)
+    own_folder = results_dir / "evaluations" / model.name
+    made_by = provenance("gpu" if model.network.device.type == "cuda" else "cpu")
+    unfinished = Unfinished(own_folder, shared_facts(config, model, made_by), report=console.print)
     tasks = run_harness(
         HarnessModel(scorer, model.codec, model.max_length),
         settings.tasks,
         data_dir=settings.data_dir,
         limit=settings.limit,
-        report=lambda name, found: console.print(_task_line(name, found)),
+        unfinished=unfinished,
+        report=lambda name, found, was_known: console.print(_task_line(name, found) + _known_text(was_known)),
     )
     long_range = LongRange(model, scorer, config.long_range)
     points = long_range.run(
         tasks.tasks.get("lambada_openai"),
-        report=lambda name, found: console.print(f"{name}: {', '.join(_point_text(one) for one in found) or 'none'}"),
+        unfinished,
+        report=lambda name, found, was_known: console.print(_points_line(name, found) + _known_text(was_known)),
     )
     notes = [*tasks.notes, *long_range.notes]
     for note in notes:
         console.print(f"note: {note}")
-    result = evaluation_result(config, model, tasks, points, long_range.documents_name, notes)
-    results_dir = Path(config.results_dir)
-    path = write_result(results_dir / "evaluations" / model.name, result)
+    result = evaluation_result(config, model, tasks, points, long_range.documents_name, notes, made_by)
+    path = write_result(own_folder, result)
     folder = results_dir / "commonsense"
     if settings.limit is not None or model.trained.scale == "laptop":
         # What shows that the pipeline works is kept apart from results.
         folder /= "demonstration"
     add_evaluation(folder, result_rows(result))
+    unfinished.remove()
     print_evaluation(folder, model.name)
     for written in [path, *build_evaluation(folder)]:
         console.print(str(written))
@@ -101,6 +109,14 @@ def _task_line(name: str, found: Any) -> str:
     metrics = ", ".join(f"{metric} {one.value:.4g} ± {one.stderr:.2g}" for metric, one in found.metrics.items())
     cut = f", {found.num_truncated:,} of more than max_length" if found.num_truncated else ""
     return f"{name}: {metrics} ({found.num_items:,} items in {found.seconds:.1f} s{cut})"
+
+
+def _points_line(name: str, found: Any) -> str:
+    return f"{name}: {', '.join(_point_text(one) for one in found) or 'none'}"
+
+
+def _known_text(was_known: bool) -> str:
+    return ", measured before the interruption" if was_known else ""
 
 
 def _point_text(point: Any) -> str:

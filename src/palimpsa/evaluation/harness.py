@@ -7,6 +7,9 @@ Imports the harness, and is imported late.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import logging
 import math
 import tempfile
@@ -27,6 +30,7 @@ from palimpsa.evaluation.harness_tasks import AVERAGES, BOTH_WAYS, TASKS, write_
 from palimpsa.evaluation.models.codecs import Codec
 from palimpsa.evaluation.models.scoring import Request, Scorer
 from palimpsa.evaluation.statistics import Measured, TaskResult, mean_accuracy, mean_perplexity, ratio_perplexity
+from palimpsa.evaluation.unfinished import Unfinished, nan_where_null, plain_numbers
 from palimpsa.text.hub import PROBE_TIMEOUT_S
 
 # Of the hub's data one set that is asked for, to know whether the hub is there.
@@ -139,7 +143,8 @@ def run_harness(
     *,
     data_dir: str | None,
     limit: int | None,
-    report: Callable[[str, TaskResult], None] = lambda name, result: None,
+    unfinished: Unfinished | None = None,
+    report: Callable[[str, TaskResult, bool], None] = lambda name, result, was_known: None,
 ) -> HarnessResult:
     """Scores a model on tasks, zero-shot.
 
@@ -148,7 +153,8 @@ def run_harness(
         names: of `harness_tasks.TASKS`.
         data_dir: see `harness_tasks.write_definitions`.
         limit: items a task, the first ones; None: all.
-        report: called with each task that is done.
+        unfinished: where the result of each task is kept, and found again.
+        report: called with each task that is done, and whether it was found.
 
     Raises:
         ConfigError: see `harness_tasks.write_definitions`; or the hub cannot be reached.
@@ -161,17 +167,46 @@ def run_harness(
         manager = TaskManager(include_path=folder, include_defaults=False)
         for name in names:
             started = time.perf_counter()
-            if isinstance(model, HarnessModel):
-                model.num_truncated = 0
-            samples = _samples(model, _load(manager, name, data_dir), name, limit)
-            results[name] = TaskResult(
-                metrics={metric: _measure(metric, samples) for metric in TASKS[name].metrics},
-                num_items=len(samples),
-                num_truncated=model.num_truncated if isinstance(model, HarnessModel) else 0,
-                seconds=time.perf_counter() - started,
-            )
-            report(name, results[name])
+            local = redirected.files.get(name)
+            loaded = _load(manager, name, data_dir) if local is None else None
+            data = local["sha256"] if local is not None else _records_sha256(loaded["tasks"][name], limit)
+            follows_from = {"task": name, "limit": limit, "data": data}
+            known = None if unfinished is None else unfinished.find(name, follows_from)
+            if known is not None:
+                results[name] = _task_result(known)
+            else:
+                results[name] = _score(model, loaded or _load(manager, name, data_dir), name, limit, started)
+                if unfinished is not None:
+                    unfinished.keep(name, follows_from, plain_numbers(results[name]))
+            report(name, results[name], known is not None)
     return HarnessResult(results, averages(results), redirected.files, redirected.notes)
+
+
+def _score(model: Any, loaded: Any, name: str, limit: int | None, started: float) -> TaskResult:
+    if isinstance(model, HarnessModel):
+        model.num_truncated = 0
+    samples = _samples(model, loaded, name, limit)
+    return TaskResult(
+        metrics={metric: _measure(metric, samples) for metric in TASKS[name].metrics},
+        num_items=len(samples),
+        num_truncated=model.num_truncated if isinstance(model, HarnessModel) else 0,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _task_result(known: dict[str, Any]) -> TaskResult:
+    metrics = {
+        metric: Measured(one["value"], nan_where_null(one["stderr"])) for metric, one in known["metrics"].items()
+    }
+    return TaskResult(**{**known, "metrics": metrics})
+
+
+def _records_sha256(task: Any, limit: int | None) -> str:
+    """SHA-256, in hex, of the records of a task that are scored, wherever they came from."""
+    found = hashlib.sha256()
+    for record in itertools.islice(task.eval_docs, limit):
+        found.update(json.dumps(record, sort_keys=True, default=str).encode())
+    return found.hexdigest()
 
 
 def _load(manager: TaskManager, name: str, data_dir: str | None) -> Any:

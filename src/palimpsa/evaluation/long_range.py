@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +22,10 @@ from palimpsa.evaluation.perplexity import (
 from palimpsa.evaluation.recall import MAX_BOOK_SIZE, nats_gained, phonebook, repeat_copy
 from palimpsa.evaluation.schema import LongRangeConfig
 from palimpsa.evaluation.statistics import TaskResult
+from palimpsa.evaluation.unfinished import Unfinished, nan_where_null, plain_numbers
 from palimpsa.tasks.data_digests import split_folder
 from palimpsa.text.documents import FileSource
+from palimpsa.text.manifest import read_manifest
 from palimpsa.text.records import Fields, parse
 from palimpsa.text.shards import TokenShards
 
@@ -77,13 +82,17 @@ class LongRange:
         self._losses: np.ndarray | None = None
 
     def run(
-        self, lambada: TaskResult | None, report: Callable[[str, list[Point]], None] = lambda name, points: None
+        self,
+        lambada: TaskResult | None,
+        unfinished: Unfinished | None = None,
+        report: Callable[[str, list[Point], bool], None] = lambda name, points, was_known: None,
     ) -> dict[str, list[Point]]:
         """The points of each measure that is asked for, and can be measured.
 
         Args:
             lambada: the result of that task.
-            report: called with each measure that is done.
+            unfinished: where the points of each measure are kept, and found again.
+            report: called with each measure that is done, and whether it was found.
 
         Raises:
             ConfigError: for documents that are missing, damaged or too short.
@@ -103,13 +112,36 @@ class LongRange:
             if missing is not None:
                 self.notes.append(f"{name} is not measured: {missing}")
                 continue
-            try:
-                found[name] = measures[name]()
-            except TooLongError as error:
-                self.notes.append(f"{name} is not measured: {error}")
-                continue
-            report(name, found[name])
+            # That one follows from a task's result, which is kept already.
+            kept = unfinished if name != "lambada_target" else None
+            follows_from = self._follows_from(name) if kept is not None else {}
+            known = None if kept is None else kept.find(name, follows_from)
+            if known is not None:
+                found[name] = [Point(**{**one, "stderr": nan_where_null(one["stderr"])}) for one in known["points"]]
+                self.notes += known["notes"]
+            else:
+                num_notes = len(self.notes)
+                try:
+                    found[name] = measures[name]()
+                except TooLongError as error:
+                    self.notes.append(f"{name} is not measured: {error}")
+                    continue
+                if kept is not None:
+                    points = [plain_numbers(one._asdict()) for one in found[name]]
+                    kept.keep(name, follows_from, {"points": points, "notes": self.notes[num_notes:]})
+            report(name, found[name], known is not None)
         return found
+
+    def _follows_from(self, name: str) -> dict[str, Any]:
+        """What the points of a measure follow from, beside the model."""
+        settings = {key: value for key, value in asdict(self._config).items() if key not in ("measures", "documents")}
+        facts: dict[str, Any] = {"measure": name, "settings": settings}
+        if name in OF_DOCUMENTS:
+            tokens = self.documents()
+            facts["documents"] = [list(tokens.shape), hashlib.sha256(tokens.tobytes()).hexdigest()]
+        if name == "rare_bigrams":
+            facts["training_data"] = read_manifest(split_folder(str(self._model.data), "train")).digest
+        return facts
 
     def _missing(self, name: str, *, has_lambada: bool) -> str | None:
         """What a measure lacks."""

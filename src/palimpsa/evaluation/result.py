@@ -17,8 +17,8 @@ from palimpsa.evaluation.harness_tasks import AVERAGES
 from palimpsa.evaluation.models.checkpoints import EvaluatedModel, settled_dtype
 from palimpsa.evaluation.perplexity import Point
 from palimpsa.evaluation.schema import EvaluateConfig
+from palimpsa.evaluation.unfinished import plain_numbers
 from palimpsa.runs.files import write_atomic
-from palimpsa.runs.provenance import provenance
 
 FORMAT = 1
 
@@ -30,6 +30,7 @@ def evaluation_result(
     long_range: dict[str, list[Point]],
     documents: str | None,
     notes: list[str],
+    made_by: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of result.json.
 
@@ -39,6 +40,7 @@ def evaluation_result(
         tasks, long_range: what was measured.
         documents: of the long-range measures.
         notes: what was replaced, and what was not measured.
+        made_by: the `provenance` of this process.
     """
     settings = config.evaluation
     return {
@@ -63,22 +65,14 @@ def evaluation_result(
         "notes": notes,
         "lm_eval": version("lm-eval"),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "provenance": provenance("gpu" if model.network.device.type == "cuda" else "cpu"),
+        "provenance": made_by,
     }
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> Path:
     """Writes result.json, whole or not at all; a standard error that there is not is null. Raises OSError."""
-    text = json.dumps(_without_nan(result), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain_numbers(result), indent=2, ensure_ascii=False, allow_nan=False)
     return write_atomic(folder / "result.json", text + "\n")
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_nan(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def result_rows(result: dict[str, Any]) -> list[dict[str, Any]]:

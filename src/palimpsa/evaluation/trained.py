@@ -18,11 +18,13 @@ from palimpsa.training.checkpoint import MODEL_CONFIG_KEY, CheckpointError, read
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """config: of the run, as plain containers; model: on the CPU, in evaluation mode; step: how long it has trained."""
+    """config: of the run, as plain containers; model: on the CPU, in evaluation mode; step: how long it has trained;
+    checkpoint: the file or folder that it was read from."""
 
     config: dict[str, Any]
     model: LanguageModel
     step: int
+    checkpoint: Path
 
 
 def load_trained(folder: Path | str) -> TrainedModel:
@@ -49,4 +51,4 @@ def load_trained(folder: Path | str) -> TrainedModel:
     model = build_model(model_config, seed=None)
     weights = {name.removeprefix("model."): weight for name, weight in content["state_dict"].items()}
     model.load_state_dict(weights)
-    return TrainedModel(config, model.eval(), content["global_step"])
+    return TrainedModel(config, model.eval(), content["global_step"], path)

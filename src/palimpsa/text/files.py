@@ -45,6 +45,15 @@ def file_sha256(path: Path) -> str:
     return found.hexdigest()
 
 
+def files_sha256(path: Path) -> str:
+    """SHA-256, in hex, over the name and the bytes of a file, or of each file of a folder, not of folders in it."""
+    files = [path] if path.is_file() else sorted(one for one in path.iterdir() if one.is_file())
+    found = hashlib.sha256()
+    for one in files:
+        found.update(f"{one.name}\0{file_sha256(one)}\n".encode(errors="surrogateescape"))
+    return found.hexdigest()
+
+
 def remove_shards(directory: Path) -> None:
     """Removes what writers have left in a folder, the manifest first; files of others stay."""
     (directory / MANIFEST).unlink(missing_ok=True)

@@ -19,8 +19,9 @@ from palimpsa.evaluation.trained import load_trained
 from palimpsa.model.finite import check_finite
 from palimpsa.runs.result import read_json_object, run_of
 from palimpsa.tasks.data_digests import split_folder
+from palimpsa.text.files import files_sha256
 from palimpsa.text.golden import check_tokenizer
-from palimpsa.text.manifest import read_manifest
+from palimpsa.text.manifest import json_sha256, read_manifest
 from palimpsa.text.own_tokenizer import load_own_tokenizer
 from palimpsa.text.tokenizers import TokenizerMissingError
 
@@ -49,7 +50,7 @@ class EvaluatedModel:
     """A model that can be evaluated.
 
     name: of files. label: in tables. max_length: tokens read before a target. trained: see there. data: the folder of
-    token shards that it was trained on; None where there is none.
+    token shards that it was trained on; None where there is none. digest: SHA-256 over its weights and its tokenizer.
     """
 
     name: str
@@ -59,6 +60,7 @@ class EvaluatedModel:
     max_length: int
     trained: Trained
     data: str | None
+    digest: str
 
     @property
     def num_parameters(self) -> int:
@@ -159,6 +161,7 @@ def _of_a_run(config: EvaluateConfig, folder: Path, device: torch.device, dtype:
             tokens=trained.step * task["tokens_per_step"],
         ),
         data=data,
+        digest=json_sha256([files_sha256(trained.checkpoint), tokenizer.facts.sha256, tokenizer.facts.end_of_text]),
     )
 
 
@@ -195,6 +198,7 @@ def _of_an_export(config: EvaluateConfig, folder: Path, device: torch.device, dt
             seed=facts.get("seed"), lr=facts.get("learning_rate"), steps=facts.get("steps"), tokens=facts.get("tokens")
         ),
         data=config.training_data,
+        digest=files_sha256(folder),
     )
 
 
@@ -217,4 +221,5 @@ def _of_transformers(config: EvaluateConfig, folder: Path, device: torch.device,
         max_length=config.evaluation.max_length or resolve_max_length(model.config, tokenizer),
         trained=Trained(),
         data=config.training_data,
+        digest=files_sha256(folder),
     )

@@ -1,0 +1,194 @@
+"""An evaluation that is interrupted goes on after what was done, and comes to the same; all else starts over."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "palimpsa_d_tiny_laptop_lr_0.00464_seed_1"
+FEW = ("evaluation.tasks=[piqa,boolq]", "long_range.measures=[phonebook,rare_bigrams]")
+
+
+def came_to(folder: Path) -> tuple[dict, pd.DataFrame]:
+    """result.json and the rows, but for how long it took, when, and by which command line."""
+    result = json.loads((folder / "evaluations" / NAME / "result.json").read_text())
+    for task in result["tasks"].values():
+        del task["seconds"]
+    del result["date"], result["provenance"]["command"]
+    rows = pd.read_csv(folder / "commonsense/demonstration/evaluation.csv", dtype=str)
+    return result, rows.drop(columns="date")
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    (result, rows), (expected, expected_rows) = came_to(folder), came_to(other)
+    assert result == expected
+    pd.testing.assert_frame_equal(rows, expected_rows)
+
+
+@pytest.fixture
+def interrupt_at(monkeypatch):
+    """Has Ctrl-C come at the n-th time that a model is asked to score; None: no more."""
+    from palimpsa.evaluation.models.scoring import Scorer
+
+    own = Scorer.score
+
+    def interrupt_at(number: int | None) -> None:
+        calls = []
+
+        def score(self, requests):
+            calls.append(1)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return own(self, requests)
+
+        monkeypatch.setattr(Scorer, "score", score)
+
+    return interrupt_at
+
+
+def unfinished(folder: Path) -> set[str]:
+    return {path.stem for path in (folder / "evaluations" / NAME / "unfinished").glob("[a-z]*.json")}
+
+
+def test_after_ctrl_c_the_same_command_comes_to_the_same(evaluated, task_data, evaluate, tmp_path, interrupt_at, capfd):
+    data = f"evaluation.data_dir={task_data}"
+    known: set[str] = set()
+    # Within the third task, then within the phonebook, the third of the long-range measures that are kept.
+    for number, done in ((3, 2), (9, 11)):
+        interrupt_at(number)
+        assert evaluate(tmp_path, data) == 130
+        found = capfd.readouterr()
+        assert found.err.splitlines()[-1].startswith(
+            "interrupted; the same command goes on after the tasks and measures"
+        )
+        assert found.out.count("measured before the interruption") == len(known)
+        known = unfinished(tmp_path)
+        assert len(known) == done
+        assert not list(tmp_path.rglob("result.json"))
+        assert not list(tmp_path.rglob("*.csv"))
+    interrupt_at(None)
+    assert evaluate(tmp_path, data) == 0
+    assert capfd.readouterr().out.count("measured before the interruption") == 11
+    assert_same(tmp_path, evaluated)
+    assert unfinished(tmp_path) == set()
+
+
+def test_after_a_kill_between_two_tasks_the_same_command_comes_to_the_same(
+    run_folder, task_data, tmp_path, evaluation_words
+):
+    words = [f"checkpoint={run_folder}", *evaluation_words, f"evaluation.data_dir={task_data}", *FEW]
+    script = [sys.executable, ROOT / "scripts/evaluate.py", *words]
+
+    killed = subprocess.Popen([*script, f"results_dir={tmp_path / 'killed'}"], stdout=subprocess.PIPE, text=True)
+    ended = time.monotonic() + 120
+    while not unfinished(tmp_path / "killed") and killed.poll() is None and time.monotonic() < ended:
+        time.sleep(0.002)
+    killed.terminate()
+    assert killed.wait(60) != 0
+    known = unfinished(tmp_path / "killed")
+    assert "piqa" in known
+    for name in ("killed", "whole"):
+        done = subprocess.run([*script, f"results_dir={tmp_path / name}"], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("measured before") == (len(known) if name == "killed" else 0)
+    assert_same(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.fixture
+def interrupted(evaluate, task_data, tmp_path, interrupt_at, capfd):
+    """An evaluation with both tasks and the phonebook done, and `again` goes on: what is measured anew, and why."""
+    data = tmp_path / "data"
+    shutil.copytree(task_data, data)
+    interrupt_at(4)
+    words = (f"evaluation.data_dir={data}", *FEW)
+    assert evaluate(tmp_path, *words) == 130
+    assert unfinished(tmp_path) == {"piqa", "boolq", "phonebook"}
+    interrupt_at(None)
+    capfd.readouterr()
+
+    def again(*changes: str) -> dict[str, str]:
+        assert evaluate(tmp_path, *words, *changes) == 0
+        lines = [line.partition(" is measured anew: ") for line in capfd.readouterr().out.splitlines()]
+        return {name: why for name, sign, why in lines if sign}
+
+    return again
+
+
+def another(key: str) -> str:
+    return f"it was measured with another {key}"
+
+
+@pytest.mark.parametrize(
+    ("change", "anew"),
+    [
+        ("long_range.measures=[phonebook]", {}),
+        ("evaluation.limit=3", dict.fromkeys(("piqa", "boolq"), another("limit"))),
+        ("long_range.seed=1", {"phonebook": another("settings.seed")}),
+        ("long_range.book_sizes=[2,3]", {"phonebook": another("settings.book_sizes")}),
+        *(
+            (change, dict.fromkeys(("piqa", "boolq", "phonebook"), another(key)))
+            for change, key in (
+                ("evaluation.max_length=16", "max_length"),
+                ("evaluation.prefix_token=65", "prefix_token"),
+                ("evaluation.batch_size=3", "batch_size"),
+                ("dtype=bfloat16", "dtype"),
+            )
+        ),
+    ],
+)
+def test_what_changes_a_number_starts_over_and_says_why(change, anew, interrupted):
+    assert interrupted(change) == anew
+
+
+def test_other_records_start_over_those_of_their_task_alone(interrupted, tmp_path):
+    path = tmp_path / "data/boolq.jsonl"
+    path.write_text(path.read_text().replace("Fire", "Water"))
+    assert interrupted() == {"boolq": another("data")}
+
+
+def test_other_weights_start_over(interrupted, run_folder, tmp_path):
+    import torch
+
+    from palimpsa.training.checkpoint import CHECKSUM_KEY, checksum
+
+    copy = tmp_path / "run"
+    shutil.copytree(run_folder, copy)
+    path = copy / "checkpoints/last.ckpt"
+    content = torch.load(path, weights_only=True)
+    del content[CHECKSUM_KEY]
+    content["state_dict"]["model.norm.weight"][0] += 1
+    torch.save({**content, CHECKSUM_KEY: checksum(content)}, path)
+    assert interrupted(f"checkpoint={copy}") == dict.fromkeys(("piqa", "boolq", "phonebook"), another("checkpoint"))
+
+
+@pytest.mark.parametrize(("name", "why"), [("code_digest", "code"), ("_version", "versions.")])
+def test_other_code_or_versions_start_over(name, why, interrupted, monkeypatch):
+    monkeypatch.setattr(f"palimpsa.evaluation.unfinished.{name}", lambda *arguments: "0")
+    found = interrupted()
+    assert set(found) == {"piqa", "boolq", "phonebook"}
+    assert all(line.startswith(another(why)) for line in found.values())
+
+
+def test_a_file_that_was_changed_is_measured_anew(interrupted, tmp_path):
+    path = tmp_path / "evaluations" / NAME / "unfinished/piqa.json"
+    path.write_text(path.read_text().replace('"num_items": 2', '"num_items": 3'))
+    (line,) = interrupted().items()
+    assert line == ("piqa", f"{path}: it does not fit its own sha256")
+
+
+def test_the_hubs_records_are_known_by_what_is_in_them():
+    from types import SimpleNamespace
+
+    from palimpsa.evaluation.harness import _records_sha256
+
+    records = [{"text": "one"}, {"text": "two"}]
+    digest = _records_sha256(SimpleNamespace(eval_docs=records), None)
+    assert digest == _records_sha256(SimpleNamespace(eval_docs=[*records, {"text": "three"}]), 2)
+    assert digest != _records_sha256(SimpleNamespace(eval_docs=records), 1)
+    assert digest != _records_sha256(SimpleNamespace(eval_docs=[{"text": "one"}, {"text": "Two"}]), None)
