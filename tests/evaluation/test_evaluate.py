@@ -128,7 +128,50 @@ def test_a_full_disk_is_one_line_with_the_file(evaluate, task_data, tmp_path, mo
     )
     line = capfd.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ")
-    assert "result.json" in line
+    # The first that is written, as soon as a task is done.
+    assert "unfinished/piqa.json" in line
+
+
+def test_a_batch_that_a_gpu_is_too_small_for_is_one_line_that_names_one_that_fits(
+    evaluate, task_data, tmp_path, monkeypatch, capfd
+):
+    from palimpsa.evaluation.models.scoring import NativeNetwork
+
+    logits_at = NativeNetwork.logits_at
+
+    def with_little_memory(self, tokens, rows, positions):
+        if len(tokens) > 2:
+            import torch
+
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return logits_at(self, tokens, rows, positions)
+
+    monkeypatch.setattr(NativeNetwork, "logits_at", with_little_memory)
+    words = [f"evaluation.data_dir={task_data}", "evaluation.tasks=[piqa]", "long_range.measures=[]"]
+    assert evaluate(tmp_path, *words) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert re.search(r"^error: evaluation\.batch_size: got 32, too large for the memory of cpu with .*; 2 fits$", line)
+    # And it does.
+    assert evaluate(tmp_path, *words, "evaluation.batch_size=2") == 0
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "told"),
+    [
+        ("task", "context", "config.json: task.context is missing, expected an integer >= 0"),
+        ("model", "label", "config.json: model.label is missing, expected a non-empty string"),
+        ("optimizer", "lr", "config.json: optimizer.lr is missing, expected a number > 0"),
+    ],
+)
+def test_a_run_whose_config_lacks_a_key_is_told_with_file_and_key(group, key, told, run_folder, tmp_path):
+    from palimpsa.config.errors import RunDirectoryError
+    from palimpsa.evaluation.trained import load_trained
+
+    config = json.loads((run_folder / "config.json").read_text())
+    del config[group][key]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RunDirectoryError, match=told):
+        load_trained(tmp_path)
 
 
 def test_a_run_of_another_task_is_no_language_model(run_folder, tmp_path):

@@ -56,27 +56,30 @@ def unfinished(folder: Path) -> set[str]:
     return {path.stem for path in (folder / "evaluations" / NAME / "unfinished").glob("[a-z]*.json")}
 
 
-def test_after_ctrl_c_the_same_command_comes_to_the_same(evaluated, task_data, evaluate, tmp_path, interrupt_at, capfd):
-    data = f"evaluation.data_dir={task_data}"
+def test_after_ctrl_c_the_same_command_comes_to_the_same(task_data, evaluate, tmp_path, interrupt_at, capfd):
+    data, whole = f"evaluation.data_dir={task_data}", tmp_path / "whole"
+    assert evaluate(whole, data) == 0
+    folder = tmp_path / "interrupted"
+    capfd.readouterr()
     known: set[str] = set()
     # Within the third task, then within the phonebook, the third of the long-range measures that are kept.
     for number, done in ((3, 2), (9, 11)):
         interrupt_at(number)
-        assert evaluate(tmp_path, data) == 130
+        assert evaluate(folder, data) == 130
         found = capfd.readouterr()
         assert found.err.splitlines()[-1].startswith(
             "interrupted; the same command goes on after the tasks and measures"
         )
         assert found.out.count("measured before the interruption") == len(known)
-        known = unfinished(tmp_path)
+        known = unfinished(folder)
         assert len(known) == done
-        assert not list(tmp_path.rglob("result.json"))
-        assert not list(tmp_path.rglob("*.csv"))
+        assert not list(folder.rglob("result.json"))
+        assert not list(folder.rglob("*.csv"))
     interrupt_at(None)
-    assert evaluate(tmp_path, data) == 0
+    assert evaluate(folder, data) == 0
     assert capfd.readouterr().out.count("measured before the interruption") == 11
-    assert_same(tmp_path, evaluated)
-    assert unfinished(tmp_path) == set()
+    assert_same(folder, whole)
+    assert unfinished(folder) == set()
 
 
 def test_after_a_kill_between_two_tasks_the_same_command_comes_to_the_same(

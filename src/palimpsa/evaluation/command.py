@@ -64,7 +64,7 @@ def _evaluate(arguments: list[str]) -> None:
     model = load_evaluated(config)
     console.print(
         f"{model.label}: {model.num_parameters:,} parameters on {model.network.device}; max_length {model.max_length}, "
-        f"prefix token {model.codec.prefix_token}, {_items_text(settings.limit)}"
+        f"prefix token {model.codec.prefix_token}, {_items_text(settings.limit)}; a line for each as it is done"
     )
     scorer = Scorer(model.network, settings.batch_size)
     results_dir = Path(config.results_dir)
@@ -107,12 +107,15 @@ def _items_text(limit: int | None) -> str:
 
 def _task_line(name: str, found: Any) -> str:
     metrics = ", ".join(f"{metric} {one.value:.4g} ± {one.stderr:.2g}" for metric, one in found.metrics.items())
-    cut = f", {found.num_truncated:,} of more than max_length" if found.num_truncated else ""
+    cut = f", {found.num_truncated:,} requests cut to max_length" if found.num_truncated else ""
     return f"{name}: {metrics} ({found.num_items:,} items in {found.seconds:.1f} s{cut})"
 
 
 def _points_line(name: str, found: Any) -> str:
-    return f"{name}: {', '.join(_point_text(one) for one in found) or 'none'}"
+    # Here and not above: it imports torch.
+    from palimpsa.evaluation.long_range import MEASURES
+
+    return f"{name}, {MEASURES[name]}: {', '.join(_point_text(one) for one in found) or 'none'}"
 
 
 def _known_text(was_known: bool) -> str:
@@ -120,7 +123,7 @@ def _known_text(was_known: bool) -> str:
 
 
 def _point_text(point: Any) -> str:
-    return f"{point.at} {point.value:.3f}" + ("" if math.isnan(point.stderr) else f" ± {point.stderr:.2g}")
+    return f"{point.at}: {point.value:.3f}" + ("" if math.isnan(point.stderr) else f" ± {point.stderr:.2g}")
 
 
 def _fail(line: str, code: int) -> int:
