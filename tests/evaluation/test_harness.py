@@ -262,6 +262,10 @@ def test_records_that_are_missing_are_told_with_both_ways(tmp_path):
     (tmp_path / "piqa.jsonl").touch()
     with pytest.raises(ConfigError, match=r"piqa\.jsonl: is empty, expected the records of piqa"):
         definitions(["piqa"], tmp_path, tmp_path / "made")
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.data_dir: got 'absent', which is no folder, .*DATA=FOLDER.*hub"
+    ):
+        definitions(["boolq"], "absent", tmp_path / "none")
     with pytest.raises(ConfigError, match=r"evaluation\.data_dir: .*boolq\.jsonl: missing, .*DATA=FOLDER.*the hub"):
         definitions(["boolq"], tmp_path, tmp_path / "more")
 

@@ -167,9 +167,11 @@ def run_harness(
         manager = TaskManager(include_path=folder, include_defaults=False)
         for name in names:
             started = time.perf_counter()
-            local = redirected.files.get(name)
-            loaded = _load(manager, name, data_dir) if local is None else None
-            data = local["sha256"] if local is not None else _records_sha256(loaded["tasks"][name], limit)
+            if name in redirected.files:
+                loaded, data = None, redirected.files[name]["sha256"]
+            else:
+                loaded = _load(manager, name, data_dir)
+                data = _records_sha256(loaded["tasks"][name], limit)
             follows_from = {"task": name, "limit": limit, "data": data}
             known = None if unfinished is None else unfinished.find(name, follows_from)
             if known is not None:

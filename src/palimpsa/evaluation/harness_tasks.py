@@ -29,8 +29,8 @@ from palimpsa.evaluation.task_records import (
 from palimpsa.text.files import file_sha256
 
 BOTH_WAYS = (
-    "a folder of JSON-lines files, evaluation.data_dir=FOLDER (make evaluate DATA=FOLDER; docs/evaluation.md has their "
-    "names), or a network to load them from the hub"
+    "a folder of the tasks' records, make evaluate DATA=FOLDER (evaluation.data_dir=FOLDER; docs/evaluation.md has the "
+    "names of its files), or a network to load them from the hub"
 )
 
 
@@ -156,18 +156,18 @@ def write_definitions(names: Sequence[str], data_dir: str | None, folder: Path) 
         folder: where they are written, and where the records are cached.
 
     Raises:
-        ConfigError: for an unknown task, or see `check_records`.
+        ConfigError: for an unknown task or a folder that is none; or see `check_records`.
     """
     check_task_names(names)
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise ConfigError(f"evaluation.data_dir: got {data_dir!r}, which is no folder, expected {BOTH_WAYS}")
     found = RedirectedTasks({}, [])
     for name in names:
         task = TASKS[name]
         definition: dict[str, Any] = {"include": str(_definitions() / task.definition), "task": name}
         if data_dir is not None:
             path = (Path(data_dir) / f"{name}.jsonl").absolute()
-            is_local = check_records(
-                path, task.fields, task.local_fields, f"the records of {name}; or {BOTH_WAYS}", name
-            )
+            is_local = check_records(path, task.fields, task.local_fields, f"the records of {name}: {BOTH_WAYS}", name)
             definition |= {
                 "dataset_path": "json",
                 "dataset_name": None,

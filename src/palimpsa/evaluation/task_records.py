@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from palimpsa.config.errors import ConfigError
 from palimpsa.runs.schema import shorten
@@ -29,7 +29,7 @@ def _is_words(value: Any) -> bool:
     return _is_text(value) and bool(value.strip())
 
 
-def _are_words(values: Any) -> bool:
+def _are_words(values: Any) -> TypeGuard[list[str]]:
     return isinstance(values, list) and len(values) > 1 and all(map(_is_words, values))
 
 

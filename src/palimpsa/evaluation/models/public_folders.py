@@ -97,7 +97,9 @@ def class_of_a_folder(folder: Path) -> Any:
         ConfigError: naming the architecture, where there is none, or the folder has a model with another head.
     """
     import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.configuration_auto import (
+        CONFIG_MAPPING_NAMES,  # pyright: ignore[reportPrivateImportUsage]
+    )
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
