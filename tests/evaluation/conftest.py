@@ -37,6 +37,8 @@ RECORDS: dict[str, list[dict]] = {
         {"text": "The dog saw the cat, and the cat saw the dog"},
         {"text": "What he said was what he meant"},
         {"text": "They came in the night and left in the morning"},
+        # More than the models of the tests read, with a context that has to be cut.
+        {"text": "It rained for a week, and the river rose. " * 4 + "When it fell again, the bridge was gone"},
     ],
     "piqa": [
         {"goal": "Open a door", "sol1": "Turn its handle.", "sol2": "Turn its wall around.", "label": 0},

@@ -109,6 +109,8 @@ def test_a_public_model_scores_through_ours_as_through_the_harness_alone(public_
             assert found.tasks[name].metrics[metric].stderr == pytest.approx(measured.stderr, rel=1e-3), (name, metric)
     # A text of more than max_length was among them.
     assert found.tasks["wikitext"].num_truncated == 1
+    # And a context before an answer.
+    assert found.tasks["lambada_openai"].num_truncated == 1
     # The accuracies tell right from wrong.
     assert len({one.metrics["acc"].value for one in found.tasks.values() if "acc" in one.metrics}) > 2
 
@@ -121,6 +123,23 @@ def test_a_model_is_transformers_own_where_another_library_has_one_of_its_type(p
 
     assert fla.models.Mamba2ForCausalLM
     assert class_of_a_folder(public_folder).__module__.startswith("transformers.")
+
+
+@pytest.mark.parametrize("add_bos_token", [True, False])
+def test_a_text_begins_as_the_harness_alone_has_it_begin(add_bos_token, tmp_path):
+    """With the token that begins a text, which need not be the one that ends it, once: also where the text has it."""
+    from lm_eval.models.huggingface import HFLM
+
+    from palimpsa.evaluation.models.codecs import TransformersCodec
+
+    tokenizer = byte_tokenizer(add_bos_token)
+    tokenizer.add_special_tokens({"eos_token": "<|stop|>"})
+    theirs = HFLM(pretrained=llama(), tokenizer=tokenizer, device="cpu", dtype="float32")
+    ours = TransformersCodec(tokenizer)
+    assert ours.prefix_token == theirs.prefix_token_id == tokenizer.bos_token_id != ours.end_of_text
+    for text in ("A text", "<|endoftext|>A text", "", "A <|endoftext|>"):
+        assert ours.encode(text) == theirs.tok_encode(text), text
+    assert TransformersCodec(tokenizer, 65).prefix_token == 65
 
 
 def test_another_prefix_or_length_is_seen(public_folder, task_data):
