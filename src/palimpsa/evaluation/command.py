@@ -50,18 +50,20 @@ def _evaluate(arguments: list[str]) -> None:
     from palimpsa.evaluation.schema import load
 
     config = load(arguments)
+    from palimpsa.evaluation.models.checkpoints import load_evaluated
+
+    # Before all that follows is imported, since a GPU's kernels are compiled meanwhile.
+    model = load_evaluated(config)
     from palimpsa.analysis.collect.evaluation_files import add_evaluation
     from palimpsa.analysis.evaluation_report import build_evaluation, print_evaluation
     from palimpsa.evaluation.harness import HarnessModel, run_harness
     from palimpsa.evaluation.long_range import LongRange
-    from palimpsa.evaluation.models.checkpoints import load_evaluated
     from palimpsa.evaluation.models.scoring import Scorer
     from palimpsa.evaluation.result import evaluation_result, result_rows, write_result
     from palimpsa.evaluation.unfinished import Unfinished, shared_facts
     from palimpsa.runs.provenance import provenance
 
     console, settings = plain_console(soft_wrap=True), config.evaluation
-    model = load_evaluated(config)
     console.print(
         f"{model.label}: {model.num_parameters:,} parameters on {model.network.device}; max_length {model.max_length}, "
         f"prefix token {model.codec.prefix_token}, {_items_text(settings.limit)}; a line for each as it is done"

@@ -1,4 +1,5 @@
-"""The model that is evaluated: `checkpoints` finds it, `codecs` makes its tokens, `scoring` asks it.
+"""The model that is evaluated: `checkpoints` finds it, `codecs` makes its tokens, `scoring` asks it, a
+GPU by `replays`.
 
 `public_folders` reads one of transformers. Imports what `evaluation` does; the other modules of `evaluation` import it.
 """

@@ -15,7 +15,6 @@ from palimpsa.evaluation.models.codecs import Codec, OwnCodec, TransformersCodec
 from palimpsa.evaluation.models.public_folders import class_of_a_folder, model_of_a_folder, tokenizer_of_a_folder
 from palimpsa.evaluation.models.scoring import NativeNetwork, Network, TransformersNetwork
 from palimpsa.evaluation.schema import EvaluateConfig
-from palimpsa.evaluation.trained import load_trained
 from palimpsa.model.finite import check_finite
 from palimpsa.runs.result import read_json_object, run_of
 from palimpsa.tasks.data_digests import split_folder
@@ -131,6 +130,9 @@ def _content(folder: Path) -> dict[str, Any]:
 
 
 def _of_a_run(config: EvaluateConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> EvaluatedModel:
+    # Here and not above: it imports what trains, which takes seconds, and a folder needs none of it.
+    from palimpsa.evaluation.trained import load_trained
+
     trained = load_trained(folder)
     check_finite(dict(trained.model.named_parameters()), f"checkpoint: {folder}")
     own, task = trained.config, trained.config["task"]

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from palimpsa.config.errors import ConfigError
+from palimpsa.evaluation.models.replays import Replays
 from palimpsa.model.language_model import LanguageModel
 from palimpsa.tasks.loss import row_losses
 
@@ -72,6 +75,9 @@ class Network(ABC):
 class NativeNetwork(Network):
     """A `LanguageModel`, whose logits are computed at the places that are asked for alone.
 
+    On a GPU its kernels are compiled in a thread of their own from the beginning, while its owner has other things to
+    do; the first batch waits for them.
+
     Args:
         model: on its device, in evaluation mode.
         dtype: of products: float32, or bfloat16 beside weights in float32, as in training.
@@ -83,10 +89,24 @@ class NativeNetwork(Network):
         self.vocab_size = model.embedding.weight.shape[0]
         self.device = model.embedding.weight.device
         self.num_parameters = model.num_parameters
+        self._hidden = Replays(model.hidden)
+        self._compiling = Thread(target=self._compile, daemon=True)
+        if self.device.type == "cuda":
+            self._compiling.start()
+
+    @torch.no_grad()
+    def _compile(self) -> None:
+        # What fails here fails for the first batch, too, and is told there.
+        with contextlib.suppress(Exception), _products_in(self._dtype, self.device):
+            self._model.logits(
+                self._model.hidden(torch.zeros(1, LENGTH_MULTIPLE, dtype=torch.int64, device=self.device))
+            )
 
     def logits_at(self, tokens: Tensor, rows: Tensor, positions: Tensor) -> Callable[[slice], Tensor]:
+        if self.device.type == "cuda":
+            self._compiling.join()
         with _products_in(self._dtype, self.device):
-            hidden = self._model.hidden(tokens)[rows, positions]
+            hidden = self._hidden(tokens)[rows, positions]
 
         def logits(places: slice) -> Tensor:
             with _products_in(self._dtype, self.device):
