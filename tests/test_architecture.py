@@ -35,6 +35,7 @@ ARROWS: dict[str, set[str]] = {
     "sweeps": {"kernels", "mixers", "model", "tasks", "training", "config", "runs", "analysis"},
     "benchmark": {
         *("kernels", "mixers", "model", "tasks", "training", "config", "runs", "text", "analysis", "sweeps", "theory"),
+        "evaluation",
     },
     "scripts": {
         *("kernels", "model", "tasks", "theory", "training", "config", "runs", "text", "analysis", "sweeps"),

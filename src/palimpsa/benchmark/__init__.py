@@ -1,5 +1,5 @@
-"""Four benchmarks: operators against each other, each checked against float64 first, their first calls, training, and
-pretraining.
+"""Five benchmarks: operators against each other, each checked against float64 first, their first calls, training,
+pretraining and evaluation.
 
 `run` has the command line and the loop over rows, `base` what it asks of a benchmark. `schema` has the keys of
 configs/benchmark/, `config` composes and checks them (`checks`: single keys), `store` keeps the CSV files.
@@ -7,7 +7,7 @@ Operators: `cases` has the rows, `operators` what is timed and its float64 formu
 First calls: `first_calls/`.
 Training: `training_runs` has the rows, `training_config` their configs, `isolated` gives each run a process of its own,
 `steps` times it from within, `gpu_load` says what a GPU did meanwhile.
-Pretraining: `pretraining/`.
+Pretraining: `pretraining/`. Evaluation: `evaluation/`.
 
 Imports every other room; nothing but scripts/ imports it.
 """

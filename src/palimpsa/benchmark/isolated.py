@@ -1,6 +1,6 @@
-"""A training run in a process of its own: its memory, its kernels and its failure are nobody else's.
+"""What is measured in a process of its own: its memory, its kernels and its failure are nobody else's.
 
-What a GPU's profiler leaves behind would also slow the run that comes next.
+What a GPU's profiler leaves behind would also slow the training run that comes next.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -84,6 +86,29 @@ def measure_in_own_process(run: MeasuredRun, on_step: Callable[[int], None]) -> 
     if status == "failed":
         raise RowFailedError(f"{run}: {result}")
     return result
+
+
+def measure_with_empty_caches(row: Any, module: str, request: str) -> dict[str, Any]:
+    """The cells that `python -m MODULE RESULT` writes to the file RESULT as JSON, where `request` is its stdin.
+
+    Args:
+        row: names it in an error.
+
+    Raises:
+        RowFailedError: it failed, with the last line that it wrote to stderr.
+    """
+    with tempfile.TemporaryDirectory(prefix="palimpsa-benchmark-") as folder:
+        environment = os.environ | {"TRITON_CACHE_DIR": f"{folder}/triton", "TORCHINDUCTOR_CACHE_DIR": folder}
+        # The result apart from what a package prints.
+        result = Path(folder) / "result.json"
+        command = [sys.executable, "-m", module, str(result)]
+        done = subprocess.run(
+            command, env=environment, input=request, capture_output=True, encoding="utf-8", errors="replace"
+        )
+        if done.returncode != 0:
+            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            raise RowFailedError(f"{row}: {lines[-1] if lines else f'exit code {done.returncode}'}")
+        return json.loads(result.read_text(encoding="utf-8"))
 
 
 def _start_forkserver(*, on_cpu: bool) -> None:

@@ -11,7 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from palimpsa.benchmark.base import Benchmark, RowFailedError, WrongResultError
 from palimpsa.benchmark.config import load
-from palimpsa.benchmark.schema import BenchmarkConfig, FirstCallConfig, OperatorsConfig, PretrainingConfig
+from palimpsa.benchmark.schema import (
+    BenchmarkConfig,
+    EvaluationSpeedConfig,
+    FirstCallConfig,
+    OperatorsConfig,
+    PretrainingConfig,
+)
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.process import plain_console, print_failure, refuse_options
 from palimpsa.runs.schema import ResultError
@@ -24,6 +30,7 @@ USAGE = """usage: benchmark.py [KEY=VALUE ...], for instance
   benchmark.py benchmark=training                       steps a second of training, each model and length
   benchmark.py benchmark=training models=[gla]          a part of them
   benchmark.py benchmark=pretraining                    tokens a second of language models
+  benchmark.py benchmark=evaluation data_dir=DIR        seconds of zero-shot evaluation
   benchmark.py benchmark=first_call                     what compiling costs, and at which sizes again; on a GPU
 
 The keys, with their defaults and units, are in configs/benchmark/, a file for each benchmark."""
@@ -72,6 +79,10 @@ def make_benchmark(config: BenchmarkConfig) -> Benchmark:
         from palimpsa.benchmark.pretraining.rows import PretrainingBenchmark
 
         return PretrainingBenchmark(config)
+    if isinstance(config, EvaluationSpeedConfig):
+        from palimpsa.benchmark.evaluation.rows import EvaluationBenchmark
+
+        return EvaluationBenchmark(config)
     from palimpsa.benchmark.training_runs import TrainingBenchmark
 
     return TrainingBenchmark(config)

@@ -149,10 +149,41 @@ class PretrainingConfig:
     fresh: bool = MISSING
 
 
-BenchmarkConfig = OperatorsConfig | TrainingConfig | FirstCallConfig | PretrainingConfig
+@dataclass
+class LlamaSizesConfig:
+    """Of transformers' Llama."""
+
+    hidden_size: int = MISSING
+    intermediate_size: int = MISSING
+    num_hidden_layers: int = MISSING
+    num_attention_heads: int = MISSING
+
+
+@dataclass
+class EvaluationSpeedConfig:
+    """configs/benchmark/evaluation.yaml."""
+
+    name: str = MISSING
+    models: list[str] = MISSING  # llama, or of configs/model
+    tokenizer: str = MISSING  # a hub's name, or a folder
+    task: str = MISSING
+    data_dir: str | None = None  # a folder of records; null: the hub
+    num_items: int = MISSING
+    batch_size: int = MISSING  # rows at a time
+    context: int = MISSING  # tokens
+    device: str = MISSING
+    dtype: str = MISSING
+    llama: LlamaSizesConfig = field(default_factory=LlamaSizesConfig)
+    results_dir: str = MISSING
+    fresh: bool = MISSING
+    seed: int = MISSING
+
+
+BenchmarkConfig = OperatorsConfig | TrainingConfig | FirstCallConfig | PretrainingConfig | EvaluationSpeedConfig
 SCHEMAS: dict[str, type] = {
     "operators": OperatorsConfig,
     "training": TrainingConfig,
     "first_call": FirstCallConfig,
     "pretraining": PretrainingConfig,
+    "evaluation": EvaluationSpeedConfig,
 }

@@ -43,6 +43,11 @@ TRAINING_TABLES = Tables(
 PRETRAINING_TABLES = Tables(
     benchmark_columns.PRETRAINING_COLUMNS, benchmark_columns.PRETRAINING_KEY, benchmark_columns.PRETRAINING_SHARED
 )
+EVALUATION_SPEED_TABLES = Tables(
+    benchmark_columns.EVALUATION_SPEED_COLUMNS,
+    benchmark_columns.EVALUATION_SPEED_KEY,
+    benchmark_columns.EVALUATION_SPEED_SHARED,
+)
 
 
 def device_slug(device: str) -> str:

@@ -1,9 +1,9 @@
 """Columns of the benchmarks' CSV files. No imports: those who measure, collect and draw all read this.
 
 A device has its own files, KIND_SLUG.csv, one row a measurement: operators_*.csv and throughput_*.csv of the operators,
-first_call_*.csv of their compilation, steps_*.csv of training, pretraining_*.csv of that of language models. Of each
-benchmark a KEY tells two rows of a file apart, and SHARED is what all of its rows have in common: a run with other
-values may not add to it.
+first_call_*.csv of their compilation, steps_*.csv of training, pretraining_*.csv of that of language models,
+evaluation_speed_*.csv of their evaluation. Of each benchmark a KEY tells two rows of a file apart, and SHARED is what
+all of its rows have in common: a run with other values may not add to it.
 """
 
 # name -> label. The order is that of figures.
@@ -152,8 +152,42 @@ PRETRAINING_COLUMNS = {
     ),
 }
 
+# path: "hflm", the harness's own, or "ours".
+EVALUATION_SPEED_KEY = ("model", "path")
+
+EVALUATION_SPEED_SHARED = (
+    *("device", "git_revision", "git_dirty", "versions", "task", "data", "num_items", "batch_size", "context"),
+    *("dtype", "sizes", "seed"),
+)
+
+EVALUATION_SPEED_COLUMNS = {
+    # Of a process whose caches are empty. load_s: from its start to a model that can be asked, imports included.
+    # first_s: of scoring num_items items, what is compiled in it included; again_s: of the same once more.
+    # speed_ratio, total_speed_ratio, again_speed_ratio: how many times as fast as HFLM on the Llama, by first_s, by
+    # load_s and first_s together, and by again_s. value: the task's first metric.
+    "evaluation_speed": (
+        *("model", "path", "num_parameters", "load_s", "first_s", "again_s"),
+        *("speed_ratio", "total_speed_ratio", "again_speed_ratio", "value"),
+        *(*EVALUATION_SPEED_SHARED, "command", "date"),
+    ),
+}
+
 # All other columns of all files hold numbers.
 TEXT_COLUMNS = (
     *("case", "shape", "operator", "dtype", "sizes", "model", "label", "scale", "trainer", "precision", "overrides"),
-    *("passes", "variants", "tokens", "note", "device", "git_revision", "git_dirty", "versions", "command", "date"),
+    *(
+        "passes",
+        "variants",
+        "tokens",
+        "path",
+        "task",
+        "data",
+        "note",
+        "device",
+        "git_revision",
+        "git_dirty",
+        "versions",
+        "command",
+        "date",
+    ),
 )

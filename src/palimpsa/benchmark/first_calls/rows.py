@@ -6,11 +6,6 @@ Each row is measured by `process`, in a process of its own whose caches are empt
 # B batch, T time, H heads, K key dim, V value dim
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +13,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from palimpsa.benchmark.base import Benchmark, RowFailedError
+from palimpsa.benchmark.base import Benchmark
 from palimpsa.benchmark.first_calls.process import Calls
+from palimpsa.benchmark.isolated import measure_with_empty_caches
 from palimpsa.benchmark.operators import REGISTRY, Shape
 from palimpsa.benchmark.schema import FirstCallConfig
 from palimpsa.benchmark.store import FIRST_CALL_TABLES
@@ -97,18 +93,7 @@ class FirstCallBenchmark(Benchmark[FirstCallRow]):
         config = self.config
         shapes = [REGISTRY[row.operator].shape(shape) for shape in calls_of(config)]
         calls = Calls(row.operator, row.passes, config.dtype, config.seed, shapes)
-        with tempfile.TemporaryDirectory(prefix="palimpsa-first-call-") as folder:
-            environment = os.environ | {"TRITON_CACHE_DIR": f"{folder}/triton", "TORCHINDUCTOR_CACHE_DIR": folder}
-            # The result apart from what a package prints.
-            result = Path(folder) / "result.json"
-            command = [sys.executable, "-m", "palimpsa.benchmark.first_calls.process", str(result)]
-            done = subprocess.run(
-                command, env=environment, input=calls.to_json(), capture_output=True, encoding="utf-8", errors="replace"
-            )
-            if done.returncode != 0:
-                lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-                raise RowFailedError(f"{row}: {lines[-1] if lines else f'exit code {done.returncode}'}")
-            return json.loads(result.read_text(encoding="utf-8"))
+        return measure_with_empty_caches(row, "palimpsa.benchmark.first_calls.process", calls.to_json())
 
     def draw(self) -> list[Path]:
         return []
