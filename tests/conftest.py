@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +21,8 @@ from palimpsa.config.compose import compose_config as compose_train_config
 from palimpsa.config.schema import TrainConfig, typed
 from palimpsa.text.manifest import TokenizerFacts
 from palimpsa.text.shards import ShardWriter, TokenShards
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # No test may wait for a network or ask for an account.
 os.environ["WANDB_MODE"] = "offline"
@@ -214,3 +223,114 @@ def write_shards():
 def write_text():
     """Writes a folder for the task `commonsense`: `write_text(tmp_path, num_documents=40)`."""
     return _write_text
+
+
+@dataclass
+class Script:
+    """A process of a script that was started by `start_script`, and what it prints."""
+
+    pid: int
+    folder: Path
+    printed: dict[str, Path]
+    code: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit code; -N where signal N has ended it, None while it runs."""
+        file = self.folder / f"{self.pid}.code"
+        if self.code is None and file.exists():
+            self.code = int(file.read_text())
+            file.unlink()
+        return self.code
+
+    def wait(self, seconds: float = 300) -> int:
+        """Its exit code; it is killed, and the test fails, where it has not ended by then."""
+        deadline = time.monotonic() + seconds
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                os.killpg(self.pid, signal.SIGKILL)
+                pytest.fail(f"a script had not ended after {seconds} s: {self.err}")
+            time.sleep(0.005)
+        return code
+
+    @property
+    def out(self) -> str:
+        """What it has printed by now."""
+        return self.printed["out"].read_text()
+
+    @property
+    def err(self) -> str:
+        """What it has printed to the error stream by now."""
+        return self.printed["err"].read_text()
+
+
+class Forker:
+    """tests/forker.py, and its processes: the scripts of the repository, without the seconds that they import for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._num_started = 0
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(ROOT / "tests/forker.py"), str(folder)]
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self, name: str, *arguments: str, largest_file: int | None = None, **environment: str) -> Script:
+        """Starts a script of scripts/ at the root of the repository.
+
+        Args:
+            largest_file: bytes beyond which the process can write no file, as if the disk were full.
+            environment: more of its variables.
+        """
+        self._num_started += 1
+        printed = {stream: self._folder / f"{self._num_started}.{stream}" for stream in ("out", "err")}
+        for file in printed.values():
+            file.touch()
+        order = {
+            "words": [str(ROOT / "scripts" / name), *arguments],
+            "cwd": str(ROOT),
+            "environment": {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", **environment},
+            **{stream: str(file) for stream, file in printed.items()},
+            "largest_file": largest_file,
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(order), file=self._process.stdin, flush=True)
+        return Script(int(self._process.stdout.readline()), self._folder, printed)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture(scope="session")
+def forker(tmp_path_factory) -> Iterator[Forker]:
+    forker = Forker(tmp_path_factory.mktemp("forker"))
+    yield forker
+    forker.close()
+
+
+@pytest.fixture(scope="session")
+def start_script(forker):
+    """Starts a script in a process of its own: `start_script("train.py", "seed=2", WANDB_MODE="offline").wait()`."""
+    return forker.start
+
+
+@pytest.fixture(scope="session")
+def start_ranks(forker):
+    """The processes of one run, as torchrun starts them, by rank: `start_ranks(2, "train.py", "seed=2")`."""
+
+    def start(number: int, name: str, *arguments: str) -> list[Script]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        variables = {
+            **{"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "GROUP_RANK": 0},
+            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+        }
+        shared = {key: str(value) for key, value in variables.items()}
+        return [
+            forker.start(name, *arguments, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(number)
+        ]
+
+    return start

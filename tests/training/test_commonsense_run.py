@@ -4,8 +4,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -25,7 +23,6 @@ from palimpsa.tasks.data_digests import with_data_digests
 from palimpsa.training.preflight import check_run
 from palimpsa.training.run import TrainingRun, run
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZES = (
     "task=commonsense",
     "task.vocab_size=32",
@@ -105,79 +102,72 @@ def test_the_other_ways_to_pack_train_too(commonsense, documents):
     assert run(config)["stages"][0]["validation_loss"] > 0
 
 
-def test_a_run_that_is_killed_goes_on_with_the_very_next_token(commonsense, overrides, tmp_path):
+def test_a_run_that_is_killed_goes_on_with_the_very_next_token(start_script, commonsense, overrides, tmp_path):
     """SIGKILL, twice in one run's life, in different epochs, against an undisturbed run: every loss is equal."""
     longer = ("task.num_steps=120", "trainer.checkpoint_every=10", "task.validation_every=60")
     undisturbed = commonsense(*longer)
     expected = run(undisturbed)
     killed = tmp_path / "killed"
-    command = [sys.executable, str(ROOT / "scripts/train.py"), *overrides(*longer), f"results_dir={killed}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = ("train.py", *overrides(*longer), f"results_dir={killed}")
     directory = directory_of(undisturbed, killed)
     checkpoint = directory / "checkpoints/last.ckpt"
     for _ in range(2):
         seen = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+        process = start_script(*command)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             if checkpoint.exists() and checkpoint.stat().st_mtime_ns != seen:
-                process.send_signal(signal.SIGKILL)
+                os.kill(process.pid, signal.SIGKILL)
                 break
             time.sleep(0.002)
         assert process.wait() == -signal.SIGKILL
     assert not (directory / "result.json").exists()
     assert 0 < torch.load(checkpoint, weights_only=True)["global_step"] < 120
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    last = start_script(*command)
+    assert last.wait() == 0, last.err
     result = json.loads((directory / "result.json").read_text())
     assert (result["stages"], result["config_hash"]) == (expected["stages"], expected["config_hash"])
     pd.testing.assert_frame_equal(curves(directory), curves(Path(undisturbed.run_dir)), check_exact=True)
 
 
-def test_two_processes_train_as_one_and_one_goes_on_where_two_were(commonsense, overrides, tmp_path):
+def test_two_processes_train_as_one_and_one_goes_on_where_two_were(
+    start_script, start_ranks, commonsense, overrides, tmp_path
+):
     """DDP on gloo: the losses of one process to 1e-5, though the shares of a step differ in targets."""
     longer = ("seed=2", "task.num_steps=60", "trainer.checkpoint_every=8")
     alone = commonsense(*longer)
     run(alone)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [str(ROOT / "scripts/train.py"), *overrides(*longer, f"results_dir={tmp_path}/shared")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+    command = ("train.py", *overrides(*longer, f"results_dir={tmp_path}/shared"))
     directory, expected = directory_of(alone, tmp_path / "shared"), curves(Path(alone.run_dir))
     checkpoint = directory / "checkpoints/last.ckpt"
-    process = subprocess.Popen(
-        [*launcher, *command], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    ranks = start_ranks(2, *command)
     deadline = time.monotonic() + 120
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not checkpoint.exists() and ranks[0].poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    # Its processes have the lock until they are gone.
-    time.sleep(1.0)
+    for rank in ranks:
+        os.kill(rank.pid, signal.SIGKILL)
+    # They have the lock until they are gone.
+    assert [rank.wait() for rank in ranks] == [-signal.SIGKILL] * 2
     assert torch.load(checkpoint, weights_only=True)["global_step"] % 8 == 0
     # On one process, from the checkpoint that two wrote.
-    resumed = subprocess.run([sys.executable, *command], **options)
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = start_script(*command)
+    assert resumed.wait() == 0, resumed.err
     pd.testing.assert_frame_equal(curves(directory), expected, rtol=1e-5, atol=0)
     # And on two from the start to the end, each with its part of the weights.
-    command[-1] = f"results_dir={tmp_path}/sharded"
-    done = subprocess.run([*launcher, *command, "trainer.strategy=fsdp"], **options)
-    assert done.returncode == 0, done.stderr
+    ranks = start_ranks(2, *command[:-1], f"results_dir={tmp_path}/sharded", "trainer.strategy=fsdp")
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].err
     pd.testing.assert_frame_equal(curves(directory_of(alone, tmp_path / "sharded")), expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_train_as_one_in_bf16_to_its_rounding(commonsense, overrides, tmp_path, strategy):
+def test_two_processes_train_as_one_in_bf16_to_its_rounding(start_ranks, commonsense, overrides, tmp_path, strategy):
     # At a rate at which what is rounded otherwise does not grow.
     options = ("trainer.precision=bf16-mixed", "optimizer.lr=1e-3", "task.num_steps=20")
     alone = commonsense(*options)
     run(alone)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    own = [*overrides(*options), f"results_dir={tmp_path}/shared", f"trainer.strategy={strategy}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(ROOT / "scripts/train.py"), *own]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    own = (*overrides(*options), f"results_dir={tmp_path}/shared", f"trainer.strategy={strategy}")
+    ranks = start_ranks(2, "train.py", *own)
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].err
     # By position and length they are over a few tokens each.
     losses = ["loss", "validation_loss"]
     found, expected = curves(directory_of(alone, tmp_path / "shared"))[losses], curves(Path(alone.run_dir))[losses]
@@ -240,25 +230,23 @@ def test_a_sweep_over_learning_rates_is_planned(overrides, tmp_path):
         plan_command_line(["+sweep=learning_rate", *overrides("task.data=absent")], multirun=False)
 
 
-def test_a_sweep_chooses_the_rate_with_the_lowest_validation_loss(overrides, tmp_path):
+def test_a_sweep_chooses_the_rate_with_the_lowest_validation_loss(start_script, overrides, tmp_path):
     """In two phases: both rates on the first seed, the better one on the second."""
     rates = ("optimizer.lr=1e-6,3e-2", "seed=1,2", "hydra.sweeper.selection_seeds=1")
-    command = [sys.executable, str(ROOT / "scripts/train.py"), "-m", *overrides(*rates)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = start_script("train.py", "-m", *overrides(*rates))
+    assert done.wait() == 0, done.err
     losses = {}
     for path in sorted((tmp_path / "runs").rglob("result.json")):
         losses[path.parts[-3:-1]] = json.loads(path.read_text())["stages"][0]["validation_loss"]
     assert set(losses) == {("lr_1e-06", "seed_1"), ("lr_0.03", "seed_1"), ("lr_0.03", "seed_2")}
     lowest = losses["lr_0.03", "seed_1"]
     assert lowest < losses["lr_1e-06", "seed_1"]
-    assert f"Palimpsa-D: learning rate 0.03 of 2 rates, validation loss {lowest:.4f} on 1 seed" in done.stdout
-    assert "Learning rates: Pretraining of language models" in done.stdout
-    lines = [line.split() for line in done.stdout.splitlines()]
+    assert f"Palimpsa-D: learning rate 0.03 of 2 rates, validation loss {lowest:.4f} on 1 seed" in done.out
+    assert "Learning rates: Pretraining of language models" in done.out
+    lines = [line.split() for line in done.out.splitlines()]
     assert ["0.03", "best", "2/2", f"{lowest:.4f}"] in lines
     assert ["1e-06", "1/1", f"{losses['lr_1e-06', 'seed_1']:.4f}"] in lines
-    assert "best at the edge of the rates tried" in done.stdout
+    assert "best at the edge of the rates tried" in done.out
 
 
 def spoil_parameter(model):

@@ -1,7 +1,6 @@
 """Sweeps that are killed, or find the disk full or a file cut short: nothing finished is lost, the rest resumes.
 
-Importing everything takes longer than these runs do. A process that has done it, and has read the configs once, forks
-a child for each command; workers of joblib's start from nothing, as they do for a user.
+Workers of joblib's start from nothing, as they do for a user, and import for seconds; the sweeps themselves do not.
 """
 
 from __future__ import annotations
@@ -12,19 +11,15 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from palimpsa.config.compose import CONFIG_DIR
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.files import hold_lock
 
-ROOT = CONFIG_DIR.parent
 SEEDS = (1, 2)
 RUNS = Path("runs/mqar_curriculum/laptop/mamba2/lr_0.00464")
 SWEEP = (
@@ -46,106 +41,35 @@ SWEEP = (
     "logger=csv",
     f"seed={','.join(map(str, SEEDS))}",
 )
-# Reads an order a line: a command line, where its output goes, and the size in bytes that no file may grow beyond.
-FORKER = """
-import atexit, json, os, resource, subprocess, sys, threading
-import lightning.pytorch, palimpsa.training.run
-from palimpsa.analysis.statistics import learning_rate
-from palimpsa.runs import read
-from palimpsa.sweeps.command import plan_command_line, train_main
-plan_command_line(sys.argv[1:], multirun=True)
-for line in sys.stdin:
-    order = json.loads(line)
-    # Through a process of its own, which the limit does not bind.
-    output = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=open(order["output"], "w"))
-    pid = os.fork()
-    if pid == 0:
-        os.setsid()
-        os.dup2(output.stdin.fileno(), 1)
-        os.dup2(output.stdin.fileno(), 2)
-        if order["limit"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], order["limit"]))
-        sys.argv = order["arguments"]
-        code = 0
-        try:
-            train_main()
-        except SystemExit as error:
-            code = error.code
-        # What ends worker processes, without a second of taking every module apart.
-        threading._shutdown()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        os._exit(code)
-    output.stdin.close()
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-    if order["wait"]:
-        output.wait()
-        print(flush=True)
-"""
-
-
-class Shell:
-    """Runs scripts/train.py in a process group of its own, without the imports."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._num_started = 0
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        self._forker = subprocess.Popen(
-            [sys.executable, "-c", FORKER, *SWEEP[1:]],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def start(self, results: Path, *arguments: str, limit: int | None = None, wait: bool = True) -> int:
-        """Starts a sweep; returns its process group."""
-        command = [str(ROOT / "scripts/train.py"), *SWEEP, f"results_dir={results}", *arguments]
-        # Each has its own: workers that outlive their sweep still write.
-        self._num_started += 1
-        self.output = self.folder / f"output_{self._num_started}.txt"
-        order = {"arguments": command, "output": str(self.output), "limit": limit, "wait": wait}
-        assert self._forker.stdin is not None
-        print(json.dumps(order), file=self._forker.stdin, flush=True)
-        self._wait = wait
-        return int(self._answer())
-
-    def end(self) -> tuple[int, str]:
-        """Waits for the sweep; returns its exit code and what it printed."""
-        code = int(self._answer())
-        if self._wait:
-            self._answer()
-        return code, self.output.read_text()
-
-    def run(self, results: Path, *arguments: str, limit: int | None = None) -> tuple[int, str]:
-        """Runs a sweep to its end."""
-        self.start(results, *arguments, limit=limit)
-        return self.end()
-
-    def close(self) -> None:
-        self._forker.kill()
-        self._forker.wait()
-
-    def _answer(self) -> str:
-        assert self._forker.stdout is not None
-        return self._forker.stdout.readline()
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory):
-    shell = Shell(tmp_path_factory.mktemp("shell"))
-    yield shell
-    shell.close()
+def start(start_script):
+    """Starts the sweep below a folder: `start(tmp_path, "hydra/launcher=joblib")`."""
+
+    def start_sweep(results: Path, *arguments: str, largest_file: int | None = None):
+        command = ("train.py", *SWEEP, f"results_dir={results}", *arguments)
+        return start_script(*command, largest_file=largest_file, OPENBLAS_NUM_THREADS="1")
+
+    return start_sweep
 
 
 @pytest.fixture(scope="module")
-def undisturbed(shell, tmp_path_factory) -> Path:
+def sweep(start):
+    """Runs the sweep to its end: `code, printed = sweep(tmp_path)`."""
+
+    def run_to_end(*arguments, **options) -> tuple[int, str]:
+        started = start(*arguments, **options)
+        return started.wait(), started.out + started.err
+
+    return run_to_end
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sweep, tmp_path_factory) -> Path:
     """The results folder of the sweep without any mishap."""
     results = tmp_path_factory.mktemp("undisturbed")
-    code, output = shell.run(results)
+    code, output = sweep(results)
     assert code == 0, output
     return results
 
@@ -184,23 +108,22 @@ def wait_for(condition) -> None:
         time.sleep(0.01)
 
 
-def kill_ten_times(shell: Shell, results: Path, *launcher: str, num_late: int) -> None:
+def kill_ten_times(start, results: Path, *launcher: str, num_late: int) -> None:
     """Starts the sweep ten times and kills all its processes, `num_late` times while runs train, else earlier."""
     moments = random.Random(num_late)
     for is_late in moments.sample([True] * num_late + [False] * (10 - num_late), 10):
-        group = shell.start(results, *launcher)
+        started = start(results, *launcher)
         if is_late:
             wait_for(lambda: at_work(results))
         time.sleep(moments.uniform(0, 0.35 if is_late else 1.5))
-        os.killpg(group, signal.SIGKILL)
-        code, output = shell.end()
-        assert code == -signal.SIGKILL, output
+        os.killpg(started.pid, signal.SIGKILL)
+        assert started.wait() == -signal.SIGKILL, started.err
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_ten_times_ends_with_the_results_of_an_undisturbed_one(shell, undisturbed, tmp_path):
-    kill_ten_times(shell, tmp_path, num_late=6)
-    code, output = shell.run(tmp_path)
+def test_a_sweep_killed_ten_times_ends_with_the_results_of_an_undisturbed_one(start, sweep, undisturbed, tmp_path):
+    kill_ten_times(start, tmp_path, num_late=6)
+    code, output = sweep(tmp_path)
     assert code == 0, output
     assert comparable(tmp_path) == comparable(undisturbed)
 
@@ -215,19 +138,20 @@ def is_alive(group: int) -> bool:
 
 
 @pytest.mark.slow
-def test_so_does_one_with_workers_which_outlive_it_and_are_left_alone(shell, undisturbed, tmp_path):
+def test_so_does_one_with_workers_which_outlive_it_and_are_left_alone(start, sweep, undisturbed, tmp_path):
     """Ten times joblib's workers are killed too; the last time they finish their runs, and are named meanwhile."""
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    kill_ten_times(shell, tmp_path, *launcher, num_late=2)
-    group = shell.start(tmp_path, *launcher, wait=False)
+    kill_ten_times(start, tmp_path, *launcher, num_late=2)
+    started = start(tmp_path, *launcher)
+    group = started.pid
     try:
         wait_for(lambda: at_work(tmp_path))
         # Held still meanwhile, so that they are there to be found.
         os.killpg(group, signal.SIGSTOP)
         os.kill(group, signal.SIGKILL)
-        assert shell.end()[0] == -signal.SIGKILL
+        assert started.wait() == -signal.SIGKILL
         alive = at_work(tmp_path)
-        code, output = shell.run(tmp_path, *launcher)
+        code, output = sweep(tmp_path, *launcher)
         assert code == 1, output
         for seed in alive:
             assert f"running: mamba2 lr 0.00464 seed {seed}: process " in output, output
@@ -239,15 +163,15 @@ def test_so_does_one_with_workers_which_outlive_it_and_are_left_alone(shell, und
     finally:
         if is_alive(group):
             os.killpg(group, signal.SIGKILL)
-    code, output = shell.run(tmp_path, *launcher)
+    code, output = sweep(tmp_path, *launcher)
     assert code == 0, output
     assert comparable(tmp_path) == comparable(undisturbed)
 
 
-def test_a_second_sweep_shows_the_ledger_and_ends(shell, tmp_path):
+def test_a_second_sweep_shows_the_ledger_and_ends(sweep, tmp_path):
     (tmp_path / "runs").mkdir()
     with hold_lock(tmp_path / "runs/.sweep.lock"):
-        code, output = shell.run(tmp_path)
+        code, output = sweep(tmp_path)
     assert code == 2
     table, error = output.splitlines()[1:3], output.splitlines()[-1]
     assert table[1].split() == ["mamba2", "0", "0", "0", "2", "2"]
@@ -273,15 +197,15 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-def test_a_full_disk_loses_nothing_that_was_finished(limit, shell, undisturbed, tmp_path):
+def test_a_full_disk_loses_nothing_that_was_finished(limit, sweep, undisturbed, tmp_path):
     finished = one_finished(undisturbed, tmp_path)
     expected, told = LIMITS[limit]
-    code, output = shell.run(tmp_path, limit=limit)
+    code, output = sweep(tmp_path, largest_file=limit)
     assert code == expected, output
     assert re.search(told, output), output
     assert contents(tmp_path / RUNS / "seed_1") == finished
     assert (tmp_path / RUNS / "seed_2/result.json").exists() == (limit == 20_000)
-    code, output = shell.run(tmp_path)
+    code, output = sweep(tmp_path)
     assert code == 0, output
     assert contents(tmp_path / RUNS / "seed_1") == finished
     assert comparable(tmp_path) == comparable(undisturbed)
@@ -297,7 +221,7 @@ CUT = {
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_a_file_that_was_cut_short_is_named_and_costs_no_other_run(name, shell, undisturbed, tmp_path):
+def test_a_file_that_was_cut_short_is_named_and_costs_no_other_run(name, sweep, undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     directory = tmp_path / RUNS / "seed_2"
     if name == "checkpoints/last.ckpt":
@@ -309,7 +233,7 @@ def test_a_file_that_was_cut_short_is_named_and_costs_no_other_run(name, shell, 
         file.truncate(40)
     cut, others = (directory / name).read_bytes(), contents(tmp_path / RUNS / "seed_1")
     expected, told = CUT[name]
-    code, output = shell.run(tmp_path)
+    code, output = sweep(tmp_path)
     assert code == expected, output
     assert re.search(told, output), output
     assert contents(tmp_path / RUNS / "seed_1") == others
@@ -319,7 +243,7 @@ def test_a_file_that_was_cut_short_is_named_and_costs_no_other_run(name, shell, 
         return
     assert (directory / name).read_bytes() == cut
     (directory / name).unlink()
-    code, output = shell.run(tmp_path)
+    code, output = sweep(tmp_path)
     assert code == 0, output
     if name == "history.csv":
         assert not (directory / name).exists(), "the result stays, and says how many rows there were"

@@ -41,15 +41,28 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_two_processes_train_as_one(tiny_config, tiny_overrides, tmp_path):
+@pytest.fixture
+def train(start_ranks, tiny_overrides):
+    """What two processes print that train a run to its end: `train("seed=2")`."""
+
+    def run_ranks(*arguments: str) -> str:
+        ranks = start_ranks(2, "train.py", *tiny_overrides, *arguments)
+        assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].err
+        return "".join(rank.err for rank in ranks)
+
+    return run_ranks
+
+
+def test_two_processes_train_as_one(train, tiny_config, tiny_overrides, tmp_path):
     """DDP on gloo, at the same global batch: every logged number of one process to 1e-6, and one set of files."""
     from palimpsa.training.run import run
 
     alone = tiny_config("seed=2")
     run(alone)
     # Its last checkpoint stands between two rows of the curves.
-    shared = (*tiny_overrides, f"results_dir={tmp_path}/shared", "seed=2", "trainer.checkpoint_every=18")
-    done = torchrun(*shared)
+    shared = (f"results_dir={tmp_path}/shared", "seed=2", "trainer.checkpoint_every=18")
+    # By the command that a user gives; all others here start its processes without their imports.
+    done = torchrun(*tiny_overrides, *shared)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(": finished, ") == 1
     directory = tmp_path / "shared" / Path(alone.run_dir).relative_to(tmp_path)
@@ -62,31 +75,27 @@ def test_two_processes_train_as_one(tiny_config, tiny_overrides, tmp_path):
     assert [stage["steps"] for stage in results[0]["stages"]] == [stage["steps"] for stage in results[1]["stages"]]
     # Resumed from its last checkpoint it has the same curves.
     (directory / "result.json").unlink()
-    resumed = torchrun(*shared)
-    assert resumed.returncode == 0, resumed.stderr
+    train(*shared)
     after = pd.read_csv(directory / "history.csv").drop(columns=TIMES)
     pd.testing.assert_frame_equal(one, after, rtol=1e-6, atol=0)
     # Again: what is finished is not trained again, by any of them.
-    again = torchrun(*shared)
-    assert again.returncode == 0, again.stderr
-    assert "skipped, finished earlier" in again.stderr
+    assert "skipped, finished earlier" in train(*shared)
 
 
-def test_two_processes_of_two_parts_each_train_as_one(tiny_config, tiny_overrides, tmp_path):
+def test_two_processes_of_two_parts_each_train_as_one(train, tiny_config, tmp_path):
     """Parts are added on each process before they meet: the mean over all of them is that of the step."""
     from palimpsa.training.run import run
 
     alone = tiny_config("seed=2")
     run(alone)
-    done = torchrun(*tiny_overrides, f"results_dir={tmp_path}/shared", "seed=2", "trainer.accumulate=2")
-    assert done.returncode == 0, done.stderr
+    train(f"results_dir={tmp_path}/shared", "seed=2", "trainer.accumulate=2")
     directory = tmp_path / "shared" / Path(alone.run_dir).relative_to(tmp_path)
     one, two = (pd.read_csv(folder / "history.csv").drop(columns=TIMES) for folder in (Path(alone.run_dir), directory))
     pd.testing.assert_frame_equal(one, two, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-5), ("bf16-mixed", 1e-3)])
-def test_sharded_weights_train_as_whole_ones(tiny_config, tiny_overrides, tmp_path, precision, tolerance):
+def test_sharded_weights_train_as_whole_ones(train, tiny_config, tmp_path, precision, tolerance):
     """FSDP2 on gloo, tied embedding included; who goes on from its checkpoints is held in storage/test_resume.py."""
     from palimpsa.training.run import run
 
@@ -95,9 +104,7 @@ def test_sharded_weights_train_as_whole_ones(tiny_config, tiny_overrides, tmp_pa
     alone = tiny_config(*options)
     run(alone)
     expected = pd.read_csv(Path(alone.run_dir) / "history.csv")["loss"].dropna()
-    sharded = (*options, f"results_dir={tmp_path}/sharded", "trainer.checkpoint_every=11")
-    done = torchrun(*tiny_overrides, *sharded, "trainer.strategy=fsdp")
-    assert done.returncode == 0, done.stderr
+    train(*options, f"results_dir={tmp_path}/sharded", "trainer.checkpoint_every=11", "trainer.strategy=fsdp")
     directory = tmp_path / "sharded" / Path(alone.run_dir).relative_to(tmp_path)
     found = pd.read_csv(directory / "history.csv")["loss"].dropna()
     assert len(expected) == 10

@@ -4,8 +4,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -260,7 +258,9 @@ def test_a_directory_that_cannot_be_made_is_named(tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["palimpsa_d", "mamba2"])
-def test_a_run_killed_at_any_moment_resumes_to_the_identical_result(tiny_config, tiny_overrides, tmp_path, model):
+def test_a_run_killed_at_any_moment_resumes_to_the_identical_result(
+    start_script, tiny_config, tiny_overrides, tmp_path, model
+):
     """SIGKILL, twice in one run's life, against an undisturbed run."""
     longer = (
         "task.stages=[{seq_len:8,num_pairs:2,max_steps:120,in_figure:false},{seq_len:16,num_pairs:4,max_steps:200}]",
@@ -270,18 +270,17 @@ def test_a_run_killed_at_any_moment_resumes_to_the_identical_result(tiny_config,
     undisturbed = tiny_config(*longer)
     run(undisturbed)
 
-    command = [sys.executable, ROOT / "scripts/train.py", *tiny_overrides, *longer, f"results_dir={tmp_path}/killed"]
+    command = ("train.py", *tiny_overrides, *longer, f"results_dir={tmp_path}/killed")
     directory = tmp_path / "killed" / Path(undisturbed.run_dir).relative_to(tmp_path)
     checkpoint = directory / "checkpoints/last.ckpt"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     kills = 0
     for _ in range(2):
         seen = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        process = start_script(*command)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             if checkpoint.exists() and checkpoint.stat().st_mtime_ns != seen:
-                process.send_signal(signal.SIGKILL)
+                os.kill(process.pid, signal.SIGKILL)
                 break
             time.sleep(0.002)
         kills += process.wait() == -signal.SIGKILL
@@ -289,7 +288,8 @@ def test_a_run_killed_at_any_moment_resumes_to_the_identical_result(tiny_config,
     assert not (directory / "result.json").exists()
     step = torch.load(checkpoint, weights_only=True)["global_step"]
     assert 0 < step < 320
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    last = start_script(*command)
+    assert last.wait() == 0, last.err
     assert comparable(directory) == comparable(Path(undisturbed.run_dir))
 
 

@@ -3,10 +3,7 @@
 Property 1 of distributed checkpoints: saved on 2 ranks, loaded on 1 and 4, weights, moments and next tokens are equal.
 """
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -21,18 +18,20 @@ from palimpsa.training.module import TrainingModule
 from palimpsa.training.run import run
 from palimpsa.training.storage.strategy import ShardedStrategy
 
-ROOT = Path(__file__).resolve().parents[3]
 # Its parameters are not in the order of the optimiser's groups; of another shape each, and there are a few alike.
 OVERRIDES = ("model=palimpsa_d", "seed=2", "trainer.checkpoint_every=4")
 FSDP = "trainer.strategy=fsdp"
 
 
-def torchrun(number: int, *arguments: str) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(ROOT / "scripts/train.py"), *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def train(start_ranks, tiny_overrides):
+    """Trains the run by several processes to its end: `train(2, f"results_dir={tmp_path}", FSDP)`."""
+
+    def run_ranks(number: int, *arguments: str) -> None:
+        ranks = start_ranks(number, "train.py", *tiny_overrides, *OVERRIDES, *arguments)
+        assert [rank.wait() for rank in ranks] == [0] * number, ranks[0].err
+
+    return run_ranks
 
 
 def curves(folder: Path) -> pd.DataFrame:
@@ -56,10 +55,10 @@ def directory_of(results: Path, tiny_overrides, *, start: bool = False) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory, tiny_overrides) -> Path:
+def two_ranks(tmp_path_factory, train, tiny_overrides) -> Path:
     """The directory of a run of two processes that share the weights, as a kill after step 16 of 19 leaves it."""
     results = tmp_path_factory.mktemp("two")
-    torchrun(2, *tiny_overrides, *OVERRIDES, f"results_dir={results}", FSDP)
+    train(2, f"results_dir={results}", FSDP)
     directory = directory_of(results, tiny_overrides)
     for name in ("result.json", "history.csv"):
         (directory / name).unlink()
@@ -137,9 +136,9 @@ def test_one_that_shards_loads_what_two_have_saved(loaded, two_ranks, one_rank, 
 
 
 @pytest.mark.parametrize(("number", "strategy"), [(2, "ddp"), (2, "fsdp"), (4, "fsdp")])
-def test_several_go_on_where_two_were(two_ranks, undisturbed, tmp_path, tiny_overrides, number, strategy):
+def test_several_go_on_where_two_were(train, two_ranks, undisturbed, tmp_path, tiny_overrides, number, strategy):
     copy = copy_of(two_ranks, tmp_path, tiny_overrides)
-    torchrun(number, *tiny_overrides, *OVERRIDES, f"results_dir={tmp_path}", f"trainer.strategy={strategy}")
+    train(number, f"results_dir={tmp_path}", f"trainer.strategy={strategy}")
     pd.testing.assert_frame_equal(curves(copy), curves(undisturbed), rtol=1e-5, atol=0)
 
 
@@ -215,13 +214,13 @@ def test_another_runs_folder_is_not_taken_up(killed_at_12, tiny_config):
             run(other)
 
 
-def test_processes_that_share_go_on_where_one_was(undisturbed, tmp_path, tiny_overrides):
+def test_processes_that_share_go_on_where_one_was(train, undisturbed, tmp_path, tiny_overrides):
     """From a file: the parameters' numbers in it are those of the optimiser's groups, not of the model's order."""
     copy = copy_of(undisturbed, tmp_path, tiny_overrides)
     assert RunDirectory(copy).checkpoint_step() == 16
     for name in ("result.json", "history.csv"):
         (copy / name).unlink()
-    torchrun(2, *tiny_overrides, *OVERRIDES, f"results_dir={tmp_path}", FSDP)
+    train(2, f"results_dir={tmp_path}", FSDP)
     pd.testing.assert_frame_equal(curves(copy), curves(undisturbed), rtol=1e-5, atol=0)
 
 

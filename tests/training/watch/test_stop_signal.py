@@ -3,8 +3,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from palimpsa.runs.directory import RunDirectory
 from palimpsa.training.checkpoint import read_checkpoint
 from palimpsa.training.run import run
 
-ROOT = Path(__file__).resolve().parents[3]
 # A run of some seconds.
 LONG = (
     "model=transformer",
@@ -28,49 +25,28 @@ LONG = (
 )
 
 
-def torchrun(*arguments: str) -> subprocess.Popen:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*launcher, str(ROOT / "scripts/train.py"), *arguments],
-        cwd=ROOT,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def workers(launcher: subprocess.Popen) -> list[int]:
-    """Its processes, by their rank."""
-    ranks = {}
-    for pid in map(int, Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()):
-        environment = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-        ranks.update({int(line[5:]): pid for line in environment if line.startswith("RANK=")})
-    return [ranks[rank] for rank in sorted(ranks)]
-
-
 @pytest.mark.parametrize(
     ("strategy", "number", "rank", "accumulate"),
     [("ddp", signal.SIGUSR1, 1, 2), ("fsdp", signal.SIGTERM, 0, 1)],
     ids=["ddp-USR1-rank1", "fsdp-TERM-rank0"],
 )
 def test_a_signal_to_one_process_stops_all_after_the_same_step(
-    tiny_overrides, tiny_config, tmp_path, strategy, number, rank, accumulate
+    start_ranks, tiny_overrides, tiny_config, tmp_path, strategy, number, rank, accumulate
 ):
     alone = tiny_config(*LONG)
     run(alone)
     options = (f"trainer.strategy={strategy}", f"trainer.accumulate={accumulate}")
     command = (*tiny_overrides, *LONG, f"results_dir={tmp_path}/stopped", *options)
     directory = RunDirectory(tmp_path / "stopped" / Path(alone.run_dir).relative_to(tmp_path))
-    launcher = torchrun(*command)
+    ranks = start_ranks(2, "train.py", *command)
     deadline = time.monotonic() + 120
     while not directory.has_checkpoint():
-        assert launcher.poll() is None
+        assert [one.poll() for one in ranks] == [None, None]
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(workers(launcher)[rank], number)
-    _, told = launcher.communicate(timeout=120)
-    assert launcher.returncode == 1, told
+    os.kill(ranks[rank].pid, number)
+    assert [one.wait() for one in ranks] == [130, 130]
+    told = "".join(one.err for one in ranks)
     lines = re.findall(r"stopped by (\w+) after step (\d+), with a checkpoint; the same command goes on where", told)
     assert len(lines) == 2, told
     assert len(set(lines)) == 1
@@ -81,9 +57,8 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
     content = read_checkpoint(directory.checkpoints.newest_first()[0], [])
     assert content["global_step"] == step
     # And the same command goes on.
-    launcher = torchrun(*command)
-    _, told = launcher.communicate(timeout=120)
-    assert launcher.returncode == 0, told
+    ranks = start_ranks(2, "train.py", *command)
+    assert [one.wait() for one in ranks] == [0, 0], ranks[0].err
     curves = [pd.read_csv(path / "history.csv") for path in (Path(alone.run_dir), directory.path)]
     expected, found = (one.drop(columns="tokens_per_s") for one in curves)
     pd.testing.assert_frame_equal(found, expected, rtol=1e-4, atol=1e-7)
