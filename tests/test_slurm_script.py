@@ -23,11 +23,11 @@ SMALL = (
     "model.channel_width=32",
     "task.context=32",
     "task.tokens_per_step=128",
-    "task.num_steps=300",
-    "task.validation_every=100",
+    "task.num_steps=150",
+    "task.validation_every=50",
     "task.validation_tokens=256",
     "trainer.log_every=10",
-    "trainer.probe_every=100",
+    "trainer.probe_every=50",
     "trainer.checkpoint_every=20",
     "trainer.progress_bar=false",
     "logger=csv",
@@ -97,17 +97,12 @@ def test_bash_reads_it_and_slurm_its_options():
     assert {"requeue", "signal=B:USR1@300", "ntasks-per-node=1", "nodes=1"} <= set(options)
 
 
-def run_python(script: str, *arguments: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, script, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_job_that_is_told_to_stop_is_requeued_and_ends_as_if_it_was_not(submit, tmp_path):
-    run_python("scripts/prepare_text.py", "source=sample", "tokenizer=bytes", f"directory={tmp_path}/data")
+def test_a_job_that_is_told_to_stop_is_requeued_and_ends_as_if_it_was_not(start_script, submit, tmp_path):
+    made = start_script("prepare_text.py", "source=sample", "tokenizer=bytes", f"directory={tmp_path}/data")
+    assert made.wait() == 0, made.err
     data = f"task.data={tmp_path}/data"
-    run_python("scripts/train.py", *SMALL, data, f"results_dir={tmp_path}/alone")
+    alone = start_script("train.py", *SMALL, data, f"results_dir={tmp_path}/alone")
+    assert alone.wait() == 0, alone.err
     (result,) = (tmp_path / "alone").rglob("result.json")
     directory = RunDirectory(tmp_path / "slurm" / result.parent.relative_to(tmp_path / "alone"))
     arguments = (*SMALL, data, f"results_dir={tmp_path}/slurm", "trainer.strategy=fsdp")

@@ -3,10 +3,7 @@
 import dataclasses
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,6 @@ import torch
 from palimpsa.config.errors import ConfigError, RunDirectoryError
 from palimpsa.text.manifest import read_manifest
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
     "task=commonsense",
     "model=lm/palimpsa_d_tiny",
@@ -47,22 +43,16 @@ def show_pretraining(folder, **options):
     return show_pretraining(folder, **options)
 
 
-def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "scripts" / name), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-
-
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory) -> tuple[Path, str]:
+def pretrained(start_script, tmp_path_factory) -> tuple[Path, str]:
     """The directory of a run on the shipped text, and what was printed."""
     folder = tmp_path_factory.mktemp("pretrained")
-    made = script("prepare_text.py", "source=sample", "tokenizer=bytes", f"directory={folder}/data")
-    assert made.returncode == 0, made.stderr
-    done = script("pretrain.py", *SMALL, f"task.data={folder}/data", f"results_dir={folder}")
-    assert done.returncode == 0, done.stderr
+    made = start_script("prepare_text.py", "source=sample", "tokenizer=bytes", f"directory={folder}/data")
+    assert made.wait() == 0, made.err
+    done = start_script("pretrain.py", *SMALL, f"task.data={folder}/data", f"results_dir={folder}")
+    assert done.wait() == 0, done.err
     (result,) = folder.glob("runs/**/result.json")
-    return result.parent, done.stdout
+    return result.parent, done.out
 
 
 def test_it_ends_with_a_picture_a_perplexity_and_a_sample(pretrained):
@@ -78,16 +68,16 @@ def test_it_ends_with_a_picture_a_perplexity_and_a_sample(pretrained):
     assert re.search(r"a sample: ['\"]She .{100,}", printed, flags=re.DOTALL)
 
 
-def test_of_a_run_that_diverged_its_reason_is_all_that_is_told(pretrained, tmp_path):
+def test_of_a_run_that_diverged_its_reason_is_all_that_is_told(start_script, pretrained, tmp_path):
     config = json.loads((pretrained[0] / "config.json").read_text())
-    done = script(
+    done = start_script(
         "pretrain.py", *SMALL, f"task.data={config['task']['data']}", f"results_dir={tmp_path}", "optimizer.lr=1e30",
         "trainer.checkpoint_every=1",
     )  # fmt: skip
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    assert done.wait() == 1
+    (line,) = done.err.splitlines()
     assert re.search(r"diverged, FloatingPointError: .* at step \d+, first in .*: the step is not taken", line)
-    assert done.stdout == ""
+    assert done.out == ""
 
 
 def test_the_model_is_the_one_after_the_last_step(pretrained):

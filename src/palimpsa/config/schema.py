@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from palimpsa.config.keys import MISSING, convert, key
 
 if TYPE_CHECKING:
+    from hydra.core.config_store import ConfigStore
     from omegaconf import DictConfig
 
 CONFIG_DIR = Path(__file__).resolve().parents[3] / "configs"
@@ -248,7 +250,12 @@ def register_schema() -> None:
     # Here and not above, as OmegaConf below: what reads finished runs does without them.
     from hydra.core.config_store import ConfigStore
 
-    store = ConfigStore.instance()
+    _register_in(ConfigStore.instance())
+
+
+# Once is enough, and takes a fifth of what it takes to compose a config.
+@functools.cache
+def _register_in(store: ConfigStore) -> None:
     store.store(name="train_schema", node=TrainConfig)
     for kind, schema in TASK_SCHEMAS.items():
         store.store(name=f"{kind}_schema", node=schema)
