@@ -166,12 +166,13 @@ class Composer:
         self._check = check
         self._bases: dict[tuple[tuple[str, ...], tuple[str, ...]], _Base] = {}
         self._parsed: dict[str, tuple[Override, bool]] = {}
+        self._are_groups: dict[str, bool] = {}
 
     def compose(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The config of one run, resolved, without Hydra's own part. Within `composition`."""
         new = [text for text in overrides if text not in self._parsed]
         for text, override in zip(new, parse_overrides(new), strict=True):
-            self._parsed[text] = override, _sets_a_value(override)
+            self._parsed[text] = override, self._sets_a_value(override)
         paths = [_parts(self._parsed[text][0].key_or_group) for text in overrides]
         values: dict[str, Override] = {}
         for text, path in zip(overrides, paths, strict=True):
@@ -202,6 +203,22 @@ class Composer:
                 node = node[parent]
             node[name] = _plain(OmegaConf.select(base.config, path, throw_on_missing=True))
         return result
+
+    def _sets_a_value(self, override: Override) -> bool:
+        """Whether an override is `key=value` with a plain value, of a key that is no config group."""
+        return (
+            not (override.is_add() or override.is_force_add() or override.is_delete() or override.is_hydra_override())
+            and override.package is None
+            and isinstance(override.value(), str | int | float | None)
+            and not self._is_group(override.key_or_group)
+        )
+
+    def _is_group(self, key: str) -> bool:
+        # Asked once a key: Hydra looks through all configs again each time.
+        if key not in self._are_groups:
+            options = GlobalHydra.instance().config_loader().get_group_options(key, None)
+            self._are_groups[key] = bool(options)
+        return self._are_groups[key]
 
 
 def _plain(value: Any) -> Any:
@@ -242,16 +259,6 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(item, f"{path}[{index}]")
     else:
         yield path, value
-
-
-def _sets_a_value(override: Override) -> bool:
-    """Whether an override is `key=value` with a plain value, of a key that is no config group."""
-    return (
-        not (override.is_add() or override.is_force_add() or override.is_delete() or override.is_hydra_override())
-        and override.package is None
-        and isinstance(override.value(), str | int | float | None)
-        and not GlobalHydra.instance().config_loader().get_group_options(override.key_or_group, None)
-    )
 
 
 def _parts(path: str) -> list[str]:
