@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +16,27 @@ ROOT = Path(__file__).resolve().parents[3]
 MOST_VARIANTS = 3
 # Of a program, as CUDA's programming guide has it.
 HOPPER_SHARED_BYTES = 227 * 1024
+# Of what Triton keeps from run to run: that of one version of all kernels is 71 MB.
+MOST_KEPT_BYTES = 500 * 2**20
+
+
+@pytest.fixture
+def kept(pytestconfig, tmp_path):
+    """A folder for what Triton has compiled, by its source, options and version, which is there the next time too."""
+    if getattr(pytestconfig, "cache", None) is None:
+        return tmp_path
+    folder = Path(pytestconfig.cache.mkdir("triton"))
+    if sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) > MOST_KEPT_BYTES:
+        shutil.rmtree(folder)
+    return folder
 
 
 @pytest.fixture
 def printed(tmp_path):
-    """What one of this folder's scripts prints, where nothing has been compiled yet."""
+    """What one of this folder's scripts prints, where nothing has been compiled yet but for what `cache` holds."""
 
-    def run(script):
-        environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT / "src")}
+    def run(script, cache=tmp_path):
+        environment = os.environ | {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT / "src")}
         environment.pop("TRITON_INTERPRET", None)
         command = [sys.executable, str(Path(__file__).with_name(script))]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -32,11 +46,11 @@ def printed(tmp_path):
     return run
 
 
-def test_every_kernel_compiles_for_a_gpu(printed):
+def test_every_kernel_compiles_for_a_gpu(printed, kept):
     source = "".join(file.read_text() for file in (ROOT / "kernels/gpu").glob("*.py"))
     # What a host function launches: name[grid](...), or launch(name, ...).
     launched = {a or b for a, b in re.findall(r"(\w+_kernel)\[|launch\(\s*(\w+_kernel)", source)}
-    found = [line.split() for line in printed("compile_for_hopper.py").splitlines()]
+    found = [line.split() for line in printed("compile_for_hopper.py", kept).splitlines()]
     assert {name for name, _, _ in found} == launched
     assert max(int(shared) for _, _, shared in found) <= HOPPER_SHARED_BYTES
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from palimpsa.config.compose import compose_config
+from palimpsa.config.schema import typed
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.training.checkpoint import read_checkpoint
 from palimpsa.training.run import run
@@ -16,13 +18,21 @@ from palimpsa.training.run import run
 # A run of some seconds.
 LONG = (
     "model=transformer",
-    "task.stages=[{seq_len:8,num_pairs:2,max_steps:400}]",
+    "task.stages=[{seq_len:8,num_pairs:2,max_steps:200}]",
     "task.stop_accuracy=2",
-    "task.validation_every=150",
+    "task.validation_every=75",
     "trainer.log_every=10",
-    "trainer.probe_every=150",
+    "trainer.probe_every=75",
     "trainer.checkpoint_every=50",
 )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, tiny_overrides) -> Path:
+    """The directory of the run by one process, undisturbed."""
+    config = typed(compose_config([*tiny_overrides, *LONG, f"results_dir={tmp_path_factory.mktemp('alone')}"]))
+    run(config)
+    return Path(config.run_dir)
 
 
 @pytest.mark.parametrize(
@@ -31,13 +41,11 @@ LONG = (
     ids=["ddp-USR1-rank1", "fsdp-TERM-rank0"],
 )
 def test_a_signal_to_one_process_stops_all_after_the_same_step(
-    start_ranks, tiny_overrides, tiny_config, tmp_path, strategy, number, rank, accumulate
+    start_ranks, alone, tiny_overrides, tmp_path, strategy, number, rank, accumulate
 ):
-    alone = tiny_config(*LONG)
-    run(alone)
     options = (f"trainer.strategy={strategy}", f"trainer.accumulate={accumulate}")
-    command = (*tiny_overrides, *LONG, f"results_dir={tmp_path}/stopped", *options)
-    directory = RunDirectory(tmp_path / "stopped" / Path(alone.run_dir).relative_to(tmp_path))
+    command = (*tiny_overrides, *LONG, f"results_dir={tmp_path}", *options)
+    directory = RunDirectory(typed(compose_config(command)).run_dir)
     ranks = start_ranks(2, "train.py", *command)
     deadline = time.monotonic() + 120
     while not directory.has_checkpoint():
@@ -52,14 +60,14 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
     assert len(set(lines)) == 1
     name, step = lines[0][0], int(lines[0][1])
     assert name == number.name
-    assert 50 <= step < 400
+    assert 50 <= step < 200
     assert not directory.result_file.exists()
     content = read_checkpoint(directory.checkpoints.newest_first()[0], [])
     assert content["global_step"] == step
     # And the same command goes on.
     ranks = start_ranks(2, "train.py", *command)
     assert [one.wait() for one in ranks] == [0, 0], ranks[0].err
-    curves = [pd.read_csv(path / "history.csv") for path in (Path(alone.run_dir), directory.path)]
+    curves = [pd.read_csv(path / "history.csv") for path in (alone, directory.path)]
     expected, found = (one.drop(columns="tokens_per_s") for one in curves)
     pd.testing.assert_frame_equal(found, expected, rtol=1e-4, atol=1e-7)
     # Instead of anew: no two runs measure the same throughput.
