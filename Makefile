@@ -101,10 +101,10 @@ setup: ## Create .venv with the pinned packages (skipped when that is done)
 test: setup ## Lint, then run the tests (ARGS="-k name" for some of them)
 	@echo "test: ruff, then pytest on $(TEST_JOBS) processes, offline"
 	$(PY) -m ruff check .
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS) --dist loadfile $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: setup ## Run the tests that take a minute together (what is left out: tests/conftest.py)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS) --dist loadfile -m "not slow and not gpu" --durations 10 $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" --durations 10 $(ARGS)
 
 lint: setup ## Check style, formatting and types
 	$(PY) -m ruff check .

@@ -130,6 +130,33 @@ SLOW = (
 )
 
 
+# What takes longest, longest first: two processes that take a file at a time end together if the last ones are short.
+# `make test` has pytest-xdist keep this order; its own begins with the files of the most tests.
+LONGEST = (
+    "test_readme.py",
+    "kernels/gpu/test_compilation.py",
+    "sweeps/test_slurm.py",
+    "training/test_crash.py",
+    "kernels/gpu/test_forward_backward.py",
+    "sweeps/test_plan.py",
+    "kernels/gpu/test_grouped.py",
+    "training/test_run.py",
+    "test_slurm_script.py",
+    "training/test_commonsense_run.py",
+    "model/test_table.py",
+    "training/test_distributed.py",
+    "sweeps/test_terminals.py",
+    "test_scripts.py",
+    "training/test_stability.py",
+    "config/test_shipped.py",
+    "kernels/test_library.py",
+    "training/storage/test_resume.py",
+    "training/watch/test_stop_signal.py",
+    "sweeps/test_command.py",
+    "training/test_loggers.py",
+)
+
+
 def is_slow(nodeid: str) -> bool:
     """Whether a test is among `SLOW`: `is_slow("tests/model/test_table.py::test_published_sizes[...]")`."""
     name = nodeid.removeprefix("tests/")
@@ -137,7 +164,9 @@ def is_slow(nodeid: str) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what is slow, and skips what is marked gpu where there is none."""
+    """Marks what is slow, puts the longest files first, and skips what is marked gpu where there is none."""
+    ranks = {f"tests/{name}": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.nodeid.partition("::")[0], len(ranks)))
     for item in items:
         if is_slow(item.nodeid):
             item.add_marker("slow")
@@ -187,6 +216,12 @@ def tiny_config(tmp_path: Path):
 def slow_entries() -> tuple[str, ...]:
     """What `make test-fast` leaves out."""
     return SLOW
+
+
+@pytest.fixture
+def longest_files() -> tuple[str, ...]:
+    """What is run first."""
+    return LONGEST
 
 
 def _write_shards(

@@ -141,10 +141,16 @@ def test_help_is_the_default_goal_and_lists_every_public_target(checkout):
 
 def test_the_fast_tests_are_those_that_are_not_slow(checkout):
     (fast,) = commands(checkout.make("-n", "test-fast", "ARGS=-k name").stdout)
-    assert fast == '-m pytest -n 2 --dist loadfile -m "not slow and not gpu" --durations 10 -k name'
+    pytest_of_two = "-m pytest -n 2 --dist loadfile --no-loadscope-reorder"
+    assert fast == f'{pytest_of_two} -m "not slow and not gpu" --durations 10 -k name'
     lint, every = commands(checkout.make("-n", "test").stdout)
-    assert lint == "-m ruff check ."
-    assert every == "-m pytest -n 2 --dist loadfile"
+    assert (lint, every) == ("-m ruff check .", pytest_of_two)
+
+
+def test_what_is_run_first_is_there(longest_files):
+    assert len(longest_files) == len(set(longest_files))
+    for name in longest_files:
+        assert (ROOT / "tests" / name).is_file(), name
 
 
 def test_whatever_the_fast_tests_leave_out_is_there(slow_entries):
