@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -278,14 +279,20 @@ class Script:
         return self.code
 
     def wait(self, seconds: float = 300) -> int:
-        """Its exit code; it is killed, and the test fails, where it has not ended by then."""
+        """Its exit code; the test fails where it has not ended by then."""
         deadline = time.monotonic() + seconds
         while (code := self.poll()) is None:
             if time.monotonic() > deadline:
-                os.killpg(self.pid, signal.SIGKILL)
+                self.kill()
                 pytest.fail(f"a script had not ended after {seconds} s: {self.err}")
             time.sleep(0.005)
         return code
+
+    def kill(self) -> None:
+        """Ends it, and all that it has started, if it has not ended."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     @property
     def out(self) -> str:
@@ -303,7 +310,7 @@ class Forker:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._num_started = 0
+        self._started: list[Script] = []
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(ROOT / "tests/forker.py"), str(folder)]
         self._process = subprocess.Popen(
@@ -317,8 +324,7 @@ class Forker:
             largest_file: bytes beyond which the process can write no file, as if the disk were full.
             environment: more of its variables.
         """
-        self._num_started += 1
-        printed = {stream: self._folder / f"{self._num_started}.{stream}" for stream in ("out", "err")}
+        printed = {stream: self._folder / f"{len(self._started)}.{stream}" for stream in ("out", "err")}
         for file in printed.values():
             file.touch()
         order = {
@@ -331,9 +337,14 @@ class Forker:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps(order), file=self._process.stdin, flush=True)
-        return Script(int(self._process.stdout.readline()), self._folder, printed)
+        pid = self._process.stdout.readline()
+        assert pid, "tests/forker.py has ended; what it printed is above"
+        self._started.append(Script(int(pid), self._folder, printed))
+        return self._started[-1]
 
     def close(self) -> None:
+        for script in self._started:
+            script.kill()
         self._process.kill()
         self._process.communicate()
 
@@ -369,3 +380,20 @@ def start_ranks(forker):
         ]
 
     return start
+
+
+@pytest.fixture(scope="session")
+def run_ranks(start_ranks):
+    """The same, once all have ended with 0; where one has not, none waits for it."""
+
+    def run_to_end(number: int, name: str, *arguments: str) -> list[Script]:
+        ranks = start_ranks(number, name, *arguments)
+        deadline = time.monotonic() + 300
+        while None in (codes := [rank.poll() for rank in ranks]) and not any(codes) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        for rank in ranks:
+            rank.kill()
+        assert codes == [0] * number, "\n".join(rank.err for rank in ranks)
+        return ranks
+
+    return run_to_end

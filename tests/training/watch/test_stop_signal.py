@@ -41,7 +41,7 @@ def alone(tmp_path_factory, tiny_overrides) -> Path:
     ids=["ddp-USR1-rank1", "fsdp-TERM-rank0"],
 )
 def test_a_signal_to_one_process_stops_all_after_the_same_step(
-    start_ranks, alone, tiny_overrides, tmp_path, strategy, number, rank, accumulate
+    start_ranks, run_ranks, alone, tiny_overrides, tmp_path, strategy, number, rank, accumulate
 ):
     options = (f"trainer.strategy={strategy}", f"trainer.accumulate={accumulate}")
     command = (*tiny_overrides, *LONG, f"results_dir={tmp_path}", *options)
@@ -65,8 +65,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
     content = read_checkpoint(directory.checkpoints.newest_first()[0], [])
     assert content["global_step"] == step
     # And the same command goes on.
-    ranks = start_ranks(2, "train.py", *command)
-    assert [one.wait() for one in ranks] == [0, 0], ranks[0].err
+    run_ranks(2, "train.py", *command)
     curves = [pd.read_csv(path / "history.csv") for path in (alone, directory.path)]
     expected, found = (one.drop(columns="tokens_per_s") for one in curves)
     pd.testing.assert_frame_equal(found, expected, rtol=1e-4, atol=1e-7)
