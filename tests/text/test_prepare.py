@@ -4,6 +4,8 @@ import errno
 import json
 import multiprocessing
 import os
+import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -14,9 +16,12 @@ import numpy as np
 import pytest
 
 from palimpsa.config.errors import ConfigError
+from palimpsa.text import tokenise
 from palimpsa.text.prepare import prepare
+from palimpsa.text.records import Batch, Fields
 from palimpsa.text.schema import load
 from palimpsa.text.shards import TokenShards
+from palimpsa.text.tokenizers import load_tokenizer
 
 from .conftest import content, texts, write_jsonl
 
@@ -270,6 +275,16 @@ def test_a_worker_that_is_killed_is_one_line(corpus, tmp_path, run_script, monke
     assert (code, err.count("\n")) == (1, 1)
     assert "a process that tokenised was killed: out of memory?" in err
     assert run_script("source=files", f"source.files=[{corpus}]", f"directory={tmp_path}/o")[0] == 0
+
+
+def test_what_a_process_hands_over_cannot_be_cut_in_two(tmp_path, monkeypatch):
+    """A kill in the middle of a message left the reader waiting for its rest for ever; so short a one has no middle."""
+    monkeypatch.setattr(tokenise, "_tokenizer", load_tokenizer("bytes"))
+    batch = Batch("a file", "record", 1, texts=["word " * 100_000])
+    name = tokenise._tokenise_here(batch, Fields("text", None, "none"), str(tmp_path))
+    assert len(pickle.dumps(name)) < select.PIPE_BUF / 2
+    assert tokenise._take(name).lengths.tolist() == [500_001]
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_shipped_novel_is_prepared_in_seconds_without_a_network(tmp_path, run_script):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -13,6 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from pathlib import Path
 
 import numpy as np
 
@@ -56,6 +59,9 @@ def tokenise(batch: Batch, tokenizer: Tokenizer, fields: Fields) -> TokenisedBat
 class TokeniserPool:
     """Processes that tokenise; a context manager.
 
+    What they make is handed over in files, and only the names go through the pool's pipe: a process that is killed in
+    the middle of a longer message leaves one that nobody ends, and whoever reads it waits for ever.
+
     Args:
         files: of the tokenizer; every process loads its own.
         num_workers: processes.
@@ -63,6 +69,7 @@ class TokeniserPool:
 
     def __init__(self, files: TokenizerFiles, num_workers: int) -> None:
         self._in_flight = BATCHES_PER_WORKER * num_workers
+        self._folder = tempfile.TemporaryDirectory(prefix="palimpsa-tokens-")
         # Not forked: whoever prepares text may have threads of pyarrow's, whose locks a fork copies.
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(files,))
@@ -72,6 +79,7 @@ class TokeniserPool:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+        self._folder.cleanup()
 
     def tokenise_in_order(self, batches: Iterable[Batch], fields: Fields) -> Iterator[tuple[Batch, TokenisedBatch]]:
         """Each batch with its tokens, in the order in which they came, whatever the number of processes.
@@ -80,7 +88,7 @@ class TokeniserPool:
             ConfigError: for the first record that is wrong; what comes before it has been handed out by then.
             RuntimeError: a process was killed.
         """
-        pending: deque[tuple[Batch, Future[TokenisedBatch]]] = deque()
+        pending: deque[tuple[Batch, Future[Path]]] = deque()
         source, error = iter(batches), None
         try:
             while error is None:
@@ -92,13 +100,13 @@ class TokeniserPool:
                     break
                 if batch is None:
                     break
-                pending.append((batch, self._pool.submit(_tokenise_here, batch, fields)))
+                pending.append((batch, self._pool.submit(_tokenise_here, batch, fields, self._folder.name)))
                 if len(pending) >= self._in_flight:
                     done, future = pending.popleft()
-                    yield done, future.result()
+                    yield done, _take(future.result())
             while pending:
                 done, future = pending.popleft()
-                yield done, future.result()
+                yield done, _take(future.result())
         except BrokenProcessPool as broken:
             raise RuntimeError(
                 "a process that tokenised was killed: out of memory? num_workers=1 needs least"
@@ -128,6 +136,17 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _tokenise_here(batch: Batch, fields: Fields) -> TokenisedBatch:
+def _tokenise_here(batch: Batch, fields: Fields, folder: str) -> Path:
+    """The file below the folder that holds the batch's tokens."""
     assert _tokenizer is not None
-    return tokenise(batch, _tokenizer, fields)
+    found = tokenise(batch, _tokenizer, fields)
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+        pickle.dump(found, file)
+    return Path(file.name)
+
+
+def _take(file: Path) -> TokenisedBatch:
+    """What one of these processes has made, whose file is gone afterwards."""
+    found = pickle.loads(file.read_bytes())
+    file.unlink()
+    return found
