@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +17,7 @@ from palimpsa.config.schema import TrainConfig, typed
 from palimpsa.text.manifest import TokenizerFacts
 from palimpsa.text.shards import ShardWriter, TokenShards
 
-ROOT = Path(__file__).resolve().parents[1]
+from .forker import Forker, Script
 
 # No test may wait for a network or ask for an account.
 os.environ["WANDB_MODE"] = "offline"
@@ -259,94 +253,6 @@ def write_shards():
 def write_text():
     """Writes a folder for the task `commonsense`: `write_text(tmp_path, num_documents=40)`."""
     return _write_text
-
-
-@dataclass
-class Script:
-    """A process of a script that was started by `start_script`, and what it prints."""
-
-    pid: int
-    folder: Path
-    printed: dict[str, Path]
-    code: int | None = None
-
-    def poll(self) -> int | None:
-        """Its exit code; -N where signal N has ended it, None while it runs."""
-        file = self.folder / f"{self.pid}.code"
-        if self.code is None and file.exists():
-            self.code = int(file.read_text())
-            file.unlink()
-        return self.code
-
-    def wait(self, seconds: float = 300) -> int:
-        """Its exit code; the test fails where it has not ended by then."""
-        deadline = time.monotonic() + seconds
-        while (code := self.poll()) is None:
-            if time.monotonic() > deadline:
-                self.kill()
-                pytest.fail(f"a script had not ended after {seconds} s: {self.err}")
-            time.sleep(0.005)
-        return code
-
-    def kill(self) -> None:
-        """Ends it, and all that it has started, if it has not ended."""
-        if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-
-    @property
-    def out(self) -> str:
-        """What it has printed by now."""
-        return self.printed["out"].read_text()
-
-    @property
-    def err(self) -> str:
-        """What it has printed to the error stream by now."""
-        return self.printed["err"].read_text()
-
-
-class Forker:
-    """tests/forker.py, and its processes: the scripts of the repository, without the seconds that they import for."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._started: list[Script] = []
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(ROOT / "tests/forker.py"), str(folder)]
-        self._process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def start(self, name: str, *arguments: str, largest_file: int | None = None, **environment: str) -> Script:
-        """Starts a script of scripts/ at the root of the repository.
-
-        Args:
-            largest_file: bytes beyond which the process can write no file, as if the disk were full.
-            environment: more of its variables.
-        """
-        printed = {stream: self._folder / f"{len(self._started)}.{stream}" for stream in ("out", "err")}
-        for file in printed.values():
-            file.touch()
-        order = {
-            "words": [str(ROOT / "scripts" / name), *arguments],
-            "cwd": str(ROOT),
-            "environment": {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", **environment},
-            **{stream: str(file) for stream, file in printed.items()},
-            "largest_file": largest_file,
-        }
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps(order), file=self._process.stdin, flush=True)
-        pid = self._process.stdout.readline()
-        assert pid, "tests/forker.py has ended; what it printed is above"
-        self._started.append(Script(int(pid), self._folder, printed))
-        return self._started[-1]
-
-    def close(self) -> None:
-        for script in self._started:
-            script.kill()
-        self._process.kill()
-        self._process.communicate()
 
 
 @pytest.fixture(scope="session")
