@@ -20,7 +20,7 @@ class Graph:
 
 
 class Capture:
-    def __init__(self, graph):
+    def __init__(self, graph, pool):
         pass
 
     def __enter__(self):

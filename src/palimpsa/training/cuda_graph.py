@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -27,10 +27,13 @@ class Replay(Generic[T]):
 
     Args:
         function: let go once it is captured, so that a graph lives no longer than its owner, whose method it may be.
+        pool: of `torch.cuda.graph_pool_handle`: memory for what is computed on the way, shared with other replays, none
+            of which is called at the same time; None: memory of its own.
     """
 
-    def __init__(self, function: Callable[[], T]) -> None:
+    def __init__(self, function: Callable[[], T], pool: Any = None) -> None:
         self._function: Callable[[], T] | None = function
+        self._pool = pool
         self._num_calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: T | None = None
@@ -42,7 +45,7 @@ class Replay(Generic[T]):
                 self._num_calls += 1
                 return run_aside(self._function)
             graph = torch.cuda.CUDAGraph()
-            with no_collection(), torch.cuda.graph(graph), uncached_autocast("cuda"):
+            with no_collection(), torch.cuda.graph(graph, pool=self._pool), uncached_autocast("cuda"):
                 self._result = self._function()
             self._graph, self._function = graph, None
         self._graph.replay()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ class Replays:
         self._function = function
         # A call of each size, and the tokens that it reads; what was called last stands last.
         self._by_size: dict[torch.Size, tuple[Tensor, Replay[Tensor]]] = {}
+        self._pool: Any = None
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """What the function makes of them: overwritten by the next call."""
@@ -46,7 +48,8 @@ class Replays:
             if len(self._by_size) == MAX_SIZES:
                 del self._by_size[next(iter(self._by_size))]
             own = tokens.clone()
-            found = own, Replay(partial(self._function, own))
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            found = own, Replay(partial(self._function, own), self._pool)
         self._by_size[tokens.shape] = found
         own, replay = found
         own.copy_(tokens)
