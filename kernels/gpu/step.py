@@ -111,7 +111,7 @@ def _group_step_kernel(
     means_at = _means_at(
         mean, b, h, keys[:, None], (first + rows)[None, :], mean_b, mean_h, mean_k, mean_v, V, IS_DENSE
     )
-    tile_means = VT if IS_DENSE else VT * mean_v
+    tile_means = VT if IS_DENSE else VT * mean_v.to(tl.int64)
     means = ()
     for tile in tl.static_range(min(AHEAD, TILES)):
         in_tile = in_k[:, None] & (tile * VT + rows < rows_each)[None, :]
@@ -182,7 +182,7 @@ def _grouped_step_kernel(
     q_at, k_at = q + b * q_b + h * q_h, k + b * k_b + h * k_h
     importances_at = importance + b * importance_b + h * importance_h + groups.to(tl.int64)[None, :] * importance_g
     means_at = _means_at(mean, b, h, keys[:, None, None], rows[None, :, :], mean_b, mean_h, mean_k, mean_v, V, IS_DENSE)
-    tile_means = KT * (V if IS_DENSE else mean_k)
+    tile_means = KT * (V if IS_DENSE else mean_k.to(tl.int64))
     importances, means = (), ()
     for tile in tl.static_range(TILES):
         kk = tile * KT + keys

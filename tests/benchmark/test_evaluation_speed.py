@@ -22,6 +22,7 @@ MISTAKES = {
     "task=hellswag": ("task: got 'hellswag'", "did you mean 'hellaswag'"),
     "num_items=0": ("num_items: got 0, expected > 0",),
     "llama.hidden_size=0": ("llama.hidden_size: got 0, expected > 0",),
+    "llama.num_attention_heads=3": ("llama.num_attention_heads: got 3, expected a divisor of hidden_size = 16",),
     "context=1": ("context: got 1, expected >= 2",),
     "device=gpu": ("device: got 'gpu'", "auto, cuda, cpu"),
     "dtype=float16": ("dtype: got 'float16'",),
@@ -97,7 +98,7 @@ def test_a_llama_scores_the_same_by_both_paths(words, tmp_path):
     assert found[0]["value"] == found[1]["value"]
 
 
-def test_rows_are_written_with_ratios_to_hflm_on_the_llama(words, tmp_path, monkeypatch, capsys):
+def test_rows_are_written_with_ratios_to_hflm_on_the_llama(words, tokenizer_folder, tmp_path, monkeypatch, capsys):
     from palimpsa.benchmark.evaluation import rows
 
     asked = []
@@ -123,3 +124,7 @@ def test_rows_are_written_with_ratios_to_hflm_on_the_llama(words, tmp_path, monk
     assert "2.00 times as fast as HFLM" in capsys.readouterr().out
     assert benchmark_main(words) == 0
     assert len(asked) == 3
+    # Rows of another tokenizer are no rows of this one.
+    (tokenizer_folder / "tokenizer_config.json").write_text('{"eos_token": "<end>", "model_max_length": 7}')
+    assert benchmark_main(words) == 2
+    assert "tokenizer is '" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """One benchmark from end to end, on tiny shapes: its rows, their origin, and that it goes on where it stopped."""
 
 import csv
-import shutil
 from collections import Counter
 
 import pytest
@@ -17,7 +16,7 @@ ROOT = CONFIG_DIR.parent
 def test_every_row_has_its_error_and_its_origin(bench, read_rows, capsys):
     assert bench() == 0
     rows = read_rows("operators")
-    assert Counter(row["case"] for row in rows) == {"copy": 1, "table": 4, "decode": 3, "lengths": 8}
+    assert Counter(row["case"] for row in rows) == {"copy": 1, "table": 4, "decode": 4, "lengths": 8}
     assert Counter(row["case"] for row in read_rows("throughput")) == {"prefill": 6, "decode": 3}
     for row in rows + read_rows("throughput"):
         assert row["device"]
@@ -72,7 +71,7 @@ def test_an_interrupted_run_keeps_its_rows_and_the_next_goes_on(bench, no_figure
     monkeypatch.setattr(cases.OperatorsBenchmark, "measure", whole)
     assert bench("cases=[table,decode]") == 0
     assert read_rows("operators")[:5] == kept
-    assert len(read_rows("operators")) == 8
+    assert len(read_rows("operators")) == 9
 
 
 @pytest.mark.parametrize("column", ["device", "git_revision", "git_dirty", "versions", "sizes", "warmup_ms"])
@@ -97,38 +96,59 @@ def test_rows_of_another_origin_are_never_added_to(bench, no_figures, read_rows,
     assert read_rows("operators")[0][column] != "another"
 
 
+def committed(name):
+    """Its rows, by the commit that they were measured at."""
+    rows = list(csv.DictReader((ROOT / f"results/{name}_nvidia-h200.csv").read_text().splitlines()))
+    return {one["git_revision"]: [row for row in rows if row["git_revision"] == one["git_revision"]] for one in rows}
+
+
+def write_rows(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path.read_bytes()
+
+
 @pytest.mark.parametrize(
-    ("names", "command"),
+    ("name", "command"),
     [
-        (("kernels/operators", "kernels/throughput"), []),
-        (("training/steps",), ["benchmark=training", "num_steps=250"]),
+        ("kernels/operators", ["cases=[table,decode,lengths]"]),
+        ("kernels/throughput", ["cases=[throughput]"]),
+        ("training/steps", ["benchmark=training", "num_steps=250"]),
     ],
-    ids=["operators", "training"],
 )
-def test_committed_rows_are_recognised(no_figures, names, command, tmp_path, monkeypatch, capsys):
-    """The command that measured them finds nothing left to do on the same device, with the same versions."""
-    files = [ROOT / f"results/{name}_nvidia-h200.csv" for name in names]
-    for path in files:
-        shutil.copy(path, tmp_path)
-    rows = [row for path in files for row in csv.DictReader(path.read_text().splitlines())]
-    row, num_rows = rows[0], len(rows)
-    if command:
-        # Each model that has been measured, at every length.
-        command = [*command, f"models=[{','.join(dict.fromkeys(row['model'] for row in rows))}]"]
-    else:
-        # Each operator that has been measured in a case, at every shape.
-        measured = {"throughput" if "ms" in row else row["case"]: {} for row in rows}
-        for row in rows:
-            measured["throughput" if "ms" in row else row["case"]][row["operator"]] = None
-        monkeypatch.setattr(schema, "OPERATORS_OF_CASE", {case: list(measured[case]) for case in OPERATORS_OF_CASE})
-    versions = dict(version.split(" ") for version in row["versions"].split(", "))
-    found = {"device": row["device"], "git_revision": row["git_revision"], "git_dirty": None, "versions": versions}
-    monkeypatch.setattr("palimpsa.benchmark.base.provenance", lambda accelerator: found | {"command": "benchmark.py"})
+def test_committed_rows_are_recognised(no_figures, name, command, tmp_path, monkeypatch, capsys):
+    """The command that measured them finds nothing left to do on the same device, with the same commit and versions."""
+    copy = next(row for rows in committed("kernels/operators").values() for row in rows if row["case"] == "copy")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    assert benchmark_main([*command, f"results_dir={tmp_path}"]) == 0
-    assert f"{num_rows} of {num_rows} rows are there already" in capsys.readouterr().out
-    assert all((tmp_path / path.name).read_bytes() == path.read_bytes() for path in files)
+    for revision, rows in committed(name).items():
+        folder = tmp_path / revision
+        folder.mkdir()
+        written = write_rows(folder / f"{name.partition('/')[2]}_nvidia-h200.csv", rows)
+        row, words = rows[0], list(command)
+        if "steps" in name:
+            # Each model that has been measured, at every length.
+            words.append(f"models=[{','.join(dict.fromkeys(row['model'] for row in rows))}]")
+        else:
+            # Each operator that has been measured in a case, at every shape.
+            measured = {case: {} for case in OPERATORS_OF_CASE}
+            for one in rows:
+                measured.setdefault("throughput" if "ms" in one else one["case"], {})[one["operator"]] = None
+            monkeypatch.setattr(schema, "OPERATORS_OF_CASE", {case: list(names) for case, names in measured.items()})
+        if "throughput" in name:
+            # Every run measures the copy first.
+            write_rows(folder / "operators_nvidia-h200.csv", [copy | {"git_revision": revision}])
+        versions = dict(version.split(" ") for version in row["versions"].split(", "))
+        found = {"device": row["device"], "git_revision": revision, "git_dirty": None, "versions": versions}
+        monkeypatch.setattr(
+            "palimpsa.benchmark.base.provenance", lambda accelerator, found=found: found | {"command": "benchmark.py"}
+        )
+        assert benchmark_main([*words, f"results_dir={folder}"]) == 0
+        num_rows = len(rows) + ("throughput" in name)
+        assert f"{num_rows} of {num_rows} rows are there already" in capsys.readouterr().out
+        assert (folder / f"{name.partition('/')[2]}_nvidia-h200.csv").read_bytes() == written
 
 
 def test_a_file_of_other_columns_is_refused(bench, no_figures, tmp_path, capsys):

@@ -1,5 +1,8 @@
 """Replayed batches: each size reads its own tokens, few sizes are kept, and scores are those of plain calls."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -47,6 +50,49 @@ def test_the_size_that_was_called_longest_ago_is_let_go(replays):
     assert len(replays.made) == made + 1
 
 
+def test_what_cannot_be_captured_is_called_plainly_from_then_on(replays, monkeypatch):
+    class TooSmall:
+        num_calls = 0
+
+        def __init__(self, function, pool):
+            pass
+
+        def __call__(self):
+            TooSmall.num_calls += 1
+            raise torch.OutOfMemoryError("for a capture")
+
+    monkeypatch.setattr(replays, "Replay", TooSmall)
+    call = replays.Replays(lambda tokens: tokens + 1)
+    tokens = torch.zeros(2, 3, dtype=torch.int64)
+    for _ in range(2):
+        assert torch.equal(call(tokens), tokens + 1)
+    assert TooSmall.num_calls == 1
+
+
+def test_what_is_wrong_with_the_function_is_raised(replays):
+    def function(tokens):
+        raise torch.OutOfMemoryError("for the batch")
+
+    with pytest.raises(torch.OutOfMemoryError, match="for the batch"):
+        replays.Replays(function)(torch.zeros(2, 3, dtype=torch.int64))
+
+
+def test_a_process_ends_in_order_while_kernels_are_compiled():
+    script = """
+import sys, torch
+from palimpsa.evaluation.models.scoring import NativeNetwork
+from palimpsa.model.language_model import LanguageModel
+from palimpsa.mixers import PalimpsaD
+
+model = LanguageModel(11, 64, 4, lambda d_model: PalimpsaD(d_model, num_heads=2, head_k_dim=16, head_v_dim=16),
+                      generator=torch.Generator().manual_seed(0))
+NativeNetwork(model)._compiling.start()
+sys.exit(2)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "")
+
+
 def test_a_cpu_calls_plainly():
     from palimpsa.evaluation.models.replays import is_replayed
 
@@ -69,9 +115,12 @@ def test_a_gpu_scores_the_same_replayed_or_not(monkeypatch):
     draw = torch.Generator().manual_seed(1)
     lengths = torch.randint(2, 200, (60,), generator=draw).tolist()
     wanted = [Request(torch.randint(0, 11, (length,), generator=draw).tolist(), 1) for length in lengths]
-    found = []
+    found, made = [], []
+    replay = replays.Replay
+    monkeypatch.setattr(replays, "Replay", lambda *given: made.append(replay(*given)) or made[-1])
     for most in (replays.MAX_TOKENS, 0):
         monkeypatch.setattr(replays, "MAX_TOKENS", most)
         scores = Scorer(NativeNetwork(model, torch.bfloat16), 4).score(wanted)
         found.append([score.log_likelihood for score in scores])
     assert found[0] == found[1]
+    assert any(one._graph is not None for one in made)

@@ -44,7 +44,7 @@ def plasticity_costs(results: Path) -> str:
     """
     configs = {label: compose_config([f"model={model}"]).model for label, model in EXAMPLES.items()}
     columns = [f"{what}, {label}" for what in ("state", "W_up") for label in configs]
-    header = ["plasticity", "state a head", *columns, "forward, ms", "with backward"]
+    header = ["plasticity", "state a head", *columns, "forward, ms (of the GPU alone)", "with backward"]
     measured = read_operator_csv(results / "kernels", "operators", DEVICE)
     measured = measured.loc[(measured["case"] == "table") & (measured["shape"] == SHAPE)].set_index("operator")
     cells = []

@@ -129,15 +129,20 @@ def test_without_beta_importance_changes_by_forgetting_alone(Problem, device):
         torch.testing.assert_close(state[1].cpu(), expected, rtol=0 if g == 0 else 1e-6, atol=0)
 
 
-@pytest.mark.parametrize("groups", [8, 2, 1])
-def test_strides_change_nothing(Problem, device, groups):
-    problem = Problem((2, 1, 3, 5, 8), torch.float32, groups=groups)
+# Of one tile, and of several of keys or of rows.
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [*(((2, 1, 3, 5, 8), groups) for groups in (8, 2, 1)), ((1, 1, 3, 80, 192), 12), ((1, 1, 3, 5, 96), 1)],
+)
+def test_strides_change_nothing(Problem, device, shape, groups):
+    problem = Problem(shape, torch.float32, groups=groups)
     token = [x.to(device) if x.ndim == 1 else x[:, 0].to(device) for x in problem.args]
     plain = PalimpsaState(*(x.to(device, copy=True) for x in problem.state))
     expected = palimpsa_step(*token, plain, output_variance=True)
-    strided = [torch.ones(2, 3, x.shape[3], 10, device=device).mT[:, :, ::2].copy_(x) for x in problem.state]
+    B, _, H, K, _ = shape
+    strided = [torch.ones(B, H, x.shape[3], 2 * K, device=device).mT[:, :, ::2].copy_(x) for x in problem.state]
     # A row of a state of several layers: aligned, and not one after the other.
-    layers = [torch.ones(2, 4, *x.shape[1:], device=device)[:, 1].copy_(x) for x in problem.state]
+    layers = [torch.ones(B, 4, *x.shape[1:], device=device)[:, 1].copy_(x) for x in problem.state]
     # Every second entry of larger tensors, and views that repeat one entry.
     token = [torch.stack([x, x * torch.nan], -1)[..., 0] for x in token]
     for state in (strided, layers):

@@ -28,7 +28,7 @@ ROWS_A_GROUP = 16
 _PALIMPSA = ("palimpsa", "palimpsa_scalar", "palimpsa_without_metaplasticity")
 OPERATORS_OF_CASE = {
     "table": (_PALIMPSA[0], "palimpsa_grouped", *_PALIMPSA[1:], "simple_gla", "gated_deltanet"),
-    "decode": (*_PALIMPSA, "simple_gla"),
+    "decode": (_PALIMPSA[0], "palimpsa_grouped", *_PALIMPSA[1:], "simple_gla"),
     "lengths": (*_PALIMPSA, "gla", "gated_deltanet", "softmax_attention"),
     # The one that ratios are taken against comes first.
     "throughput": ("simple_gla", *reversed(_PALIMPSA)),
@@ -152,12 +152,12 @@ PRETRAINING_COLUMNS = {
     ),
 }
 
-# path: "hflm", the harness's own, or "ours".
+# path: "hflm", the harness's own, or "ours". data, tokenizer: SHA-256; of records, or "hub". lm_eval: its version.
 EVALUATION_SPEED_KEY = ("model", "path")
 
 EVALUATION_SPEED_SHARED = (
     *("device", "git_revision", "git_dirty", "versions", "task", "data", "num_items", "batch_size", "context"),
-    *("dtype", "sizes", "seed"),
+    *("dtype", "sizes", "tokenizer", "lm_eval", "seed"),
 )
 
 EVALUATION_SPEED_COLUMNS = {
@@ -175,19 +175,6 @@ EVALUATION_SPEED_COLUMNS = {
 # All other columns of all files hold numbers.
 TEXT_COLUMNS = (
     *("case", "shape", "operator", "dtype", "sizes", "model", "label", "scale", "trainer", "precision", "overrides"),
-    *(
-        "passes",
-        "variants",
-        "tokens",
-        "path",
-        "task",
-        "data",
-        "note",
-        "device",
-        "git_revision",
-        "git_dirty",
-        "versions",
-        "command",
-        "date",
-    ),
+    *("passes", "variants", "tokens", "path", "task", "data", "tokenizer", "lm_eval", "note"),
+    *("device", "git_revision", "git_dirty", "versions", "command", "date"),
 )

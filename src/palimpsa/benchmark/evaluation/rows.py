@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from palimpsa.benchmark.store import EVALUATION_SPEED_TABLES
 from palimpsa.config.errors import ConfigError
 from palimpsa.evaluation.harness_tasks import TASKS
 from palimpsa.evaluation.models.checkpoints import settled_device, settled_dtype
+from palimpsa.text.files import files_sha256
 
 KIND = "evaluation_speed"
 HFLM, OURS = PATHS
@@ -78,6 +80,8 @@ class EvaluationBenchmark(Benchmark[EvaluationRow]):
                 **{name: getattr(config, name) for name in names},
                 "data": _records_digest(config),
                 "dtype": self._dtype,
+                "tokenizer": _tokenizer_digest(self._tokenizer),
+                "lm_eval": version("lm-eval"),
                 "sizes": sizes,
             },
             results_dir=config.results_dir,
@@ -138,10 +142,20 @@ def _check(config: EvaluationSpeedConfig) -> None:
     sizes = {f"llama.{name}": value for name, value in vars(config.llama).items()}
     for key, value in sizes.items() | {name: getattr(config, name) for name in ("num_items", "batch_size")}.items():
         check_positive(key, value)
+    width, heads = config.llama.hidden_size, config.llama.num_attention_heads
+    if width % heads:
+        raise ConfigError(f"llama.num_attention_heads: got {heads}, expected a divisor of hidden_size = {width}")
     if config.context < 2:
         raise ConfigError(f"context: got {config.context}, expected >= 2")
     if config.seed < 0:
         raise ConfigError(f"seed: got {config.seed}, expected >= 0")
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    """The SHA-256 of what a model's folder has of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return files_sha256(Path(folder))
 
 
 def _records_digest(config: EvaluationSpeedConfig) -> str:

@@ -38,10 +38,11 @@ class Replays:
         # A call of each size, and the tokens that it reads; what was called last stands last.
         self._by_size: dict[torch.Size, tuple[Tensor, Replay[Tensor]]] = {}
         self._pool: Any = None
+        self._is_off = False
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """What the function makes of them: overwritten by the next call."""
-        if not is_replayed(tokens):
+        if self._is_off or not is_replayed(tokens):
             return self._function(tokens)
         found = self._by_size.pop(tokens.shape, None)
         if found is None:
@@ -53,4 +54,12 @@ class Replays:
         self._by_size[tokens.shape] = found
         own, replay = found
         own.copy_(tokens)
-        return replay()
+        try:
+            return replay()
+        except RuntimeError:
+            # A capture takes memory of its own, which a small GPU may not have: plainly, and so from now on. What is
+            # wrong with the function itself it raises again.
+            self._is_off = True
+            self._by_size.clear()
+            self._pool = None
+        return self._function(tokens)

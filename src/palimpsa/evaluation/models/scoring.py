@@ -90,7 +90,8 @@ class NativeNetwork(Network):
         self.device = model.embedding.weight.device
         self.num_parameters = model.num_parameters
         self._hidden = Replays(model.hidden)
-        self._compiling = Thread(target=self._compile, daemon=True)
+        # Python waits for it at its end: torch aborts a process that ends within its calls.
+        self._compiling = Thread(target=self._compile)
         if self.device.type == "cuda":
             self._compiling.start()
 
