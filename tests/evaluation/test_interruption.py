@@ -1,6 +1,7 @@
 """An evaluation that is interrupted goes on after what was done, and comes to the same; all else starts over."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
+from palimpsa.config.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "palimpsa_d_tiny_laptop_lr_0.00464_seed_1"
@@ -195,3 +198,75 @@ def test_the_hubs_records_are_known_by_what_is_in_them():
     assert digest == _records_sha256(SimpleNamespace(eval_docs=[*records, {"text": "three"}]), 2)
     assert digest != _records_sha256(SimpleNamespace(eval_docs=records), 1)
     assert digest != _records_sha256(SimpleNamespace(eval_docs=[{"text": "one"}, {"text": "Two"}]), None)
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    """Has the model say a number of each token from the n-th time on that it is asked to score."""
+    import torch
+
+    from palimpsa.evaluation.models.scoring import NativeNetwork, Scorer
+
+    own_score, own_logits = Scorer.score, NativeNetwork.logits_at
+    calls = []
+
+    def spoil(value: float, first: int) -> None:
+        def score(self, requests):
+            calls.append(1)
+            return own_score(self, requests)
+
+        def logits_at(self, *arguments):
+            found = own_logits(self, *arguments)
+            return lambda places: torch.full_like(found(places), value) if len(calls) >= first else found(places)
+
+        monkeypatch.setattr(Scorer, "score", score)
+        monkeypatch.setattr(NativeNetwork, "logits_at", logits_at)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("number", "first", "words", "line", "kept"),
+    [
+        (math.nan, 1, ("lambada_openai", "phonebook"), f"perplexity of lambada_openai is nan for {NAME}, ", set()),
+        (math.inf, 1, ("wikitext", "phonebook"), f"word_perplexity of wikitext is nan for {NAME}, ", set()),
+        # Its accuracy would be a number, of answers that were chosen by none.
+        (math.nan, 1, ("piqa", "phonebook"), f"piqa: got nan for 4 log-likelihoods of {NAME}, ", set()),
+        (math.nan, 2, ("lambada_openai", "phonebook"), f"phonebook at 2 is nan for {NAME}, ", {"lambada_openai"}),
+        (math.nan, 2, ("piqa", "loss_by_position"), f"loss_by_position at 1 is nan for {NAME}, ", {"piqa"}),
+    ],
+)
+def test_what_is_no_number_is_refused_and_not_kept(
+    number, first, words, line, kept, evaluate, task_data, tmp_path, spoil, capfd
+):
+    spoil(number, first)
+    task, measure = words
+    settings = f"evaluation.data_dir={task_data}", f"evaluation.tasks=[{task}]", f"long_range.measures=[{measure}]"
+    assert evaluate(tmp_path, *settings) == 2
+    found = capfd.readouterr().err.splitlines()[-1]
+    assert found.startswith(f"error: {line}expected ")
+    assert found.endswith("what this model predicts is out of range")
+    assert unfinished(tmp_path) == kept
+
+
+def test_a_standard_error_that_overflows_is_refused_and_one_that_there_is_not_stays():
+    from palimpsa.evaluation.statistics import check_measured
+    from palimpsa.evaluation.unfinished import plain_numbers
+
+    with pytest.raises(
+        ConfigError, match=r"^perplexity of wikitext has the standard error inf for mine, expected a fin"
+    ):
+        check_measured("mine", "perplexity of wikitext", 1e304, math.inf)
+    check_measured("mine", "acc of piqa", 1.0, math.nan)
+    found = plain_numbers({"value": math.nan, "stderr": math.nan})
+    assert math.isnan(found["value"])
+    assert found["stderr"] is None
+
+
+def test_a_file_of_another_shape_is_measured_anew(interrupted, tmp_path):
+    from palimpsa.text.manifest import json_sha256
+
+    path = tmp_path / "evaluations" / NAME / "unfinished/piqa.json"
+    content = {"measured": {}}
+    path.write_text(json.dumps({**content, "sha256": json_sha256(content)}))
+    assert interrupted() == {"piqa": f"{path}: follows_from is missing, expected an object"}

@@ -29,7 +29,14 @@ from palimpsa.config.errors import ConfigError
 from palimpsa.evaluation.harness_tasks import AVERAGES, BOTH_WAYS, TASKS, write_definitions
 from palimpsa.evaluation.models.codecs import Codec
 from palimpsa.evaluation.models.scoring import Request, Scorer
-from palimpsa.evaluation.statistics import Measured, TaskResult, mean_accuracy, mean_perplexity, ratio_perplexity
+from palimpsa.evaluation.statistics import (
+    Measured,
+    TaskResult,
+    check_measured,
+    mean_accuracy,
+    mean_perplexity,
+    ratio_perplexity,
+)
 from palimpsa.evaluation.unfinished import Unfinished, nan_where_null, plain_numbers
 from palimpsa.text.hub import PROBE_TIMEOUT_S
 
@@ -51,6 +58,7 @@ class HarnessModel(TemplateLM):
 
     Attributes:
         num_truncated: how many requests had more before a target than was read, since it was set to 0.
+        num_nan: how many log-likelihoods were no number, since it was set to 0.
     """
 
     def __init__(self, scorer: Scorer, codec: Codec, max_length: int) -> None:
@@ -61,6 +69,7 @@ class HarnessModel(TemplateLM):
         self._codec = codec
         self.max_length = max_length
         self.num_truncated = 0
+        self.num_nan = 0
 
     @property
     def eot_token_id(self) -> int:
@@ -120,6 +129,7 @@ class HarnessModel(TemplateLM):
         """Log-likelihoods, and whether greedy, of each request of each group."""
         scores = iter(self._scorer.score([one for group in groups for one in group]))
         found = [[next(scores) for _ in group] for group in groups]
+        self.num_nan += sum(math.isnan(one.log_likelihood) for group in found for one in group)
         return [([one.log_likelihood for one in group], [one.is_greedy for one in group]) for group in found]
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
@@ -157,7 +167,8 @@ def run_harness(
         report: called with each task that is done, and whether it was found.
 
     Raises:
-        ConfigError: see `harness_tasks.write_definitions`; or the hub cannot be reached.
+        ConfigError: see `harness_tasks.write_definitions`; or the hub cannot be reached; or what the model says is no
+            number, before anything of the task is kept.
     """
     # It warns of what is meant: tasks by path, contexts that are cut.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -177,7 +188,9 @@ def run_harness(
             if known is not None:
                 results[name] = _task_result(known)
             else:
-                results[name] = _score(model, loaded or _load(manager, name, data_dir), name, limit, started)
+                found = _score(model, loaded or _load(manager, name, data_dir), name, limit, started)
+                _check(model, "this model" if unfinished is None else unfinished.model, name, found)
+                results[name] = found
                 if unfinished is not None:
                     unfinished.keep(name, follows_from, plain_numbers(results[name]))
             report(name, results[name], known is not None)
@@ -186,7 +199,7 @@ def run_harness(
 
 def _score(model: Any, loaded: Any, name: str, limit: int | None, started: float) -> TaskResult:
     if isinstance(model, HarnessModel):
-        model.num_truncated = 0
+        model.num_truncated = model.num_nan = 0
     samples = _samples(model, loaded, name, limit)
     return TaskResult(
         metrics={metric: _measure(metric, samples) for metric in TASKS[name].metrics},
@@ -194,6 +207,17 @@ def _score(model: Any, loaded: Any, name: str, limit: int | None, started: float
         num_truncated=model.num_truncated if isinstance(model, HarnessModel) else 0,
         seconds=time.perf_counter() - started,
     )
+
+
+def _check(model: Any, model_name: str, name: str, found: TaskResult) -> None:
+    """Raises ConfigError where a metric is no number, or is of answers that were chosen without one."""
+    for metric, one in found.metrics.items():
+        check_measured(model_name, f"{metric} of {name}", one.value, one.stderr)
+    if isinstance(model, HarnessModel) and model.num_nan:
+        raise ConfigError(
+            f"{name}: got nan for {model.num_nan:,} log-likelihoods of {model_name}, expected finite numbers: what "
+            "this model predicts is out of range"
+        )
 
 
 def _task_result(known: dict[str, Any]) -> TaskResult:

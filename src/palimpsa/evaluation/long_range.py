@@ -21,7 +21,7 @@ from palimpsa.evaluation.perplexity import (
 )
 from palimpsa.evaluation.recall import MAX_BOOK_SIZE, nats_gained, phonebook, repeat_copy
 from palimpsa.evaluation.schema import LongRangeConfig
-from palimpsa.evaluation.statistics import TaskResult
+from palimpsa.evaluation.statistics import TaskResult, check_measured
 from palimpsa.evaluation.unfinished import Unfinished, nan_where_null, plain_numbers
 from palimpsa.tasks.data_digests import split_folder
 from palimpsa.text.documents import FileSource
@@ -95,7 +95,7 @@ class LongRange:
             report: called with each measure that is done, and whether it was found.
 
         Raises:
-            ConfigError: for documents that are missing, damaged or too short.
+            ConfigError: for documents that are missing, damaged or too short, or points that are no numbers.
         """
         measures = {
             "loss_by_position": lambda: loss_by_position(self._document_losses()),
@@ -126,6 +126,8 @@ class LongRange:
                 except TooLongError as error:
                     self.notes.append(f"{name} is not measured: {error}")
                     continue
+                for one in found[name]:
+                    check_measured(self._model.name, f"{name} at {one.at}", one.value, one.stderr)
                 if kept is not None:
                     points = [plain_numbers(one._asdict()) for one in found[name]]
                     kept.keep(name, follows_from, {"points": points, "notes": self.notes[num_notes:]})

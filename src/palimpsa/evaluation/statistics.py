@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from palimpsa.config.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -27,6 +29,21 @@ class TaskResult:
     num_items: int
     num_truncated: int
     seconds: float
+
+
+def check_measured(model: str, what: str, value: float, stderr: float) -> None:
+    """Raises ConfigError, in one line, where a value is no number, or its standard error is infinite; NaN is for none.
+
+    Args:
+        model: its name.
+        what: was measured: "perplexity of lambada_openai".
+        value, stderr: of a `Measured`, or of a point.
+    """
+    expected = "expected a finite number: what this model predicts is out of range"
+    if not math.isfinite(value):
+        raise ConfigError(f"{what} is {value} for {model}, {expected}")
+    if math.isinf(stderr):
+        raise ConfigError(f"{what} has the standard error {stderr} for {model}, {expected}")
 
 
 def mean_accuracy(values: np.ndarray) -> Measured:

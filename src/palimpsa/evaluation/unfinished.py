@@ -21,7 +21,7 @@ from palimpsa.evaluation.schema import EvaluateConfig
 from palimpsa.runs.files import write_atomic
 from palimpsa.runs.identity import flatten
 from palimpsa.runs.result import read_json_object
-from palimpsa.runs.schema import CHECKSUM, FileUnreadableError, ResultError
+from palimpsa.runs.schema import CHECKSUM, Block, FileUnreadableError, ResultError
 from palimpsa.text.manifest import json_sha256
 
 FOLDER = "unfinished"
@@ -37,9 +37,13 @@ class Unfinished:
         folder: of the evaluation's result.json.
         shared: what the numbers of all tasks and measures follow from, as JSON has it.
         report: called with a line where something is measured anew that was measured before.
+
+    Attributes:
+        model: the name of the evaluated model, whose the folder is.
     """
 
     def __init__(self, folder: Path, shared: dict[str, Any], report: Callable[[str], None] = lambda line: None) -> None:
+        self.model = folder.name
         self._folder = folder / FOLDER
         self._shared = shared
         self._report = report
@@ -58,6 +62,9 @@ class Unfinished:
             found = read_json_object(path, "expected what was measured of a task")
             if found.get(CHECKSUM) != _checksum(found):
                 raise ResultError(f"{path}: it does not fit its own {CHECKSUM}")
+            Block(path, "", found).block("follows_from")
+            if "measured" not in found:
+                raise ResultError(f"{path}: measured is missing")
         except FileUnreadableError:
             raise
         except ResultError as error:
@@ -71,7 +78,12 @@ class Unfinished:
         return found["measured"]
 
     def keep(self, name: str, own: dict[str, Any], measured: Any) -> None:
-        """Writes what was measured, as JSON has it: whole or not at all. Raises OSError."""
+        """Writes what was measured, as JSON has it: whole or not at all.
+
+        Raises:
+            OSError: see `write_atomic`.
+            ValueError: for a number that is not finite, which `check_measured` refuses first.
+        """
         content = {"follows_from": self._follows_from(own), "measured": measured}
         text = json.dumps({**content, CHECKSUM: _checksum(content)}, indent=1, ensure_ascii=False, allow_nan=False)
         write_atomic(self._path(name), text + "\n")
@@ -130,10 +142,14 @@ def plain_numbers(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, dict):
-        return {name: plain_numbers(one) for name, one in value.items()}
+        return {name: None if name == "stderr" and _is_nan(one) else plain_numbers(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [plain_numbers(one) for one in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return value
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def nan_where_null(value: float | None) -> float:
