@@ -181,6 +181,23 @@ def test_other_code_or_versions_start_over(name, why, interrupted, monkeypatch):
     assert all(line.startswith(another(why)) for line in found.values())
 
 
+def test_another_path_of_the_operator_starts_over(interrupted, monkeypatch):
+    monkeypatch.setenv("PALIMPSA_PATH", "reference")
+    assert interrupted() == dict.fromkeys(("piqa", "boolq", "phonebook"), another("environment.PALIMPSA_PATH"))
+
+
+def test_another_precision_of_products_starts_over(interrupted):
+    import torch
+
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "tf32"
+    try:
+        assert interrupted() == dict.fromkeys(("piqa", "boolq", "phonebook"), another("float32_products.cuda"))
+    finally:
+        products.fp32_precision = before
+
+
 def test_a_file_that_was_changed_is_measured_anew(interrupted, tmp_path):
     path = tmp_path / "evaluations" / NAME / "unfinished/piqa.json"
     path.write_text(path.read_text().replace('"num_items": 2', '"num_items": 3'))

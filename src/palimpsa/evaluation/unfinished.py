@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +28,8 @@ from palimpsa.text.manifest import json_sha256
 FOLDER = "unfinished"
 # Whose versions may change a number, beside those of `provenance`.
 PACKAGES = ("lm-eval", "datasets", "tokenizers", "sentencepiece")
+# That choose how numbers are computed: the operator's path, Triton's interpreter, TF32 of cuBLAS and cuDNN.
+VARIABLES = ("PALIMPSA_PATH", "TRITON_INTERPRET", "NVIDIA_TF32_OVERRIDE")
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -116,6 +119,21 @@ def shared_facts(config: EvaluateConfig, model: EvaluatedModel, made_by: dict[st
         "device": made_by["device"],
         "versions": {**made_by["versions"], **{name: _version(name) for name in PACKAGES}},
         "code": code_digest(),
+        "environment": {name: os.environ.get(name, "") for name in VARIABLES},
+        "float32_products": _float32_products(),
+    }
+
+
+def _float32_products() -> dict[str, Any]:
+    # Here and not above: it takes seconds to import, and what reads files needs none of it.
+    import torch
+
+    backends: Any = torch.backends
+    # As `set_float32_matmul_precision` and `allow_tf32` set it, too, which cannot always be read back.
+    return {
+        "cuda": backends.cuda.matmul.fp32_precision,
+        "cudnn": backends.cudnn.conv.fp32_precision,
+        "cpu": backends.mkldnn.matmul.fp32_precision,
     }
 
 
