@@ -174,7 +174,18 @@ def test_a_run_whose_config_lacks_a_key_is_told_with_file_and_key(group, key, to
         load_trained(tmp_path)
 
 
-def test_a_run_of_another_task_is_no_language_model(run_folder, tmp_path):
+def test_an_old_runs_config_is_read_with_its_keys_where_they_were(run_folder, tmp_path):
+    from palimpsa.runs.stored_config import read_stored_config
+
+    config = json.loads((run_folder / "config.json").read_text())
+    old = json.loads(json.dumps(config))
+    old["scale"]["tokens_per_step"] = old["task"].pop("tokens_per_step")
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert read_stored_config(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize("kind", [{"kind": "mqar"}, {}, {"kind": None}])
+def test_a_run_of_another_task_is_no_language_model(kind, run_folder, tmp_path):
     from palimpsa.config.errors import RunDirectoryError
     from palimpsa.evaluation.models.checkpoints import load_evaluated
     from palimpsa.evaluation.schema import load
@@ -182,7 +193,8 @@ def test_a_run_of_another_task_is_no_language_model(run_folder, tmp_path):
     config = json.loads((run_folder / "config.json").read_text())
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/last.ckpt").write_bytes((run_folder / "checkpoints/last.ckpt").read_bytes())
-    config["task"] |= {"kind": "mqar", "name": "recall"}
+    del config["task"]["kind"]
+    config["task"] |= {"name": "recall", **kind}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(RunDirectoryError, match=r"got a run of task recall in .*, expected the directory of a"):
         load_evaluated(load([f"checkpoint={tmp_path}"]))

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from palimpsa.config.errors import RunDirectoryError
+from palimpsa.runs.identity import upgraded
 from palimpsa.runs.result import read_json_object
 from palimpsa.runs.schema import Block, ResultError
 
 
 def read_stored_config(path: Path) -> dict[str, Any]:
-    """The plain config of a run, whatever it was trained on.
+    """The plain config of a run, whatever it was trained on, with each key of an older tree where it is today.
 
     Checked are what the run is called, its rate and seed, and of one that trains on text its data and its context. The
     keys of the model are those of its checkpoint.
@@ -20,7 +21,7 @@ def read_stored_config(path: Path) -> dict[str, Any]:
         RunDirectoryError: naming the file and the key, for a config that lacks one or has a value that no run can have.
     """
     try:
-        config = read_json_object(path, "expected a run's config")
+        config = upgraded(read_json_object(path, "expected a run's config"))
         _check(Block(path, "", config))
     except ResultError as error:
         raise RunDirectoryError(str(error)) from error

@@ -136,7 +136,8 @@ def _of_a_run(config: EvaluateConfig, folder: Path, device: torch.device, dtype:
     trained = load_trained(folder)
     check_finite(dict(trained.model.named_parameters()), f"checkpoint: {folder}")
     own, task = trained.config, trained.config["task"]
-    if task["kind"] != "commonsense":
+    # See `read_stored_config`: an old run's task says no kind.
+    if task.get("kind") != "commonsense":
         raise RunDirectoryError(f"checkpoint: got a run of task {task['name']} in {folder}, {EXPECTED}")
     data = config.training_data or task["data"]
     try:
