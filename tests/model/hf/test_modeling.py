@@ -289,3 +289,28 @@ def test_bad_input_is_one_clear_error(make_model, tmp_path):
     with pytest.raises(ValueError, match=r"got no weights for model.blocks.2.*and \d+ more, expected all"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
     assert isinstance(AutoConfig.from_pretrained(tmp_path), PalimpsaConfig)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("tie_word_embeddings", False, "tie_word_embeddings: got False, expected True: "),
+        ("vocab_size", -5, "vocab_size: got -5, expected "),
+        ("context", 0, "context: got 0, expected "),
+        ("mixer", {**MIXER, "num_heads": 0}, "mixer.num_heads: got 0, expected "),
+    ],
+)
+def test_what_was_changed_is_checked_again(key, value, told, tmp_path):
+    config = PalimpsaConfig(mixer=MIXER, vocab_size=50, d_model=32, num_layers=1)
+    config.save_pretrained(tmp_path)
+    kept = (tmp_path / "config.json").read_bytes()
+    for load in (PalimpsaConfig.from_pretrained, AutoConfig.from_pretrained, AutoModelForCausalLM.from_pretrained):
+        with pytest.raises(ConfigError, match=f"^{told}") as caught:
+            load(tmp_path, **{key: value})
+        assert "\n" not in str(caught.value)
+    setattr(config, key, value)
+    with pytest.raises(ConfigError, match=f"^{told}"):
+        config.save_pretrained(tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == kept
+    found, unused = PalimpsaConfig.from_pretrained(tmp_path, vocab_size=60, other=1, return_unused_kwargs=True)
+    assert (found.vocab_size, unused) == (60, {"other": 1})

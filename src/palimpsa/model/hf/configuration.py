@@ -33,7 +33,7 @@ class PalimpsaConfig(PreTrainedConfig):
 
     Raises:
         ConfigError: in one line, naming the argument, for one of another type or out of its range, or a model that
-            cannot be built.
+            cannot be built; also where what was changed since is saved, and where a folder's is loaded with changes.
     """
 
     model_type = "palimpsa"
@@ -83,6 +83,17 @@ class PalimpsaConfig(PreTrainedConfig):
             raise ConfigError(
                 f"tie_word_embeddings: got {self.tie_word_embeddings!r}, expected True: logits are by the embedding"
             )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        # The changes, vocab_size=50 say, are set on a config that is made already.
+        found: Any = super().from_dict(config_dict, **kwargs)
+        (found[0] if isinstance(found, tuple) else found)._check()
+        return found
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        self._check()
+        super().save_pretrained(*args, **kwargs)
 
     def validate_layer_type(self) -> None:
         """transformers' own list of types does not have the one of `MixerCacheLayer`, which every layer is of."""
