@@ -4,7 +4,7 @@
 
 import pytest
 import torch
-from transformers import GenerationConfig, set_seed
+from transformers import DynamicCache, GenerationConfig, LlamaConfig, StaticCache, set_seed
 
 from palimpsa.model.hf import MixerCacheLayer
 
@@ -141,3 +141,25 @@ def test_a_cache_that_holds_no_memory_is_refused(wanted, make_model, draw_tokens
     with pytest.raises(ValueError, match=error):
         model.generate(tokens, config)
     assert model.generate(tokens, config, cache_implementation="dynamic").shape == (1, 7)
+    # What a config leaves open is as the model's own has it.
+    model.generation_config.cache_implementation = wanted
+    for given in (None, GenerationConfig(max_new_tokens=2)):
+        with pytest.raises(ValueError, match=error):
+            model.generate(tokens, given)
+    config.cache_implementation = "dynamic"
+    assert model.generate(tokens, config).shape == (1, 7)
+
+
+@pytest.mark.parametrize("kind", ["static", "without layers", "of another model", "tuple"])
+def test_a_cache_of_another_kind_is_refused_by_name(kind, make_model, draw_tokens):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=50, **sizes)
+    cache, name = {
+        "static": (StaticCache(config=config, max_cache_len=16), "StaticCache with 2 of StaticLayer, "),
+        "without layers": (DynamicCache(), "DynamicCache with 0 of no layers, "),
+        "of another model": (DynamicCache(config=config), "DynamicCache with 2 of DynamicLayer, "),
+        "tuple": (((torch.zeros(1), torch.zeros(1)),), "tuple with 0 of no layers, "),
+    }[kind]
+    error = f"^past_key_values: got {name}expected DynamicCache\\(config=model.config\\), 2 of MixerCacheLayer$"
+    with pytest.raises(ValueError, match=error):
+        make_model("palimpsa_d").generate(draw_tokens(1, 5), max_new_tokens=2, past_key_values=cache)

@@ -145,11 +145,12 @@ def layers_of(cache: DynamicCache, num_layers: int) -> list[MixerCacheLayer]:
     Raises:
         ValueError: for a cache that was not made for such a model.
     """
-    layers = [layer for layer in cache.layers if isinstance(layer, MixerCacheLayer)]
-    if len(layers) != num_layers or len(cache.layers) != num_layers:
-        found = sorted({type(layer).__name__ for layer in cache.layers}) or ["no layers"]
+    held = getattr(cache, "layers", [])
+    layers = [layer for layer in held if isinstance(layer, MixerCacheLayer)]
+    if not isinstance(cache, DynamicCache) or len(layers) != num_layers or len(held) != num_layers:
+        found = sorted({type(layer).__name__ for layer in held}) or ["no layers"]
         raise ValueError(
-            f"past_key_values: got {type(cache).__name__} with {len(cache.layers)} of {', '.join(found)}, expected "
+            f"past_key_values: got {type(cache).__name__} with {len(held)} of {', '.join(found)}, expected "
             f"DynamicCache(config=model.config), {num_layers} of {MixerCacheLayer.__name__}"
         )
     return layers

@@ -111,15 +111,20 @@ class PalimpsaForCausalLM(PreTrainedModel, GenerationMixin):
         """As transformers', with the caches that hold a memory.
 
         Raises:
-            ValueError: for a `cache_implementation` of another layout: static, quantised or paged.
+            ValueError: for a `cache_implementation` of another layout, whoever asks for it: static, quantised or paged;
+                for `past_key_values` that were not made for this model.
         """
-        default = (generation_config or self.generation_config).cache_implementation
-        wanted = kwargs.get("cache_implementation", default)
+        # As the library settles it: what a given config leaves open is as the model's own has it.
+        configs = [config for config in (generation_config, self.generation_config) if config is not None]
+        asked = [config.cache_implementation for config in configs if config.cache_implementation is not None]
+        wanted = kwargs.get("cache_implementation", asked[0] if asked else None)
         if wanted not in CACHE_IMPLEMENTATIONS:
             raise ValueError(
                 f"cache_implementation: got {wanted!r}, expected 'dynamic', which is the default, or 'offloaded': "
                 "a memory is of a fixed size, and neither keys and values nor pages of them"
             )
+        if kwargs.get("past_key_values") is not None:
+            layers_of(kwargs["past_key_values"], self.config.num_layers)
         library: Any = super()
         return library.generate(inputs, generation_config, *args, **kwargs)
 
