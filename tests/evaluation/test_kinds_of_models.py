@@ -11,7 +11,7 @@ SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "nu
 V = 32
 
 
-def saved(kind: str, folder, **more) -> None:
+def saved(kind: str, folder, vocab_size: int = V, **more):
     import transformers
 
     config_class = getattr(transformers, kind).config_class
@@ -21,7 +21,9 @@ def saved(kind: str, folder, **more) -> None:
         sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        getattr(transformers, kind)(config_class(vocab_size=V, **sizes, **more)).save_pretrained(folder)
+        model = getattr(transformers, kind)(config_class(vocab_size=vocab_size, **sizes, **more))
+    model.save_pretrained(folder)
+    return model
 
 
 # Imported late: see conftest.py.
@@ -64,6 +66,40 @@ def test_a_head_for_language_on_an_encoder_is_refused_by_what_it_reads(kind, tmp
 def test_causal_models_are_loaded(kind, tmp_path):
     saved(kind, tmp_path)
     assert type(load(tmp_path)).__name__ == kind
+
+
+# The last of eight tokens is 8, of as many words 0.
+@pytest.mark.parametrize("vocab_size", [8, 4, 2])
+def test_an_encoder_of_few_words_is_refused_too(vocab_size, tmp_path):
+    saved("BertLMHeadModel", tmp_path, vocab_size, is_decoder=False)
+    with pytest.raises(ConfigError, match=r"^checkpoint: got BertLMHeadModel in .*, expected a causal language model"):
+        load(tmp_path)
+
+
+@torch.no_grad()
+def test_a_model_whose_logits_are_not_finite_is_told_as_such(tmp_path):
+    model = saved("LlamaForCausalLM", tmp_path)
+    model.model.norm.weight.fill_(3e38)
+    model.lm_head.weight.mul_(1e3)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"^checkpoint: got LlamaForCausalLM in .* with logits that are not finite, "):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"model_type": ["x"]}, r'model_type is \["x"\], expected a non-empty string'),
+        ({"model_type": None}, "model_type is null, expected a non-empty string"),
+        ({"model_type": "llama", "architectures": 3}, "architectures is 3, expected a list"),
+        ({"model_type": "t5", "architectures": [["x"]]}, None),
+    ],
+)
+def test_a_config_that_is_none_of_transformers_is_told_with_its_key(content, told, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    error = "got .* in .*, expected a causal" if told is None else f".*config.json: {told}$"
+    with pytest.raises(ConfigError, match=f"^checkpoint: {error}"):
+        load(tmp_path)
 
 
 def test_another_kind_is_told_before_its_tokenizer_is_looked_for(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from palimpsa.config.errors import ConfigError
 from palimpsa.evaluation.models.scoring import TransformersNetwork
 from palimpsa.model.finite import check_finite
+from palimpsa.runs.schema import Block, ResultError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 CAUSAL = "expected a causal language model, which reads what comes before a token alone"
@@ -45,7 +46,8 @@ def model_of_a_folder(folder: Path, device: torch.device) -> Any:
     """The causal language model of a folder, in float32 on a device, in evaluation mode.
 
     Raises:
-        ConfigError: in one line, for a folder whose model cannot be read, is damaged, or is another kind of model.
+        ConfigError: in one line, for a folder whose model cannot be read, is damaged, predicts what is no number, or is
+            another kind of model.
     """
     kind = class_of_a_folder(folder)
     try:
@@ -66,14 +68,13 @@ def model_of_a_folder(folder: Path, device: torch.device) -> Any:
     # Not buffers: a mask of minus infinity is among them.
     check_finite(dict(model.named_parameters()), f"checkpoint: {folder}")
     model = model.to(device).eval()
-    if not reads_the_past_alone(model):
-        raise ConfigError(f"checkpoint: got {type(model).__name__} in {folder}, {CAUSAL}")
+    _check_predictions(model, folder)
     return model
 
 
 @torch.no_grad()
-def reads_the_past_alone(model: Any) -> bool:
-    """Whether a token changes no logit of the tokens before it, as a causal language model's does not."""
+def _check_predictions(model: Any, folder: Path) -> None:
+    """Raises ConfigError for a model whose logits are not finite, or change with a token that comes after them."""
     network = TransformersNetwork(model)
     length = min(NUM_PROBED, network.max_tokens or NUM_PROBED)
     tokens = torch.arange(1, length + 1, device=network.device)[None] % network.vocab_size
@@ -83,9 +84,15 @@ def reads_the_past_alone(model: Any) -> bool:
         return network.logits_at(tokens, rows.to(tokens.device), positions.to(tokens.device))(slice(None)).float()
 
     before = logits_before_the_last()
-    tokens[0, -1] = 0
-    change = (logits_before_the_last() - before).abs().max()
-    return bool(change <= MOST_CHANGE * before.abs().max())
+    tokens[0, -1] = (tokens[0, -1] + 1) % network.vocab_size
+    after = logits_before_the_last()
+    if not (before.isfinite().all() and after.isfinite().all()):
+        raise ConfigError(
+            f"checkpoint: got {type(model).__name__} in {folder} with logits that are not finite, expected finite "
+            "ones: its weights are damaged, or too large for float32"
+        )
+    if (after - before).abs().max() > MOST_CHANGE * before.abs().max():
+        raise ConfigError(f"checkpoint: got {type(model).__name__} in {folder}, {CAUSAL}")
 
 
 def class_of_a_folder(folder: Path) -> Any:
@@ -94,7 +101,8 @@ def class_of_a_folder(folder: Path) -> Any:
     Once imported, flash-linear-attention puts its own in the place of some, Mamba-2 among them, which need a GPU.
 
     Raises:
-        ConfigError: naming the architecture, where there is none, or the folder has a model with another head.
+        ConfigError: naming the architecture, where there is none, or the folder has a model with another head; or the
+            key of a config.json that is none of transformers'.
     """
     import transformers
     from transformers.models.auto.configuration_auto import (
@@ -102,15 +110,19 @@ def class_of_a_folder(folder: Path) -> Any:
     )
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    kind, names = content["model_type"], MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    content, names = json.loads((folder / "config.json").read_text(encoding="utf-8")), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    top = Block(folder / "config.json", "", content)
+    try:
+        kind, architectures = top.get("model_type", "words"), top.get("architectures", "list", optional=True) or []
+    except ResultError as error:
+        raise ConfigError(f"checkpoint: {error}") from error
     # "BertForMaskedLM", and "T5ForConditionalGeneration", which reads a second text.
     is_other = any(
-        "For" in str(name) and not str(name).endswith("ForCausalLM") and name not in names.values()
-        for name in content.get("architectures") or []
+        "For" in name and not name.endswith("ForCausalLM") and name not in names.values()
+        for name in map(str, architectures)
     )
     if is_other or content.get("is_encoder_decoder") or (kind in CONFIG_MAPPING_NAMES and kind not in names):
-        architecture = ", ".join(map(str, content.get("architectures") or [f"a model of type {kind!r}"]))
+        architecture = ", ".join(map(str, architectures or [f"a model of type {kind!r}"]))
         raise ConfigError(f"checkpoint: got {architecture} in {folder}, {CAUSAL}")
     return getattr(transformers, names[kind]) if kind in names else transformers.AutoModelForCausalLM
 
