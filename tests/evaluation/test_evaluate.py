@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 
 import pandas as pd
 import pytest
@@ -198,6 +199,50 @@ def test_a_run_of_another_task_is_no_language_model(kind, run_folder, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(RunDirectoryError, match=r"got a run of task recall in .*, expected the directory of a"):
         load_evaluated(load([f"checkpoint={tmp_path}"]))
+
+
+@pytest.fixture
+def exported(run_folder, tmp_path):
+    from palimpsa.conversion.checkpoint import read_trained
+    from palimpsa.conversion.folder import export_folder
+
+    export_folder(read_trained(run_folder), tmp_path / "exported")
+    return tmp_path / "exported"
+
+
+@pytest.mark.parametrize("change", ["written", "removed"])
+@pytest.mark.parametrize("kind", ["run", "export"])
+def test_a_checkpoint_that_changes_while_it_is_read_is_refused(
+    kind, change, request, run_folder, tmp_path, monkeypatch
+):
+    from palimpsa.conversion import folder as conversion
+    from palimpsa.evaluation import trained
+    from palimpsa.evaluation.models.checkpoints import load_evaluated
+    from palimpsa.evaluation.schema import load
+
+    if kind == "run":
+        folder, module, name = tmp_path / "copy", trained, "load_trained"
+        shutil.copytree(run_folder, folder)
+        path = watched = folder / "checkpoints/last.ckpt"
+    else:
+        folder, module, name = request.getfixturevalue("exported"), conversion, "load_folder"
+        path, watched = folder / "model.safetensors", folder
+    config = load([f"checkpoint={folder}", "device=cpu"])
+    assert len(load_evaluated(config).digest) == 64
+    own = getattr(module, name)
+
+    def read_and_change(*arguments):
+        found = own(*arguments)
+        if change == "written":
+            path.write_bytes(path.read_bytes() + b"0")
+        else:
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(module, name, read_and_change)
+    error = f"^checkpoint: {watched} was written or removed while it was read, expected one that stays: "
+    with pytest.raises(ConfigError, match=error):
+        load_evaluated(config)
 
 
 def test_without_a_checkpoint_it_is_the_run_that_make_pretrain_leaves(compose_config, tmp_path):

@@ -27,8 +27,17 @@ class TrainedModel:
     checkpoint: Path
 
 
-def load_trained(folder: Path | str) -> TrainedModel:
-    """The model that a run's last checkpoint holds.
+def newest_checkpoint(folder: Path | str) -> Path:
+    """The file or folder of a run's last checkpoint, which need not be there."""
+    directory = RunDirectory(folder)
+    return next(iter(directory.checkpoints.newest_first()), directory.checkpoint_file)
+
+
+def load_trained(folder: Path | str, checkpoint: Path | None = None) -> TrainedModel:
+    """The model that a run's checkpoint holds.
+
+    Args:
+        checkpoint: of the run; None: the newest.
 
     Raises:
         RunDirectoryError: where there is no run, its config lacks a key, or there is no checkpoint that can be read.
@@ -37,7 +46,7 @@ def load_trained(folder: Path | str) -> TrainedModel:
     if not directory.config_file.exists():
         raise RunDirectoryError(f"{directory.path}: got no config.json in it, expected a run's directory")
     config = read_stored_config(directory.config_file)
-    path = next(iter(directory.checkpoints.newest_first()), directory.checkpoint_file)
+    path = newest_checkpoint(folder) if checkpoint is None else checkpoint
     try:
         content = read_checkpoint(path, [])
     except FileNotFoundError as error:

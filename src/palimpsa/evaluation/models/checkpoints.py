@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,7 @@ def load_evaluated(config: EvaluateConfig) -> EvaluatedModel:
 
     Raises:
         ConfigError, RunDirectoryError: in one line: there is no model, no tokenizer, or one of more words than the
-            model has.
+            model has, or the files change while they are read.
     """
     device, dtype = settled_device(config.device), settled_dtype(config.dtype, config.device)
     folder = Path(str(config.checkpoint)).expanduser()
@@ -129,11 +131,37 @@ def _content(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+@contextmanager
+def _unchanged(path: Path) -> Iterator[str]:
+    """For what reads a file or a folder: `files_sha256` of the same bytes.
+
+    Raises:
+        ConfigError: where something was written or removed meanwhile: weights and digest would be of two models.
+    """
+    before = _digest(path)
+    yield before
+    if _digest(path) != before:
+        raise ConfigError(
+            f"checkpoint: {path} was written or removed while it was read, expected one that stays: evaluate a run "
+            "that has ended, or a copy"
+        )
+
+
+def _digest(path: Path) -> str:
+    """ "" where there is nothing, or no longer: a run that still trains removes older checkpoints."""
+    try:
+        return files_sha256(path)
+    except FileNotFoundError:
+        return ""
+
+
 def _of_a_run(config: EvaluateConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> EvaluatedModel:
     # Here and not above: it imports what trains, which takes seconds, and a folder needs none of it.
-    from palimpsa.evaluation.trained import load_trained
+    from palimpsa.evaluation.trained import load_trained, newest_checkpoint
 
-    trained = load_trained(folder)
+    path = newest_checkpoint(folder)
+    with _unchanged(path) as digest:
+        trained = load_trained(folder, path)
     check_finite(dict(trained.model.named_parameters()), f"checkpoint: {folder}")
     own, task = trained.config, trained.config["task"]
     # See `read_stored_config`: an old run's task says no kind.
@@ -164,7 +192,7 @@ def _of_a_run(config: EvaluateConfig, folder: Path, device: torch.device, dtype:
             tokens=trained.step * task["tokens_per_step"],
         ),
         data=data,
-        digest=json_sha256([files_sha256(trained.checkpoint), tokenizer.facts.sha256, tokenizer.facts.end_of_text]),
+        digest=json_sha256([digest, tokenizer.facts.sha256, tokenizer.facts.end_of_text]),
     )
 
 
@@ -174,15 +202,18 @@ def _of_an_export(config: EvaluateConfig, folder: Path, device: torch.device, dt
     from palimpsa.conversion.tokenizer import FACTS as TOKENIZER_FACTS
     from palimpsa.conversion.tokenizer import read_folder_tokenizer
 
-    model, prefix = load_folder(folder), config.evaluation.prefix_token
-    facts = read_json_object(folder / FACTS, "expected what is known of a run") if (folder / FACTS).is_file() else {}
-    # A folder that training by other means has written has a tokenizer of transformers at most.
-    has_own = (folder / TOKENIZER_FACTS).is_file()
-    codec: Codec = (
-        OwnCodec(read_folder_tokenizer(folder), prefix)
-        if has_own
-        else TransformersCodec(tokenizer_of_a_folder(folder), prefix)
-    )
+    prefix, facts = config.evaluation.prefix_token, {}
+    with _unchanged(folder) as digest:
+        model = load_folder(folder)
+        if (folder / FACTS).is_file():
+            facts = read_json_object(folder / FACTS, "expected what is known of a run")
+        # A folder that training by other means has written has a tokenizer of transformers at most.
+        has_own = (folder / TOKENIZER_FACTS).is_file()
+        codec: Codec = (
+            OwnCodec(read_folder_tokenizer(folder), prefix)
+            if has_own
+            else TransformersCodec(tokenizer_of_a_folder(folder), prefix)
+        )
     if config.training_data is not None:
         check_tokenizer(read_manifest(split_folder(config.training_data, "train")), WithoutSpecialTokens(codec))
     max_length = config.evaluation.max_length or model.config.context
@@ -201,7 +232,7 @@ def _of_an_export(config: EvaluateConfig, folder: Path, device: torch.device, dt
             seed=facts.get("seed"), lr=facts.get("learning_rate"), steps=facts.get("steps"), tokens=facts.get("tokens")
         ),
         data=config.training_data,
-        digest=files_sha256(folder),
+        digest=digest,
     )
 
 
@@ -210,9 +241,10 @@ def _of_transformers(config: EvaluateConfig, folder: Path, device: torch.device,
 
     # First of all: a model of another kind may have a tokenizer of another kind too.
     class_of_a_folder(folder)
-    tokenizer = tokenizer_of_a_folder(folder)
+    with _unchanged(folder) as digest:
+        tokenizer = tokenizer_of_a_folder(folder)
+        model = model_of_a_folder(folder, device)
     codec = TransformersCodec(tokenizer, config.evaluation.prefix_token)
-    model = model_of_a_folder(folder, device)
     if config.training_data is not None:
         check_tokenizer(read_manifest(split_folder(config.training_data, "train")), WithoutSpecialTokens(codec))
     name = config.name or folder.resolve().name
@@ -224,5 +256,5 @@ def _of_transformers(config: EvaluateConfig, folder: Path, device: torch.device,
         max_length=config.evaluation.max_length or resolve_max_length(model.config, tokenizer),
         trained=Trained(),
         data=config.training_data,
-        digest=files_sha256(folder),
+        digest=digest,
     )
