@@ -12,6 +12,7 @@ from palimpsa.mixers import GLA, Attention, DeltaNet, GatedDeltaNet, PalimpsaD, 
 from palimpsa.mixers.base import MixerCache
 from palimpsa.mixers.layers import ShortConvolution, mean_window, token_positions
 from palimpsa.mixers.parameters import initial_decay, initialise
+from palimpsa.mixers.plasticity import set_strength
 
 D_MODEL, HEADS, K, V = 16, 2, 4, 6
 MIXERS = {
@@ -21,6 +22,7 @@ MIXERS = {
     "palimpsa_d_scalar": (PalimpsaD, {"plasticity": "scalar"}),
     "palimpsa_d_grouped": (PalimpsaD, {"plasticity": "grouped", "num_precisions": 3}),
     "palimpsa_d_constant": (PalimpsaD, {"plasticity": "constant"}),
+    "palimpsa_d_weak": (PalimpsaD, {"strength": 0.25}),
     "palimpsa_d_two_keys": (PalimpsaD, {"key_expansion": 2}),
     "palimpsa_m": (PalimpsaM, {}),
     "palimpsa_m_scalar": (PalimpsaM, {"plasticity": "scalar"}),
@@ -394,6 +396,41 @@ def test_few_precisions_are_those_of_all_rows_with_their_gradients(name, plastic
         torch.testing.assert_close(one, other, atol=1e-11, rtol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["palimpsa_d", "palimpsa_d_scalar", "palimpsa_d_constant", "palimpsa_m"])
+@torch.no_grad()
+def test_strength_leads_from_the_model_without_metaplasticity_to_the_one_of_the_weights(name, device):
+    mixer, x = make(name).to(device), inputs(2, 19, D_MODEL).to(device)
+    twin = make(name, metaplastic=False, plasticity="vector").to(device)
+    twin.load_state_dict({key: weight for key, weight in mixer.state_dict().items() if "plasticity" not in key})
+    whole, beta = mixer(x), mixer.plasticity(x, torch.ones(2, 19, HEADS, device=device))
+    importances = []
+    for strength in (0.0, 0.01, 0.25, 1.0):
+        set_strength(mixer, strength)
+        other = make(name, strength=strength).to(device)
+        other.load_state_dict(mixer.state_dict())
+        assert torch.equal(mixer(x), other(x))
+        torch.testing.assert_close(mixer.plasticity(x, torch.ones(2, 19, HEADS, device=device)), strength * beta)
+        importances.append(mixer.memory(x).importance)
+        if strength == 0:
+            torch.testing.assert_close(mixer(x), twin(x), **CLOSE[device])
+            torch.testing.assert_close(importances[0], torch.ones_like(importances[0]))
+            # Step by step too.
+            cache = mixer.new_cache(2)
+            steps = torch.stack([mixer.step(x[:, t], cache) for t in range(19)], dim=1)
+            torch.testing.assert_close(steps, twin(x), **CLOSE[device])
+    assert torch.equal(mixer(x), whole)
+    assert not torch.allclose(whole, twin(x), atol=1e-3)
+    assert all((more > less).all() for less, more in itertools.pairwise(importances))
+
+
+def test_a_strength_that_is_none_and_a_model_without_importances_are_refused():
+    for strength in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"^strength: got .*, expected 0 <= strength <= 1"):
+            set_strength(make("palimpsa_d"), strength)
+    with pytest.raises(ValueError, match=r"^strength: got 0\.5, expected a metaplastic model"):
+        set_strength(make("mamba2"), 0.5)
+
+
 def test_operations_are_counted_by_what_there_is_of_importances():
     for name, G in (("palimpsa_d", V), ("palimpsa_d_grouped", 3), ("palimpsa_m_scalar", 1), ("mamba2", 0)):
         assert make(name).memory_flops(9) == 5 * HEADS * K * (V + G)
@@ -494,6 +531,8 @@ def test_token_positions_restart_at_every_boundary():
         (PalimpsaD, {"plasticity": "constant", "num_precisions": V}, "num_precisions"),
         (PalimpsaD, {"metaplastic": False, "num_precisions": 2}, "num_precisions"),
         (PalimpsaM, {"metaplastic": False, "plasticity": "scalar"}, "plasticity"),
+        *((PalimpsaM, {"strength": value}, "strength") for value in (-0.1, 1.5, float("nan"))),
+        (PalimpsaD, {"metaplastic": False, "strength": 0.5}, "strength"),
         (PalimpsaM, {"step_size_limit": (2.0, 1.0)}, "step_size_limit"),
         (Attention, {"rope_base": 1.0}, "rope_base"),
         *((mixer_class, {"conv_init_std": 0.0}, "conv_init_std") for mixer_class in sorted(WITH_CONVOLUTION, key=str)),

@@ -42,6 +42,7 @@ MIXER_DEFAULTS = {
     "projection_bias": False,
     "rope_base": 10_000.0,
     "step_size_limit": None,
+    "strength": 1.0,
 }
 
 

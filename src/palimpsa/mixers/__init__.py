@@ -7,7 +7,8 @@ from palimpsa.mixers.attention import Attention
 from palimpsa.mixers.base import MemoryTrace, Mixer, MixerCache
 from palimpsa.mixers.delta import DeltaNet, GatedDeltaNet
 from palimpsa.mixers.gla import GLA, SimpleGLA
-from palimpsa.mixers.palimpsa import PalimpsaD, PalimpsaM
+from palimpsa.mixers.palimpsa_d import PalimpsaD
+from palimpsa.mixers.palimpsa_m import PalimpsaM
 
 __all__ = [
     "GLA",

@@ -17,12 +17,14 @@ PLASTICITY_KINDS = ("vector", "grouped", "scalar", "constant")
 
 
 class Plasticity(nn.Module):
-    """a_t softplus(s) sigmoid(W_up W_down x_t): the observation precision beta_t [B, T, H, G], fp32, >= 0.
+    """strength a_t softplus(s) sigmoid(W_up W_down x_t): the observation precision beta_t [B, T, H, G], fp32, >= 0.
 
     Takes x [B, T, D], the input gate a [B, T, H], and W_down x where it has been computed already.
 
     num_precisions: G, sigmoids a head.
     initial_range: (low, high) of the log-uniform draw of softplus(s); None: s starts at 1.
+    strength: a number in [0, 1], of which models with the same weights may have different ones: 0 is the model without
+        metaplasticity, 1 the one that the weights say. `set_strength` sets it later.
     """
 
     def __init__(
@@ -31,12 +33,14 @@ class Plasticity(nn.Module):
         num_heads: int,
         num_precisions: int,
         initial_range: tuple[float, float] | None = None,
+        strength: float = 1.0,
     ) -> None:
         super().__init__()
         rank = max(1, d_model // 16)
         self.num_heads = num_heads
         self.num_precisions = num_precisions
         self.initial_range = initial_range
+        self.strength = strength
         self.down = nn.Linear(d_model, rank, bias=False)
         self.up = nn.Linear(rank, num_heads * num_precisions, bias=False)
         self.scale = nn.Parameter(torch.ones(num_heads))
@@ -59,29 +63,50 @@ class Plasticity(nn.Module):
         projected = self.down(x) if projected is None else projected
         gate = torch.sigmoid(at_least_fp32(self.up(projected))).unflatten(-1, (self.num_heads, -1))
         # The small product first: the gradient of s is then a sum over it, and not over all of beta.
-        return (input_gate * F.softplus(at_least_fp32(self.scale)))[..., None] * gate
+        return (input_gate * _scale(self))[..., None] * gate
 
 
 class ConstantPlasticity(nn.Module):
-    """softplus(s) / 2 sigmoid(c): an observation precision that is the same for every token, fp32, [B, T, H, G].
+    """strength softplus(s) / 2 sigmoid(c): an observation precision that is the same for every token, [B, T, H, G].
 
-    s [H] starts at 1 and c [H * G] at 0: where `Plasticity` starts on average behind an input gate of 1/2,
+    In fp32. s [H] starts at 1 and c [H * G] at 0: where `Plasticity` starts on average behind an input gate of 1/2,
     which is Palimpsa-D's: that of Palimpsa-M, d_t, starts lower.
     """
 
     input_projections: tuple[nn.Linear, ...] = ()
 
-    def __init__(self, num_heads: int, num_precisions: int) -> None:
+    def __init__(self, num_heads: int, num_precisions: int, strength: float = 1.0) -> None:
         super().__init__()
         self.num_precisions = num_precisions
+        self.strength = strength
         self.scale = nn.Parameter(torch.ones(num_heads))
         # Flat: vectors do not decay.
         self.logit = nn.Parameter(torch.zeros(num_heads * num_precisions))
 
     def forward(self, x: Tensor, input_gate: Tensor) -> Tensor:
         rows = torch.sigmoid(at_least_fp32(self.logit)).unflatten(0, (len(self.scale), -1))
-        beta = F.softplus(at_least_fp32(self.scale))[:, None] / 2 * rows
+        beta = _scale(self)[:, None] / 2 * rows
         return beta.expand(*x.shape[:2], *beta.shape)
+
+
+def _scale(plasticity: Plasticity | ConstantPlasticity) -> Tensor:
+    """strength softplus(s) [H], in fp32."""
+    scale = F.softplus(at_least_fp32(plasticity.scale))
+    return scale if plasticity.strength == 1 else plasticity.strength * scale
+
+
+def set_strength(model: nn.Module, strength: float) -> None:
+    """Multiplies every observation precision of a model by `strength` from now on, whatever it was before.
+
+    Raises:
+        ValueError: for a strength that is not in [0, 1], or a model without importances.
+    """
+    _check_strength(strength)
+    found = [one for one in model.modules() if isinstance(one, Plasticity | ConstantPlasticity)]
+    if not found:
+        raise ValueError(f"strength: got {strength}, expected a metaplastic model: this one has no importances")
+    for plasticity in found:
+        plasticity.strength = strength
 
 
 def make_plasticity(
@@ -93,6 +118,7 @@ def make_plasticity(
     initial_range: tuple[float, float] | None,
     *,
     metaplastic: bool,
+    strength: float = 1.0,
 ) -> Plasticity | ConstantPlasticity | None:
     """A plasticity of one of PLASTICITY_KINDS, or None for a mixer that is not metaplastic.
 
@@ -101,24 +127,34 @@ def make_plasticity(
             V / G rows, row r having number r // (V / G); "scalar", one for all rows, G = 1; "constant", G = V, the same
             for every token.
         num_precisions: G of "grouped", a divisor of V = head_v_dim; None of the others.
+        strength: see `Plasticity`.
 
     Raises:
         ValueError: for another kind, one that a mixer without importances would ignore, a num_precisions that does not
-            go with it, an initial_range that is none, or one of a constant plasticity.
+            go with it, an initial_range that is none, or one of a constant plasticity, a strength that is not in
+            [0, 1], or one of a mixer without importances.
     """
     num_precisions = _checked_precisions(kind, head_v_dim, num_precisions)
     initial_range = checked_range("initial_plasticity", initial_range, above_zero=True)
+    _check_strength(strength)
     if not metaplastic:
+        if strength != 1:
+            raise ValueError(f"strength: got {strength}, expected 1, which changes nothing, with metaplastic: false")
         if kind != "vector":
             raise ValueError(
                 f"plasticity: got {kind!r}, expected 'vector', which changes nothing, with metaplastic: false"
             )
         return None
     if kind != "constant":
-        return Plasticity(d_model, num_heads, num_precisions, initial_range)
+        return Plasticity(d_model, num_heads, num_precisions, initial_range, strength)
     if initial_range is not None:
         raise ValueError(f"initial_plasticity: got {list(initial_range)}, expected null with plasticity: constant")
-    return ConstantPlasticity(num_heads, num_precisions)
+    return ConstantPlasticity(num_heads, num_precisions, strength)
+
+
+def _check_strength(strength: float) -> None:
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength: got {strength}, expected 0 <= strength <= 1")
 
 
 def _checked_precisions(kind: str, head_v_dim: int, num_precisions: int | None) -> int:
