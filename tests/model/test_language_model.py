@@ -192,6 +192,17 @@ def test_channel_mixer_adds_a_swiglu_to_every_block():
     assert mixed(torch.zeros(1, 3, dtype=torch.int64)).shape == (1, 3, 11)
 
 
+@torch.no_grad()
+def test_logits_by_a_matrix_of_their_own_leave_all_other_weights_as_they_start():
+    tied, untied, tokens = small(), small(tie_word_embeddings=False), torch.randint(11, (2, 5))
+    assert set(untied.state_dict()) - set(tied.state_dict()) == {"head.weight"}
+    assert all(torch.equal(weight, untied.state_dict()[name]) for name, weight in tied.state_dict().items())
+    torch.testing.assert_close(untied(tokens), untied.hidden(tokens) @ untied.head.weight.T)
+    assert untied.num_parameters == tied.num_parameters + 11 * 8
+    # The rows of the embedding are looked up, not multiplied.
+    assert untied.flops_per_token(9) == tied.flops_per_token(9)
+
+
 def test_memory_traces_come_layer_by_layer():
     model = small()
     traces = model.memory(torch.zeros(3, 5, dtype=torch.int64))

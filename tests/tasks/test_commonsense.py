@@ -71,7 +71,7 @@ class Table(torch.nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.weight = torch.nn.Parameter(torch.randn(VOCAB, VOCAB, generator=generator, dtype=dtype))
-        self.embedding = torch.nn.Embedding(VOCAB, VOCAB, _weight=torch.eye(VOCAB, dtype=dtype), _freeze=True)
+        self.register_buffer("output_weight", torch.eye(VOCAB, dtype=dtype))
 
     def hidden(self, tokens, cu_seqlens):
         places = torch.arange(tokens.shape[1])

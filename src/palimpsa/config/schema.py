@@ -78,6 +78,7 @@ class ModelConfig:
     channel_mixer: str = MISSING
     channel_width: int | None = key(None, minimum=1)
     init_std: float | None = key(None, above=0)  # null: d_model^-1/2
+    tie_word_embeddings: bool = key(True)  # False: logits by a matrix of their own
     mixer: dict[str, Any] = key(neutral_entries=MIXER_DEFAULTS)  # _target_ and its arguments
 
 

@@ -19,7 +19,7 @@ from palimpsa.conversion.card import facts_of_run, model_card
 from palimpsa.conversion.checkpoint import Checkpoint, write_weights
 from palimpsa.conversion.tokenizer import export_tokenizer
 from palimpsa.mixers.parameters import MASTER_DTYPE
-from palimpsa.model.build import SKELETON_KEYS
+from palimpsa.model.build import SKELETON_DEFAULTS, SKELETON_KEYS
 from palimpsa.model.finite import check_finite
 from palimpsa.model.hf import PalimpsaConfig, PalimpsaForCausalLM
 from palimpsa.runs.result import read_json_object
@@ -49,7 +49,7 @@ def export_folder(checkpoint: Checkpoint, folder: Path, *, tokenizer: str | None
     """
     if os.path.lexists(folder):
         raise ConfigError(f"{folder}: is there already, expected a new folder")
-    lacking = [key for key in MODEL_KEYS if key not in checkpoint.model_config]
+    lacking = [key for key in MODEL_KEYS if key not in checkpoint.model_config and key not in SKELETON_DEFAULTS]
     if lacking:
         raise ConfigError(f"{checkpoint.path}: model_config: has no {lacking[0]}, expected {', '.join(MODEL_KEYS)}")
     manifest, missing = _manifest_of(checkpoint)

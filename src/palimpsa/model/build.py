@@ -19,8 +19,18 @@ from palimpsa.model.language_model import LanguageModel
 # Keys of the `model` group that `LanguageModel` takes as they are.
 SKELETON_KEYS = (
     *("vocab_size", "d_model", "num_layers", "norm", "norm_eps"),
-    *("channel_mixer", "channel_width", "init_std"),
+    *("channel_mixer", "channel_width", "init_std", "tie_word_embeddings"),
 )
+# Of these, what configs of older trees do not have: what it was then.
+SKELETON_DEFAULTS = {"tie_word_embeddings": True}
+
+
+def skeleton_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The `SKELETON_KEYS` of a `model` config, with `SKELETON_DEFAULTS` for what it does not have."""
+    return {
+        key: config.get(key, SKELETON_DEFAULTS[key]) if key in SKELETON_DEFAULTS else config[key]
+        for key in SKELETON_KEYS
+    }
 
 
 def build_model(config: Any, seed: int | None) -> LanguageModel:
@@ -44,7 +54,7 @@ def build_skeleton(config: Mapping[str, Any], generator: torch.Generator | None 
     return LanguageModel(
         make_mixer=functools.partial(_mixer_class(str(arguments.pop("_target_"))), **arguments),
         generator=generator,
-        **{key: config[key] for key in SKELETON_KEYS},
+        **skeleton_keys(config),
     )
 
 
@@ -68,7 +78,7 @@ def check_model(config: dict[str, Any]) -> None:
     try:
         # Shapes without memory: no model is too large to be checked.
         with torch.device("meta"):
-            LanguageModel(make_mixer=make_mixer, generator=None, **{key: config[key] for key in SKELETON_KEYS})
+            LanguageModel(make_mixer=make_mixer, generator=None, **skeleton_keys(config))
     except ConfigError:
         raise
     except ValueError as error:

@@ -62,7 +62,7 @@ class Block(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Embedding, blocks, norm, and logits by the tied embedding.
+    """Embedding, blocks, norm, and logits by the tied embedding, or by a head of their own.
 
     Args:
         vocab_size: V.
@@ -74,6 +74,7 @@ class LanguageModel(nn.Module):
         channel_mixer: "none" or "swiglu".
         channel_width: hidden width of the SwiGLU.
         init_std: standard deviation of every matrix and of the embedding; None: D^-1/2.
+        tie_word_embeddings: whether the embedding is the matrix of the logits too; False: `head` is, [V, D].
         generator: the randomness of the initial weights; None leaves them for a checkpoint to fill.
 
     Attributes:
@@ -98,6 +99,7 @@ class LanguageModel(nn.Module):
         channel_mixer: str = "none",
         channel_width: int | None = None,
         init_std: float | None = None,
+        tie_word_embeddings: bool = True,
         generator: torch.Generator | None,
     ) -> None:
         super().__init__()
@@ -121,6 +123,7 @@ class LanguageModel(nn.Module):
             for _ in range(num_layers)
         )
         self.norm = make_norm(norm, d_model, norm_eps)
+        self.head = None if tie_word_embeddings else nn.Linear(d_model, vocab_size, bias=False)
         if generator is not None:
             initialise(self, d_model**-0.5 if init_std is None else init_std, generator)
 
@@ -158,9 +161,14 @@ class LanguageModel(nn.Module):
         """The last norm."""
         return self.norm(x)
 
+    @property
+    def output_weight(self) -> Tensor:
+        """[V, D]: the matrix of the logits."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., D] -> [..., V] by the tied embedding."""
-        return F.linear(hidden, self.embedding.weight)
+        """[..., D] -> [..., V] by `output_weight`."""
+        return F.linear(hidden, self.output_weight)
 
     def forward(
         self,
@@ -226,8 +234,8 @@ class LanguageModel(nn.Module):
         Args:
             context: tokens of the context: see `Mixer.memory_flops`.
         """
-        weights = [m.weight for m in self.modules() if isinstance(m, nn.Linear | ShortConvolution)]
-        matrices = sum(weight.numel() for weight in [*weights, self.embedding.weight])
+        layers = [m.weight for m in self.blocks.modules() if isinstance(m, nn.Linear | ShortConvolution)]
+        matrices = sum(weight.numel() for weight in [*layers, self.output_weight])
         return 2 * matrices + sum(mixer.memory_flops(context) for mixer in self.mixers())
 
     def training_flops_per_token(self, context: int) -> int:

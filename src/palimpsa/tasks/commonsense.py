@@ -141,7 +141,7 @@ class CommonsenseTask(Task[CommonsenseStage, TokenBatch]):
         network: Any = model
         hidden = network.hidden(batch.tokens, cu_seqlens=batch.cu_seqlens)[0, batch.positions[0]]
         # Of a share of documents of one token the sum over no targets: its gradients are zeros.
-        found = linear_cross_entropy(hidden, network.embedding.weight, batch.labels, num_targets=len(batch.labels) or 1)
+        found = linear_cross_entropy(hidden, network.output_weight, batch.labels, num_targets=len(batch.labels) or 1)
         return Loss(found.mean * batch.weight, len(batch.labels))
 
     def evaluate(self, model: nn.Module, split: str, stage: CommonsenseStage, device: torch.device) -> Metrics:

@@ -12,7 +12,7 @@ from palimpsa.config.checks import check_ranges
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.keys import MAX_COUNT, convert
 from palimpsa.config.schema import ModelConfig
-from palimpsa.model.build import SKELETON_KEYS, check_model
+from palimpsa.model.build import SKELETON_KEYS, check_model, skeleton_keys
 from palimpsa.model.hf.cache import LAYER_TYPE
 
 DEFAULT_MIXER = {"_target_": "palimpsa.mixers.PalimpsaD", "num_heads": 16, "head_k_dim": 48, "head_v_dim": 96}
@@ -24,7 +24,8 @@ class PalimpsaConfig(PreTrainedConfig):
 
     Args:
         name, label: of the file in `configs/model`; as figures and tables call the model.
-        vocab_size: V, words of the embedding, which the logits are tied to.
+        vocab_size: V, words of the embedding.
+        tie_word_embeddings: whether the logits are by the embedding; else by a matrix of their own.
         d_model, num_layers: width D and number of blocks; transformers' hidden_size and num_hidden_layers.
         norm, norm_eps, channel_mixer, channel_width, init_std: see `LanguageModel`.
         mixer: `_target_`, the path of a mixer's class, and its arguments.
@@ -79,10 +80,6 @@ class PalimpsaConfig(PreTrainedConfig):
             raise ConfigError(f"context: got {context!r}, expected a number of tokens >= 1, or None")
         if not isinstance(self.use_cache, bool):
             raise ConfigError(f"use_cache: got {self.use_cache!r}, expected True or False")
-        if self.tie_word_embeddings is not True:
-            raise ConfigError(
-                f"tie_word_embeddings: got {self.tie_word_embeddings!r}, expected True: logits are by the embedding"
-            )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -101,7 +98,8 @@ class PalimpsaConfig(PreTrainedConfig):
     @classmethod
     def of_model(cls, config: Mapping[str, Any], **more: Any) -> PalimpsaConfig:
         """Of the `model` group of a run's config, as plain containers, and of what else transformers keeps."""
-        return cls(**{key: config[key] for key in ("name", "label", *SKELETON_KEYS, "mixer")}, **more)
+        names = {key: config[key] for key in ("name", "label", "mixer")}
+        return cls(**names, **skeleton_keys(config), **more)
 
     def model_keys(self) -> dict[str, Any]:
         """The keys of `configs/model` that say what is built, as `build_model` takes them."""

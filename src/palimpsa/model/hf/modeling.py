@@ -29,6 +29,8 @@ CACHE_IMPLEMENTATIONS = (None, "dynamic", "offloaded")
 class PalimpsaForCausalLM(PreTrainedModel, GenerationMixin):
     """A `LanguageModel`, the attribute `model`, with its logits by `lm_head`, which is tied to the embedding.
 
+    Where the config says that they are not tied, there is no `lm_head`, and logits are by `model.head`.
+
     In fp32 its logits are the language model's own, bit for bit. Memories are kept in fp32 whatever the weights are in,
     and the few weights of decays and plasticities stay in fp32 where a folder is loaded in half precision.
     """
@@ -51,7 +53,9 @@ class PalimpsaForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: PalimpsaConfig) -> None:
         super().__init__(config)
         self.model = build_skeleton(config.model_keys())
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        # One of another name beside the model's own would be saved twice.
+        if config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
 
     @classmethod
@@ -90,6 +94,17 @@ class PalimpsaForCausalLM(PreTrainedModel, GenerationMixin):
         embedding.num_embeddings, embedding.embedding_dim = value.weight.shape
         embedding.weight = value.weight
         self.model.embedding = embedding
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The layer of the logits."""
+        return self.lm_head if self.model.head is None else self.model.head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Another one, of another size say."""
+        if self.model.head is None:
+            self.lm_head = new_embeddings
+        else:
+            self.model.head = new_embeddings
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -193,7 +208,7 @@ class PalimpsaForCausalLM(PreTrainedModel, GenerationMixin):
             hidden = self._mix_padded(x, mask, caches, residuals)
         for layer, cache, mixer in zip(layers, caches, mixers, strict=True):
             layer.keep(cache, T, grows=mixer.state_growth > 0)
-        logits = self.lm_head(slice_logits_to_keep(hidden, logits_to_keep))
+        logits = self.get_output_embeddings()(slice_logits_to_keep(hidden, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(
