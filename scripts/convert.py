@@ -1,4 +1,4 @@
-"""Trainer checkpoints to Hugging Face folders, and back: python scripts/convert.py export CHECKPOINT DIR."""
+"""Checkpoints to Hugging Face folders and back, a Mamba-2 to a Palimpsa: scripts/convert.py export CHECKPOINT DIR."""
 
 import sys
 from functools import partial

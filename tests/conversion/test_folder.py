@@ -115,4 +115,4 @@ def test_the_script_says_how():
     script = Path(__file__).resolve().parents[2] / "scripts/convert.py"
     done = subprocess.run([sys.executable, script, "-h"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
-    assert "{export,import}" in done.stdout
+    assert "{export,import,metaplastic}" in done.stdout

@@ -10,6 +10,8 @@ from palimpsa.conversion.checkpoint import Checkpoint
 from palimpsa.text.manifest import Manifest
 
 UNKNOWN = "not known"
+# Of training.json: what a conversion says of itself.
+CONVERTED_FROM = "converted_from"
 
 TEMPLATE = """\
 ---
@@ -20,7 +22,7 @@ tags: [palimpsa, linear-attention]
 
 # {label}
 
-A language model of {parameters:,} parameters, trained by the repository Palimpsa, which implements "Learning to
+A language model of {parameters:,} parameters, {made} by the repository Palimpsa, which implements "Learning to
 Remember, Learn, and Forget in Attention-Based Models" ([arXiv 2602.09075](https://arxiv.org/abs/2602.09075)).
 
 | | |
@@ -73,27 +75,32 @@ def model_card(label: str, num_parameters: int, facts: dict[str, Any], tokenizer
     """README.md of a folder, in Markdown.
 
     Args:
-        facts: from `facts_of_run`.
+        facts: from `facts_of_run`, or of a conversion, with `CONVERTED_FROM`.
         tokenizer: what became of it.
     """
-    loss = facts["validation_loss"]
-    per_byte = facts["validation_perplexity_per_byte"]
-    edited = ", with changes that were not committed" if facts["commit_was_edited"] else ""
+    loss, per_byte, steps = (facts.get(name) for name in ("validation_loss", "validation_perplexity_per_byte", "steps"))
+    edited = ", with changes that were not committed" if facts.get("commit_was_edited") else ""
     rows = {
-        "data": _cell(facts["data"]),
-        "licences of the data": _cell(facts["data_licences"]),
-        "digest of the training tokens": _cell(facts["data_digest"]),
-        "optimiser steps": f"{facts['steps']:,}",
-        "tokens": _number(facts["tokens"]),
-        "context": _number(facts["context"]),
-        "peak learning rate, seed": f"{_cell(facts['learning_rate'])}, {_cell(facts['seed'])}",
+        "data": _cell(facts.get("data")),
+        "licences of the data": _cell(facts.get("data_licences")),
+        "digest of the training tokens": _cell(facts.get("data_digest")),
+        "optimiser steps": _number(steps),
+        "tokens": _number(facts.get("tokens")),
+        "context": _number(facts.get("context")),
+        "peak learning rate, seed": f"{_cell(facts.get('learning_rate'))}, {_cell(facts.get('seed'))}",
         "validation loss, nats a token": UNKNOWN if loss is None else f"{loss:.4f}",
         "validation perplexity a byte": UNKNOWN if per_byte is None else f"{per_byte:.4f}",
-        "commit": _cell(facts["commit"]) + edited,
-        "device": _cell(facts["device"]),
+        "commit": _cell(facts.get("commit")) + edited,
+        "device": _cell(facts.get("device")),
     }
+    converted = facts.get(CONVERTED_FROM)
+    if converted is not None:
+        # Of a model that others trained most is not known, and what there is was before the conversion.
+        known = {f"{name}, of the source": text for name, text in rows.items() if UNKNOWN not in text}
+        rows = {**{name.replace("_", " "): _cell(value) for name, value in converted.items()}, **known}
     return TEMPLATE.format(
         label=markdown_text(label),
+        made="trained" if converted is None else "converted",
         parameters=num_parameters,
         rows="\n".join(f"| {name} | {text} |" for name, text in rows.items()),
         tokenizer=markdown_text(tokenizer[0].upper() + tokenizer[1:]) + ".",

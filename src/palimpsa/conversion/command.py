@@ -12,9 +12,10 @@ from palimpsa.runs.schema import ResultError
 
 
 def convert_main(arguments: Sequence[str]) -> int:
-    """Exports or imports, and prints what was converted; 0, 2 for bad input, 1 where nothing can be written."""
+    """Exports, imports or converts, and prints what it did; 0, 2 for bad input, 1 where nothing can be written."""
     parser = argparse.ArgumentParser(
-        prog="convert.py", description="Trainer checkpoints to Hugging Face folders, and back."
+        prog="convert.py",
+        description="Trainer checkpoints to Hugging Face folders, and back; models to metaplastic ones.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     export = commands.add_parser("export", help="a checkpoint to a new folder that AutoModelForCausalLM loads")
@@ -24,6 +25,19 @@ def convert_main(arguments: Sequence[str]) -> int:
     back = commands.add_parser("import", help="a folder to a new checkpoint")
     back.add_argument("folder", type=Path, help="of a model")
     back.add_argument("checkpoint", type=Path, help="the file to be made")
+    metaplastic = commands.add_parser("metaplastic", help="a Mamba-2, or a model w/o Meta, to a folder of a Palimpsa")
+    metaplastic.add_argument(
+        "source", type=Path, help="a folder of transformers', state-spaces' or ours, a run's directory, or a checkpoint"
+    )
+    metaplastic.add_argument("folder", type=Path, help="to be made")
+    metaplastic.add_argument("--form", default="vector", help="of the precisions: vector, grouped or scalar")
+    metaplastic.add_argument("--num-precisions", type=int, help="of a head, with --form grouped")
+    metaplastic.add_argument("--strength", type=float, help="of the precisions at first, above 0 and at most 1")
+    metaplastic.add_argument("--seed", type=int, default=0, help="of the new matrices")
+    metaplastic.add_argument("--name", help="of the model, in files")
+    metaplastic.add_argument("--label", help="of the model, in tables and figures")
+    metaplastic.add_argument("--norm-groups", type=int, help="of a Mamba-2's output norm, if not one a group of keys")
+    metaplastic.add_argument("--tokenizer", help="where the model's tokenizer is, if not with it")
     options = parser.parse_args(arguments)
     # Here and not above: a wrong command line is told at once.
     from palimpsa.conversion.checkpoint import read_trained
@@ -32,8 +46,10 @@ def convert_main(arguments: Sequence[str]) -> int:
     try:
         if options.command == "export":
             lines = export_folder(read_trained(options.checkpoint), options.folder, tokenizer=options.tokenizer)
-        else:
+        elif options.command == "import":
             lines = import_folder(options.folder, options.checkpoint)
+        else:
+            lines = _convert(options)
     except (ConfigError, RunDirectoryError, ResultError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -42,3 +58,20 @@ def convert_main(arguments: Sequence[str]) -> int:
         return 1
     print(*lines, sep="\n")
     return 0
+
+
+def _convert(options: argparse.Namespace) -> list[str]:
+    from palimpsa.conversion.initial_scales import DEFAULT_STRENGTH
+    from palimpsa.conversion.metaplastic import Conversion, convert_metaplastic
+
+    conversion = Conversion(
+        form=options.form,
+        num_precisions=options.num_precisions,
+        strength=DEFAULT_STRENGTH if options.strength is None else options.strength,
+        seed=options.seed,
+        name=options.name,
+        label=options.label,
+        tokenizer=options.tokenizer,
+        num_norm_groups=options.norm_groups,
+    )
+    return convert_metaplastic(options.source, options.folder, conversion)

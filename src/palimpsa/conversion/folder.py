@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from palimpsa.config.errors import ConfigError
+from palimpsa.config.schema import storable
 from palimpsa.conversion.card import facts_of_run, model_card
 from palimpsa.conversion.checkpoint import Checkpoint, write_weights
 from palimpsa.conversion.tokenizer import export_tokenizer
@@ -52,7 +53,7 @@ def export_folder(checkpoint: Checkpoint, folder: Path, *, tokenizer: str | None
     lacking = [key for key in MODEL_KEYS if key not in checkpoint.model_config and key not in SKELETON_DEFAULTS]
     if lacking:
         raise ConfigError(f"{checkpoint.path}: model_config: has no {lacking[0]}, expected {', '.join(MODEL_KEYS)}")
-    manifest, missing = _manifest_of(checkpoint)
+    manifest, missing = manifest_of(checkpoint)
     words = checkpoint.model_config["vocab_size"]
     if manifest is not None and manifest.tokenizer.vocab_size > words:
         raise ConfigError(
@@ -70,21 +71,52 @@ def export_folder(checkpoint: Checkpoint, folder: Path, *, tokenizer: str | None
     model = PalimpsaForCausalLM(config).eval()
     _fill(model, checkpoint)
     check_finite(checkpoint.weights, checkpoint.path)
+    told = write_folder(
+        model,
+        folder,
+        facts,
+        lambda told: model_card(config.label, model.model.num_parameters, facts, told),
+        lambda partial: missing if manifest is None else export_tokenizer(manifest.tokenizer, partial, tokenizer),
+    )
+    return [*listed(model.model.state_dict().items()), told, f"{folder}: the same bits when it was read back"]
+
+
+def write_folder(
+    model: PalimpsaForCausalLM,
+    folder: Path,
+    facts: dict[str, Any],
+    card: Callable[[str], str],
+    write_tokenizer: Callable[[Path], str],
+) -> str:
+    """Writes a model with what lies beside it, whole or not at all, and reads it back.
+
+    Args:
+        folder: must not be there.
+        facts: of its training, for programs.
+        card: the text of its README.md, from a line that says what became of the tokenizer.
+        write_tokenizer: puts it into a folder, and returns that line.
+
+    Returns:
+        the line.
+
+    Raises:
+        ConfigError: what `write_tokenizer` does, and for tensors that are others when they are read back.
+        OSError: where it cannot be written.
+    """
     with _whole(folder) as partial:
         try:
             model.save_pretrained(partial)
         except SafetensorError as error:
             # Of the disk: what it has is in memory, and whole.
             raise OSError(None, str(error), str(folder)) from error
-        told = missing if manifest is None else export_tokenizer(manifest.tokenizer, partial, tokenizer)
-        (partial / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
-        card = model_card(config.label, model.model.num_parameters, facts, told)
-        (partial / CARD).write_text(card, encoding="utf-8")
+        told = write_tokenizer(partial)
+        (partial / FACTS).write_text(json.dumps(storable(facts), indent=1, ensure_ascii=False), encoding="utf-8")
+        (partial / CARD).write_text(card(told), encoding="utf-8")
         again = PalimpsaForCausalLM.from_pretrained(partial)
         for name, weight in model.state_dict().items():
             if not torch.equal(again.state_dict()[name], weight):
                 raise ConfigError(f"{name}: was read back as another tensor, expected the same bits")
-    return [*_listed(model.model.state_dict().items()), told, f"{folder}: the same bits when it was read back"]
+    return told
 
 
 def import_folder(folder: Path, path: Path) -> list[str]:
@@ -115,7 +147,7 @@ def import_folder(folder: Path, path: Path) -> list[str]:
     if not isinstance(steps, int):
         raise ConfigError(f"{folder / FACTS}: steps: got {steps!r}, expected a number of steps")
     write_weights(path, weights, model_config, steps)
-    return [*_listed(weights.items()), str(path)]
+    return [*listed(weights.items()), str(path)]
 
 
 def load_folder(folder: Path) -> PalimpsaForCausalLM:
@@ -146,7 +178,7 @@ def load_folder(folder: Path) -> PalimpsaForCausalLM:
     return model
 
 
-def _manifest_of(checkpoint: Checkpoint) -> tuple[Manifest | None, str]:
+def manifest_of(checkpoint: Checkpoint) -> tuple[Manifest | None, str]:
     """What the training text says of itself, where it still is; else None and why."""
     task = {} if checkpoint.config is None else checkpoint.config["task"]
     if task.get("data") is None:
@@ -184,7 +216,7 @@ def _whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _listed(weights: Iterable[tuple[str, Any]]) -> list[str]:
+def listed(weights: Iterable[tuple[str, Any]]) -> list[str]:
     """A line for each tensor, and what they are together."""
     found: list[tuple[str, Tensor]] = list(weights)
     widest = max(len(name) for name, _ in found)

@@ -22,6 +22,11 @@ from palimpsa.text.tokenizers import (
 )
 
 FACTS = "tokenizer_facts.json"
+# What a folder of transformers may have of one, and what ours have beside it.
+FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("tokenizer.model", "vocab.json", "merges.txt", FACTS),
+)
 # Of bytes there is no text that a tokenizers library knows: a name for the end, which no text has.
 END_OF_BYTES = "<|endoftext|>"
 
@@ -53,6 +58,22 @@ def export_tokenizer(facts: TokenizerFacts, folder: Path, name: str | None = Non
     for path in files.paths:
         shutil.copyfile(path, folder / path.name)
     return _export_to_transformers(facts, files, folder)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> str:
+    """Copies the files of a tokenizer from one folder to another; returns a line that says which.
+
+    Raises:
+        ConfigError: for a source that is no folder.
+    """
+    if not source.is_dir():
+        raise ConfigError(f"--tokenizer: got {str(source)!r}, expected a folder with files of a tokenizer")
+    found = [name for name in FILES if (source / name).is_file()]
+    for name in found:
+        shutil.copyfile(source / name, folder / name)
+    if not found:
+        return "tokenizer: none there; --tokenizer FOLDER says where it is"
+    return f"tokenizer: copied {', '.join(found)}"
 
 
 def read_folder_tokenizer(folder: Path) -> Tokenizer:
