@@ -86,6 +86,7 @@ def test_the_same_again_is_the_same_and_one_of_another_name_stands_beside_it(eva
         (["training_data=absent"], 2, "training_data: the tokenizer of .* token shards: task.data: got 'absent'"),
         (["evaluation.prefix_token=999"], 2, r"evaluation.prefix_token: got 999, expected an id below 2\d\d"),
         (["name=a/b"], 2, "name: got 'a/b'"),
+        (["strength=1.5"], 2, "strength: got 1.5, expected at most 1"),
         (["--limit"], 2, "--limit: got an option, expected KEY=VALUE"),
     ],
 )
@@ -117,6 +118,48 @@ def test_an_exported_run_has_the_scores_of_the_run(run_folder, task_data, evalua
     (folder / "model.safetensors").unlink()
     assert evaluate(tmp_path, *more, f"checkpoint={folder}") == 2
     assert f"{folder}: got no model that can be loaded" in capfd.readouterr().err
+
+
+def test_strength_is_swept_at_fixed_weights(evaluate, task_data, run_folder, tmp_path, capfd):
+    """From the model without importances to the run's own, each in rows of its own."""
+    import torch
+
+    from palimpsa.evaluation.trained import load_trained
+
+    more = (f"evaluation.data_dir={task_data}", "evaluation.tasks=[lambada_openai]", "long_range.measures=[]")
+    for strength in ("null", "1", "0.25", "0"):
+        assert evaluate(tmp_path, *more, f"strength={strength}") == 0
+    names = [NAME, *(f"{NAME}_strength_{strength}" for strength in ("1", "0.25", "0"))]
+    results = [json.loads((tmp_path / f"evaluations/{name}/result.json").read_text()) for name in names]
+    assert [result["strength"] for result in results] == [None, 1.0, 0.25, 0.0]
+    assert results[3]["label"] == f"{results[0]['label']}, strength 0"
+    own, one, quarter, none = (
+        result["tasks"]["lambada_openai"]["metrics"]["perplexity"]["value"] for result in results
+    )
+    assert own == one
+    assert len({own, quarter, none}) == 3
+    rows = pd.read_csv(tmp_path / "commonsense/demonstration/evaluation.csv")
+    assert set(rows["name"]) == set(names)
+    # Weights alone are what is the same: without precisions it is the twin.
+    trained = load_trained(run_folder)
+    from palimpsa.model.build import build_skeleton
+
+    keys = {**trained.config["model"], "mixer": {**trained.config["model"]["mixer"], "metaplastic": False}}
+    twin = build_skeleton(keys).eval()
+    twin.load_state_dict({k: v for k, v in trained.model.state_dict().items() if ".plasticity." not in k})
+    from palimpsa.mixers.plasticity import set_strength
+
+    set_strength(trained.model, 0.0)
+    tokens = torch.arange(40)[None]
+    torch.testing.assert_close(trained.model(tokens), twin(tokens), atol=1e-5, rtol=1e-4)
+    # A model that is no Palimpsa.
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    ).save_pretrained(tmp_path / "llama")
+    assert evaluate(tmp_path, *more, "strength=0", f"checkpoint={tmp_path / 'llama'}") == 2
+    assert "strength: got 0, expected null with" in capfd.readouterr().err
 
 
 def test_a_full_disk_is_one_line_with_the_file(evaluate, task_data, tmp_path, monkeypatch, capfd):

@@ -48,6 +48,7 @@ def evaluation_result(
         "name": model.name,
         "label": model.label,
         "checkpoint": config.checkpoint,
+        "strength": config.strength,
         "trained": asdict(model.trained),
         "num_parameters": model.num_parameters,
         "max_length": model.max_length,

@@ -71,7 +71,9 @@ class EvaluateConfig:
 
     Args:
         checkpoint: the directory of a run, or a Hugging Face folder; null: the run of `make pretrain`.
-        name: of the result, its folder and its rows; null: the run's or the folder's.
+        name: of the result, its folder and its rows; null: the run's or the folder's, and the strength that is given.
+        strength: what every precision of a Palimpsa is multiplied by, whatever its config says: 0 leaves importances
+            out, 1 is what its weights say; null: as the config says.
         training_data: the token shards that it was trained on; null: a run says where they were.
         device: auto is the GPU, where there is one.
         dtype: of products, beside weights in float32; auto is bfloat16 on a GPU, float32 on a CPU.
@@ -80,6 +82,7 @@ class EvaluateConfig:
 
     checkpoint: str | None = key(None)
     name: str | None = key(None)
+    strength: float | None = key(None, minimum=0, maximum=1)
     training_data: str | None = key(None)
     device: str = key(choices=("auto", "cpu", "cuda"))
     dtype: str = key(choices=("auto", "float32", "bfloat16"))

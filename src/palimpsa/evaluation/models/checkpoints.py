@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from palimpsa.evaluation.models.codecs import Codec, OwnCodec, TransformersCodec
 from palimpsa.evaluation.models.public_folders import class_of_a_folder, model_of_a_folder, tokenizer_of_a_folder
 from palimpsa.evaluation.models.scoring import NativeNetwork, Network, TransformersNetwork
 from palimpsa.evaluation.schema import EvaluateConfig
+from palimpsa.mixers.plasticity import set_strength
 from palimpsa.model.finite import check_finite
+from palimpsa.model.language_model import LanguageModel
 from palimpsa.runs.result import read_json_object, run_of
 from palimpsa.tasks.data_digests import split_folder
 from palimpsa.text.files import files_sha256
@@ -83,6 +85,8 @@ def load_evaluated(config: EvaluateConfig) -> EvaluatedModel:
     if kind.get("model_type") == OWN_MODEL_TYPE:
         found = _of_an_export(config, folder, device, dtype)
     elif "model_type" in kind:
+        if config.strength is not None:
+            raise ConfigError(f"strength: got {config.strength}, expected null with {folder}, which is no Palimpsa")
         found = _of_transformers(config, folder, device, dtype)
     elif {"task", "model"} <= set(kind):
         found = _of_a_run(config, folder, device, dtype)
@@ -97,6 +101,9 @@ def load_evaluated(config: EvaluateConfig) -> EvaluatedModel:
         raise ConfigError(
             f"evaluation.prefix_token: got {found.codec.prefix_token}, expected an id below {found.network.vocab_size}"
         )
+    if config.strength is not None:
+        name = found.name if config.name is not None else f"{found.name}_strength_{config.strength:g}"
+        found = replace(found, name=name, label=f"{found.label}, strength {config.strength:g}")
     if not is_file_name(found.name):
         raise ConfigError(f"name: got {found.name!r}, expected letters, digits, '_', '-', '+' and '.': name=...")
     return found
@@ -181,7 +188,7 @@ def _of_a_run(config: EvaluateConfig, folder: Path, device: torch.device, dtype:
     return EvaluatedModel(
         name=config.name or f"{run['model']}_{run['scale']}_lr_{run['lr']}_seed_{run['seed']}",
         label=run["label"],
-        network=NativeNetwork(trained.model.to(device), dtype),
+        network=NativeNetwork(_at_strength(trained.model, config.strength).to(device), dtype),
         codec=OwnCodec(tokenizer, config.evaluation.prefix_token),
         max_length=config.evaluation.max_length or task["context"],
         trained=Trained(
@@ -194,6 +201,16 @@ def _of_a_run(config: EvaluateConfig, folder: Path, device: torch.device, dtype:
         data=data,
         digest=json_sha256([digest, tokenizer.facts.sha256, tokenizer.facts.end_of_text]),
     )
+
+
+def _at_strength(model: LanguageModel, strength: float | None) -> LanguageModel:
+    """The model with its precisions multiplied; None: as it is. Raises ConfigError for one without importances."""
+    if strength is not None:
+        try:
+            set_strength(model, strength)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    return model
 
 
 def _of_an_export(config: EvaluateConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> EvaluatedModel:
@@ -225,7 +242,7 @@ def _of_an_export(config: EvaluateConfig, folder: Path, device: torch.device, dt
     return EvaluatedModel(
         name=name,
         label=name,
-        network=NativeNetwork(model.model.to(device), dtype),
+        network=NativeNetwork(_at_strength(model.model, config.strength).to(device), dtype),
         codec=codec,
         max_length=max_length,
         trained=Trained(
