@@ -303,6 +303,31 @@ def test_without_the_new_tensors_it_is_the_source_again(source, tokens, tmp_path
     assert error(model(short).logits, library(short).logits) > 1e-3
 
 
+@torch.no_grad()
+def test_the_strength_is_the_largest_that_a_model_takes(tmp_path, tokens, capsys):
+    """Of two that differ in the size of their weights alone: an orderly one, and one that amplifies what there is."""
+    from palimpsa.conversion.initial_scales import LogitsCheck, choose_strength, set_initial_scales
+
+    chosen = {}
+    for spread in (0.02, 0.3):
+        source, new = tmp_path / f"source{spread}", tmp_path / f"new{spread}"
+        draw_source(source, {"initializer_range": spread, "num_hidden_layers": 4})
+        model = metaplastic(source, new)
+        chosen[spread] = json.loads((new / "training.json").read_text())["converted_from"]["strength_at_conversion"]
+        assert f"strength: {chosen[spread]:g}; logits on 512 random tokens within" in capsys.readouterr().out
+        check = LogitsCheck(model.model)
+        scale = model.model.blocks[0].mixer.plasticity.scale.clone()
+        assert check.difference() < 3e-5
+        assert choose_strength(model.model, check) == chosen[spread]
+        # In proportion, and so the next power would be too large.
+        set_initial_scales(model.model, chosen[spread])
+        torch.testing.assert_close(model.model.blocks[0].mixer.plasticity.scale, scale)
+        set_initial_scales(model.model, 10 * chosen[spread])
+        assert chosen[spread] == 1e-3 or check.difference() > 3e-5
+    assert chosen[0.02] == 1e-3
+    assert chosen[0.3] < 1e-4
+
+
 @pytest.mark.parametrize("name", SOURCES)
 @torch.no_grad()
 def test_at_strength_one_windows_add_up_to_the_prior_in_order_of_magnitude(name, source, tokens, tmp_path):
@@ -370,6 +395,10 @@ WRONG = {
     "another head": (
         lambda f: with_weights(f, lambda w: w.update({"lm_head.weight": w["backbone.embeddings.weight"] + 1})),
         "got lm_head.weight other than backbone.embeddings.weight, to which its config.json ties it",
+    ),
+    "no numbers": (
+        lambda f: with_weights(f, lambda w: w[f"{FIRST}D"].fill_(float("nan"))),
+        "got a model whose logits are no numbers, expected finite weights",
     ),
     "damaged": (lambda f: (f / "model.safetensors").write_bytes(b"nothing"), "cannot be read"),
     "code": (

@@ -32,7 +32,9 @@ def convert_main(arguments: Sequence[str]) -> int:
     metaplastic.add_argument("folder", type=Path, help="to be made")
     metaplastic.add_argument("--form", default="vector", help="of the precisions: vector, grouped or scalar")
     metaplastic.add_argument("--num-precisions", type=int, help="of a head, with --form grouped")
-    metaplastic.add_argument("--strength", type=float, help="of the precisions at first, above 0 and at most 1")
+    metaplastic.add_argument(
+        "--strength", type=float, help="of the precisions at first, in (0, 1]; chosen if not given"
+    )
     metaplastic.add_argument("--seed", type=int, default=0, help="of the new matrices")
     metaplastic.add_argument("--name", help="of the model, in files")
     metaplastic.add_argument("--label", help="of the model, in tables and figures")
@@ -61,13 +63,12 @@ def convert_main(arguments: Sequence[str]) -> int:
 
 
 def _convert(options: argparse.Namespace) -> list[str]:
-    from palimpsa.conversion.initial_scales import DEFAULT_STRENGTH
     from palimpsa.conversion.metaplastic import Conversion, convert_metaplastic
 
     conversion = Conversion(
         form=options.form,
         num_precisions=options.num_precisions,
-        strength=DEFAULT_STRENGTH if options.strength is None else options.strength,
+        strength=options.strength,
         seed=options.seed,
         name=options.name,
         label=options.label,

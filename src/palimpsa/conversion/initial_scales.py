@@ -1,21 +1,77 @@
-"""How small the precisions of a converted model start, so that it computes what it did."""
+"""How small the precisions of a converted model start: so that it computes what it did, and still learns."""
 
 # H heads, C channels
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from palimpsa.mixers import PalimpsaD, PalimpsaM
-from palimpsa.mixers.layers import ShortConvolution
-from palimpsa.model.language_model import Block
+from palimpsa.mixers.layers import ShortConvolution, softplus_inverse
+from palimpsa.mixers.plasticity import Plasticity, set_strength
+from palimpsa.model.language_model import Block, LanguageModel
 
-# See `initial_scales`.
-DEFAULT_STRENGTH = 1e-5
+# See `choose_strength`.
+LARGEST_STRENGTH, SMALLEST_STRENGTH = 1e-3, 1e-8
+ALLOWED_DIFFERENCE = 3e-5
+# What logits are compared on where there may be no text: tokens drawn from the vocabulary.
+NUM_CHECKED_TOKENS = 512
 # Windows count up to here, which is the length that logits are held to.
 LONGEST_WINDOW = 4_096  # tokens
 SMALLEST_SUM = 1e-3
+
+
+class LogitsCheck:
+    """How far a model's logits are from those that it has without precisions, on random tokens.
+
+    Args:
+        model: metaplastic, of strength 1.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: LanguageModel) -> None:
+        self.num_tokens = NUM_CHECKED_TOKENS
+        self._model = model
+        generator = torch.Generator().manual_seed(0)
+        self._tokens = torch.randint(len(model.embedding.weight), (1, self.num_tokens), generator=generator)
+        set_strength(model, 0.0)
+        self._expected = model(self._tokens)
+        set_strength(model, 1.0)
+
+    @torch.no_grad()
+    def difference(self) -> float:
+        """|logits - logits_0|_max / |logits_0|_max, as the model is now."""
+        return ((self._model(self._tokens) - self._expected).abs().max() / self._expected.abs().max()).item()
+
+
+@torch.no_grad()
+def set_initial_scales(model: LanguageModel, strength: float) -> None:
+    """Sets every s of a model so that softplus(s) is `strength` times `initial_scales`."""
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        assert isinstance(block.mixer, PalimpsaD | PalimpsaM)
+        assert isinstance(block.mixer.plasticity, Plasticity)
+        block.mixer.plasticity.scale.copy_(softplus_inverse(strength * initial_scales(block)))
+
+
+def choose_strength(model: LanguageModel, check: LogitsCheck) -> float:
+    """The largest power of ten, at most 1e-3, that leaves logits on random tokens within 3e-5 of the source's.
+
+    Those of 4,096 tokens of text are to stay within 1e-3, and have been up to 30 times as far: tests measure them. The
+    difference is proportional to the strength, and is measured at 1e-3. How large it is, is a matter of the model: deep
+    ones whose matrices are large turn a millionth into a hundredth, their own rounding too. No smaller than it must be:
+    softplus'(s) is a factor of the gradient of s, and softplus(s) of the matrices', so that they shrink with it, and
+    meet Adam's eps. The scales are those of 1e-3 afterwards.
+    """
+    set_initial_scales(model, LARGEST_STRENGTH)
+    difference = check.difference()
+    if not difference > ALLOWED_DIFFERENCE:
+        return LARGEST_STRENGTH
+    power = math.floor(math.log10(LARGEST_STRENGTH * ALLOWED_DIFFERENCE / difference))
+    return max(SMALLEST_STRENGTH, 10.0**power)
 
 
 @torch.no_grad()
@@ -26,11 +82,6 @@ def initial_scales(block: Block) -> Tensor:
     I_prior. With a typical token's numbers, a key's square k^2, the input gate a and u = 1/2, that sum is
     softplus(s) k^2 a N / 2 over a window of N = 1 / (1 - exp(-A d)) tokens, at most 4,096: softplus(s) is what makes it
     I_prior. So `strength` is a share of the prior, in every head of every model, whatever its windows and keys.
-
-    The default is the largest power of ten that keeps logits on 4,096 tokens to a tenth of 1e-3 of the largest of them,
-    for models of 2 to 8 layers that transformers drew: one of them makes 8e-3 of a share of 1e-3. A smaller strength
-    costs gradient: softplus'(s) is a factor of s's and softplus(s) of the matrices', so that they shrink with it, and
-    meet Adam's eps. s, of which a step changes beta by a share, wants a learning rate of its own.
 
     Typical is, of the weights alone: d = softplus(b_d), a = d in Palimpsa-M and 1/2 in Palimpsa-D, and of a key the
     channel whose square is largest in expectation over inputs whose normalised channels are independent; in Palimpsa-D,

@@ -4,31 +4,28 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.keys import is_file_name
 from palimpsa.conversion.card import CONVERTED_FROM, model_card
 from palimpsa.conversion.folder import write_folder
-from palimpsa.conversion.initial_scales import DEFAULT_STRENGTH, initial_scales
+from palimpsa.conversion.initial_scales import LogitsCheck, choose_strength, set_initial_scales
 from palimpsa.conversion.source import Source, read_source
 from palimpsa.mixers import PalimpsaD, PalimpsaM
-from palimpsa.mixers.layers import softplus_inverse
 from palimpsa.mixers.parameters import MASTER_DTYPE
-from palimpsa.mixers.plasticity import Plasticity, set_strength
+from palimpsa.mixers.plasticity import Plasticity
 from palimpsa.model.build import SKELETON_KEYS
 from palimpsa.model.hf import PalimpsaConfig, PalimpsaForCausalLM
 from palimpsa.model.language_model import Block, LanguageModel
 
 FORMS = ("vector", "grouped", "scalar")
-# What logits are compared on where there is no text: tokens drawn from the vocabulary.
-NUM_CHECKED_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Conversion:
     Args:
         form: of `FORMS`: a precision a row of the memory, one for each of several rows, or one a head.
         num_precisions: a head, of "grouped" alone.
-        strength: in (0, 1]: see `initial_scales`.
+        strength: in (0, 1]: see `initial_scales`; None: see `choose_strength`.
         seed: of the new matrices.
         name, label: of the new model; None: the source's with an end that says what became of it.
         tokenizer: where the source's is, if not beside it.
@@ -47,7 +44,7 @@ class Conversion:
 
     form: str = "vector"
     num_precisions: int | None = None
-    strength: float = DEFAULT_STRENGTH
+    strength: float | None = None
     seed: int = 0
     name: str | None = None
     label: str | None = None
@@ -72,7 +69,7 @@ def convert_metaplastic(path: Path, folder: Path, conversion: Conversion) -> lis
     """
     if os.path.lexists(folder):
         raise ConfigError(f"{folder}: is there already, expected a new folder")
-    if not 0 < conversion.strength <= 1:
+    if conversion.strength is not None and not 0 < conversion.strength <= 1:
         raise ConfigError(
             f"--strength: got {conversion.strength}, expected above 0 and at most 1: softplus(s) is never 0; a mixer's "
             "strength of 0 makes a converted model its source again"
@@ -82,6 +79,12 @@ def convert_metaplastic(path: Path, folder: Path, conversion: Conversion) -> lis
     config = PalimpsaConfig.of_model(model_config, context=source.facts.get("context"), **source.token_ids)
     model = PalimpsaForCausalLM(config).eval()
     created = _fill(model.model, source, conversion)
+    check = LogitsCheck(model.model)
+    strength = choose_strength(model.model, check) if conversion.strength is None else conversion.strength
+    set_initial_scales(model.model, strength)
+    difference = check.difference()
+    if not math.isfinite(difference):
+        raise ConfigError(f"{path}: got a model whose logits are no numbers, expected finite weights")
     facts = {
         **source.facts,
         # Of another model.
@@ -93,7 +96,7 @@ def convert_metaplastic(path: Path, folder: Path, conversion: Conversion) -> lis
             "kind_of_the_source": source.kind,
             "precisions": conversion.form,
             "precisions_a_head": next(model.model.mixers()).state_shapes()[1][2],
-            "strength_at_conversion": conversion.strength,
+            "strength_at_conversion": strength,
             "seed_of_the_new_matrices": conversion.seed,
         },
     }
@@ -104,7 +107,14 @@ def convert_metaplastic(path: Path, folder: Path, conversion: Conversion) -> lis
         lambda told: model_card(config.label, model.model.num_parameters, facts, told),
         source.write_tokenizer,
     )
-    return [*_tensors(model.model, source, created), *source.notes, told, *_costs(model.model, created), str(folder)]
+    return [
+        *_tensors(model.model, source, created),
+        *source.notes,
+        told,
+        *_costs(model.model, created),
+        f"strength: {strength:g}; logits on {check.num_tokens} random tokens within {difference:.1e} of the source's",
+        str(folder),
+    ]
 
 
 def metaplastic_config(source: dict[str, Any], conversion: Conversion) -> dict[str, Any]:
@@ -154,21 +164,7 @@ def _fill(model: LanguageModel, source: Source, conversion: Conversion) -> list[
         assert isinstance(mixer.plasticity, Plasticity)
         for matrix in (mixer.plasticity.down, mixer.plasticity.up):
             matrix.weight.normal_(0.0, mixer.d_model**-0.5, generator=generator)
-        mixer.plasticity.scale.copy_(softplus_inverse(conversion.strength * initial_scales(block)))
     return created
-
-
-@torch.no_grad()
-def logits_difference(model: LanguageModel, tokens: Tensor) -> float:
-    """How far the logits of tokens [B, T] are from those at strength 0; the strength is 1 afterwards.
-
-    |logits - logits_0|_max / |logits_0|_max
-    """
-    found = model(tokens)
-    set_strength(model, 0.0)
-    expected = model(tokens)
-    set_strength(model, 1.0)
-    return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
 def _tensors(model: LanguageModel, source: Source, created: list[str]) -> list[str]:
@@ -186,15 +182,11 @@ def _tensors(model: LanguageModel, source: Source, created: list[str]) -> list[s
 
 
 def _costs(model: LanguageModel, created: list[str]) -> list[str]:
-    weights = model.state_dict()
     trained = dict(model.named_parameters())
     more = sum(trained[name].numel() for name in created if name in trained)
     mixer = next(model.mixers())
     mean = mixer.num_heads * mixer.head_k_dim * mixer.head_v_dim
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(len(weights["embedding.weight"]), (1, NUM_CHECKED_TOKENS), generator=generator)
     return [
         f"parameters: {model.num_parameters:,}, of which {more:,} are new",
         f"state of a sequence in a layer: {mixer.state_size:,} numbers, where it was {mean:,}",
-        f"logits on {NUM_CHECKED_TOKENS} random tokens: within {logits_difference(model, tokens):.1e} of the source's",
     ]
