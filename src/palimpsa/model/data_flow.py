@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
+import sys
 from typing import Any
 
 import torch
@@ -32,8 +33,10 @@ _OPERANDS = tuple(inspect.signature(palimpsa).parameters)
 class _Tracer(fx.Tracer):
     """Takes every submodule, the operator and a cast that looks at its dtype as one box."""
 
-    def __init__(self) -> None:
+    def __init__(self, mixer: Mixer) -> None:
         super().__init__(autowrap_functions=(palimpsa, l2_normalise, at_least_fp32))
+        # It would look for them in the module of `forward` alone, which is that of a base class.
+        self._autowrap_search += [sys.modules[one.__module__] for one in type(mixer).__mro__ if issubclass(one, Mixer)]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -50,7 +53,7 @@ def data_flow(mixer: Mixer) -> list[dict[str, Any]]:
         that leave it, or None where several tensors do; inputs, a list of {"from": name, "as": what the operator calls
         it, or ""}. The first box is the input "x" and the last the output "y".
     """
-    graph = _Tracer().trace(mixer, concrete_args={"cache": None, "cu_seqlens": None})
+    graph = _Tracer(mixer).trace(mixer, concrete_args={"cache": None, "cu_seqlens": None})
     # One short context tells the widths, with zeros for weights that may not have been drawn yet.
     copied = copy.deepcopy(mixer)
     with torch.no_grad():
