@@ -398,7 +398,7 @@ WRONG = {
     ),
     "no numbers": (
         lambda f: with_weights(f, lambda w: w[f"{FIRST}D"].fill_(float("nan"))),
-        "got a model whose logits are no numbers, expected finite weights",
+        "got blocks.0.mixer.skip with 8 of its 8 numbers NaN or infinite, expected finite weights",
     ),
     "damaged": (lambda f: (f / "model.safetensors").write_bytes(b"nothing"), "cannot be read"),
     "code": (

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from palimpsa.mixers import PalimpsaD, PalimpsaM
 from palimpsa.mixers.parameters import MASTER_DTYPE
 from palimpsa.mixers.plasticity import Plasticity
 from palimpsa.model.build import SKELETON_KEYS
+from palimpsa.model.finite import check_finite
 from palimpsa.model.hf import PalimpsaConfig, PalimpsaForCausalLM
 from palimpsa.model.language_model import Block, LanguageModel
 
@@ -83,8 +83,6 @@ def convert_metaplastic(path: Path, folder: Path, conversion: Conversion) -> lis
     strength = choose_strength(model.model, check) if conversion.strength is None else conversion.strength
     set_initial_scales(model.model, strength)
     difference = check.difference()
-    if not math.isfinite(difference):
-        raise ConfigError(f"{path}: got a model whose logits are no numbers, expected finite weights")
     facts = {
         **source.facts,
         # Of another model.
@@ -145,6 +143,7 @@ def metaplastic_config(source: dict[str, Any], conversion: Conversion) -> dict[s
 @torch.no_grad()
 def _fill(model: LanguageModel, source: Source, conversion: Conversion) -> list[str]:
     """Gives a new model its weights; returns the names of those that the source does not have."""
+    check_finite(source.weights, source.path)
     own = model.state_dict()
     created = [name for name in own if name not in source.weights]
     wrong = [name for name in created if not (".plasticity." in name or name.endswith("importance_prior"))]

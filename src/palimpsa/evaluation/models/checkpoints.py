@@ -53,7 +53,8 @@ class EvaluatedModel:
     """A model that can be evaluated.
 
     name: of files. label: in tables. max_length: tokens read before a target. trained: see there. data: the folder of
-    token shards that it was trained on; None where there is none. digest: SHA-256 over its weights and its tokenizer.
+    token shards that it was trained on; None where there is none. digest: SHA-256 over its weights and its tokenizer,
+    and the strength that it is given.
     """
 
     name: str
@@ -103,7 +104,8 @@ def load_evaluated(config: EvaluateConfig) -> EvaluatedModel:
         )
     if config.strength is not None:
         name = found.name if config.name is not None else f"{found.name}_strength_{config.strength:g}"
-        found = replace(found, name=name, label=f"{found.label}, strength {config.strength:g}")
+        label, digest = f"{found.label}, strength {config.strength:g}", json_sha256([found.digest, config.strength])
+        found = replace(found, name=name, label=label, digest=digest)
     if not is_file_name(found.name):
         raise ConfigError(f"name: got {found.name!r}, expected letters, digits, '_', '-', '+' and '.': name=...")
     return found
