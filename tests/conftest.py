@@ -118,8 +118,10 @@ SLOW = (
     "training/test_graphed_step.py",
     "training/test_loggers.py",
     "training/test_own_task.py",
+    "training/test_parameter_groups.py",
     "training/test_run.py",
     "training/test_stability.py",
+    "training/test_start.py",
     "training/watch/test_step_bar.py",
     "training/watch/test_stop_signal.py",
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palimpsa.config.keys import MISSING, convert, key
+from palimpsa.config.optimizer_schema import OptimizerConfig, RecipeConfig, StartConfig
 
 if TYPE_CHECKING:
     from hydra.core.config_store import ConfigStore
@@ -161,35 +162,6 @@ TASK_SCHEMAS: dict[str, type] = {"mqar": MQARConfig, "commonsense": CommonsenseC
 
 
 @dataclass
-class OptimizerConfig:
-    """AdamW."""
-
-    name: str = key("adamw", choices=("adamw",))
-    lr: float = key(above=0, swept=True)  # peak learning rate
-    weight_decay: float = key(minimum=0)
-    beta1: float = key(minimum=0, below=1)
-    beta2: float = key(minimum=0, below=1)
-    eps: float = key(1e-8, above=0)
-    decay_all: bool = key(False)  # False: matrices, taps and embeddings alone
-    warmup_steps: int = key(minimum=0, unit="optimiser steps")
-    gradient_clip: float = key(above=0)  # global L2 norm
-
-
-@dataclass
-class RecipeConfig:
-    """How language models start and are optimised, where that is a matter of recipe; other groups take their values
-    from these.
-    """
-
-    name: str = key("ours", changes_numbers=False)
-    eps: float = key(1e-8, changes_numbers=False)
-    decay_all: bool = key(False, changes_numbers=False)
-    forgetting: str = key("normal", changes_numbers=False)
-    # The range of the log-uniform draw of softplus(s); null: softplus(1) = 1.31.
-    initial_plasticity: list[float] | None = key(None, changes_numbers=False)
-
-
-@dataclass
 class TrainerConfig:
     """Where a run computes and how often it reports."""
 
@@ -204,6 +176,7 @@ class TrainerConfig:
     probe_every: int = key(above=0, unit="optimiser steps")
     num_probe: int = key(above=0, unit="examples")
     checkpoint_every: int = key(above=0, unit="optimiser steps", changes_numbers=False)
+    keep_final: bool = key(False, changes_numbers=False)  # a checkpoint after the last step of any task
     # Of several processes: each has all weights (ddp) or its part of them, of their gradients and moments (fsdp).
     strategy: str = key("ddp", choices=("ddp", "fsdp"), changes_numbers=False)
     # Parts of a step that are computed one after the other, whose gradients are added: as much memory less for each.
@@ -242,6 +215,7 @@ class TrainConfig:
     model: ModelConfig = key(factory=ModelConfig, swept=True)
     task: TaskConfig = key(factory=TaskConfig, kinds=TASK_SCHEMAS)
     optimizer: OptimizerConfig = key(factory=OptimizerConfig)
+    start: StartConfig = key(factory=StartConfig)
     recipe: RecipeConfig = key(factory=RecipeConfig, changes_numbers=False)
     trainer: TrainerConfig = key(factory=TrainerConfig)
     logger: LoggerConfig = key(factory=LoggerConfig, changes_numbers=False)

@@ -66,7 +66,7 @@ def plan_command_line(
                 raise ConfigError(f"{override.input_line}: got several values, expected one; add -m to sweep over them")
         first.hydra.mode = RunMode.RUN
         check_launcher(first)
-        config = with_data_digests(typed(first))
+        config = _with_start(with_data_digests(typed(first)))
         _check_run(config, elsewhere=runs_on_other_machines(first))
         return config
 
@@ -121,7 +121,7 @@ def _make_jobs(combinations: Sequence[Sequence[str]], config_name: str, *, elsew
     jobs: dict[Path, Job] = {}
     checked: set[str] = set()
     for combination in combinations:
-        config = with_data_digests(typed(composer.compose(combination)))
+        config = _with_start(with_data_digests(typed(composer.compose(combination))))
         # A thousand finished runs need no look at their models, nor torch; whether they have ended is for the ledger.
         if not checked.issuperset(combination) and not RunDirectory(config.run_dir).seems_finished():
             checked.update(combination)
@@ -161,6 +161,15 @@ def _selection_seeds(value: Any, jobs: Sequence[Job]) -> frozenset[int]:
         expected = ",".join(map(str, sorted(seeds)))
         raise ConfigError(f"{key}: got {text}, expected some of the values of seed ({expected}), or null for one phase")
     return known
+
+
+def _with_start(config: TrainConfig) -> TrainConfig:
+    if config.start.weights is None and config.start.digest is None:
+        return config
+    # Here and not above: torch.
+    from palimpsa.training.storage.start import with_start_digest
+
+    return with_start_digest(config)
 
 
 def _compose_with_hydra(config_name: str, overrides: Sequence[str]) -> DictConfig:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from palimpsa.runs.files import write_atomic
 from palimpsa.tasks.task import Stage
+from palimpsa.training.optimizer import learning_rates
 from palimpsa.training.watch.throughput import StepCosts
 
 
@@ -101,7 +102,7 @@ class StepLog:
         metrics = {
             "stage": stage.index,
             "loss": loss,
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            **learning_rates(trainer.optimizers[0]),
             "tokens_per_s": self._num_tokens / max(elapsed, 1e-9),
         }
         if self.costs is not None:

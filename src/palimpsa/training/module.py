@@ -147,6 +147,7 @@ class TrainingModule(L.LightningModule):
             warmup_steps=config.warmup_steps,
             max_steps=self.task.max_steps,
             final_share=self.final_lr_share,
+            new_warmup_steps=config.new_warmup_steps,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -1,9 +1,10 @@
-"""AdamW: which parameters decay, the learning rate at each step, and clipping."""
+"""AdamW: which parameters are trained, decay, and have a rate of their own; the rate at each step, and clipping."""
 
 from __future__ import annotations
 
+import fnmatch
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,62 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from palimpsa.config.errors import ConfigError
 from palimpsa.mixers.parameters import MASTER_DTYPE
+from palimpsa.mixers.plasticity import ConstantPlasticity, Plasticity
+
+# Of `optimizer.freeze`: all parameters but the new ones.
+OLD = "old"
+# Of AdamW's groups: those of new parameters with a rate of their own.
+NEW = "new"
+
+
+def new_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What metaplasticity adds to a model, by name: the parameters of its plasticities, which conversion makes."""
+    plasticities = [one for one in model.modules() if isinstance(one, Plasticity | ConstantPlasticity)]
+    ids = {id(parameter) for one in plasticities for parameter in one.parameters()}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in ids}
+
+
+def freeze(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Has parameters get no gradients, and so no moments and no decay; returns their names.
+
+    Args:
+        model: before it is spread over processes.
+        names: "old", all but the new ones, or patterns of names as fnmatch has them.
+
+    Raises:
+        ConfigError: naming a pattern that no parameter has, or where nothing is left to train.
+    """
+    parameters, new = dict(model.named_parameters()), new_parameters(model)
+    frozen: set[str] = set()
+    for pattern in names:
+        chosen = parameters.keys() - new.keys() if pattern == OLD else set(fnmatch.filter(parameters, pattern))
+        if not chosen:
+            raise ConfigError(
+                f"optimizer.freeze: got {pattern!r}, which no parameter has, expected {OLD!r} or a pattern of names "
+                f"like {next(iter(parameters))}"
+            )
+        frozen |= chosen
+    if frozen == parameters.keys():
+        raise ConfigError(
+            f"optimizer.freeze: got {', '.join(names)}, which is all {len(parameters)} parameters, expected some that "
+            "are trained"
+        )
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    return sorted(frozen)
+
+
+def check_new_rates(model: nn.Module, config: Any) -> None:
+    """Raises ConfigError for a rate or a warm-up of the new parameters where the model has none."""
+    for name in ("new_lr", "new_warmup_steps"):
+        value = getattr(config, name)
+        if value is not None and not new_parameters(model):
+            raise ConfigError(
+                f"optimizer.{name}: got {value} with a model without metaplasticity, expected null: it has no new "
+                "parameters"
+            )
 
 
 def make_optimizer(model: nn.Module, config: Any, device: torch.device) -> AdamW:
@@ -22,7 +78,7 @@ def make_optimizer(model: nn.Module, config: Any, device: torch.device) -> AdamW
         ValueError: see `weight_decay_groups`.
     """
     return AdamW(
-        weight_decay_groups(model, config.weight_decay, decay_all=config.decay_all),
+        parameter_groups(model, config),
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
@@ -31,19 +87,63 @@ def make_optimizer(model: nn.Module, config: Any, device: torch.device) -> AdamW
     )
 
 
+def parameter_groups(model: nn.Module, config: Any) -> list[dict[str, Any]]:
+    """AdamW's groups: those of `weight_decay_groups`, and where the new parameters have a rate or a warm-up of their
+    own, the same of these, with their peak rate and `NEW`. Without those that are empty then, as of what is frozen.
+
+    Raises:
+        ValueError: see `weight_decay_groups`.
+    """
+    decay = partial(weight_decay_groups, weight_decay=config.weight_decay, decay_all=config.decay_all)
+    if config.new_lr is None and config.new_warmup_steps is None:
+        return decay(model)
+    ids = {id(parameter) for parameter in new_parameters(model).values()}
+    groups = []
+    for group in decay(model):
+        own = {True: [], False: []}
+        for parameter in group["params"]:
+            own[id(parameter) in ids].append(parameter)
+        groups.append({**group, "params": own[False]})
+        rate = config.lr if config.new_lr is None else config.new_lr
+        groups.append({**group, "params": own[True], "lr": rate, NEW: True})
+    # Old ones first: theirs is the rate that curves call by that name.
+    return sorted((group for group in groups if group["params"]), key=lambda group: NEW in group)
+
+
+def learning_rates(optimizer: Any) -> dict[str, float]:
+    """What curves say of the rates: `learning_rate`, and `learning_rate_new` where new parameters have their own."""
+    groups = optimizer.param_groups
+    named = {("learning_rate_new" if group.get(NEW) else "learning_rate"): group["lr"] for group in groups}
+    # Of a run that trains the new ones alone it is the only one.
+    return {"learning_rate": groups[0]["lr"], **named}
+
+
 def make_schedule(
-    optimizer: AdamW, *, schedule: str, warmup_steps: int, max_steps: int, final_share: float
+    optimizer: AdamW,
+    *,
+    schedule: str,
+    warmup_steps: int,
+    max_steps: int,
+    final_share: float,
+    new_warmup_steps: int | None = None,
 ) -> LambdaLR:
-    """The learning rate of every step: see `learning_rate_factor`."""
+    """The learning rate of every step: see `learning_rate_factor`; new_warmup_steps: of the groups that are `NEW`."""
+    steps = [
+        new_warmup_steps if group.get(NEW) and new_warmup_steps is not None else warmup_steps
+        for group in optimizer.param_groups
+    ]
     return LambdaLR(
         optimizer,
-        partial(
-            learning_rate_factor,
-            schedule=schedule,
-            warmup_steps=warmup_steps,
-            max_steps=max_steps,
-            final_share=final_share,
-        ),
+        [
+            partial(
+                learning_rate_factor,
+                schedule=schedule,
+                warmup_steps=own_steps,
+                max_steps=max_steps,
+                final_share=final_share,
+            )
+            for own_steps in steps
+        ],
     )
 
 

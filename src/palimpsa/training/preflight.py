@@ -34,6 +34,7 @@ def check_run(config: TrainConfig, *, elsewhere: bool = False) -> Task[Any, Any]
     check_config(config)
     check_logger(config)
     check_model(asdict(config.model))
+    _check_parameters(config)
     task = build_task(config.task, config.seed)
     if task.max_steps > MAX_COUNT:
         raise ConfigError(f"task: got {task.max_steps} optimiser steps in all, expected at most {MAX_COUNT}")
@@ -46,3 +47,23 @@ def check_run(config: TrainConfig, *, elsewhere: bool = False) -> Task[Any, Any]
     )
     check_device(config, elsewhere=elsewhere)
     return task
+
+
+def _check_parameters(config: TrainConfig) -> None:
+    """Raises ConfigError for what `optimizer` says of parameters that there are not, and for a start that does not fit."""
+    own, start = config.optimizer, config.start
+    if own.freeze is None and own.new_lr is None and own.new_warmup_steps is None and start.weights is None:
+        return
+    import torch
+
+    from palimpsa.model.build import build_model
+    from palimpsa.training.optimizer import check_new_rates, freeze
+    from palimpsa.training.storage.start import check_start
+
+    # Shapes without memory.
+    with torch.device("meta"):
+        model = build_model(config.model, None)
+    check_new_rates(model, own)
+    if own.freeze is not None:
+        freeze(model, own.freeze)
+    check_start(model, start)

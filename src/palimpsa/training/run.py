@@ -37,7 +37,9 @@ from palimpsa.training.history import History, StepLog
 from palimpsa.training.loggers import close_loggers, make_loggers, run_name
 from palimpsa.training.memory_probe import MemoryProbe
 from palimpsa.training.module import TrainingModule
+from palimpsa.training.optimizer import freeze
 from palimpsa.training.preflight import check_run
+from palimpsa.training.storage.start import fill_from_start, with_start_digest
 from palimpsa.training.watch.loss_guard import LossGuard
 from palimpsa.training.watch.step_bar import StepBar
 from palimpsa.training.watch.stop_signal import StopAtSignal
@@ -58,7 +60,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         ConfigError: for a config that cannot be run.
         RunDirectoryError: where the run's directory holds another config or a damaged file.
     """
-    config = with_data_digests(config)
+    config = with_start_digest(with_data_digests(config))
     task = check_run(config)
     directory, stored = RunDirectory(config.run_dir), plain(config)
     progress = JobProgress.from_environment(run_name(config), task.max_steps)
@@ -183,6 +185,9 @@ class TrainingRun:
             torch.set_num_threads(trainer_config.num_threads)
         quiet_lightning()
         model = build_model(config.model, config.seed)
+        num_parameters = model.num_parameters
+        if config.optimizer.freeze is not None:
+            freeze(model, config.optimizer.freeze)
         model.checkpoint_blocks = trainer_config.checkpoint_blocks
         if trainer_config.compile:
             compile_blocks(model)
@@ -213,8 +218,10 @@ class TrainingRun:
             own = [self.history, self.curriculum, *guards]
             checkpoint, damages = find_checkpoint(self.directory, module.state_dict(), stored, own)
             checkpoints.damaged = list(damages)
+            if checkpoint is None and config.start.weights is not None:
+                fill_from_start(model, config.start)
             trainer.fit(module, range(self.task.max_steps * trainer_config.accumulate), ckpt_path=checkpoint)
-            if self.task.keeps_final_weights and self.curriculum.done:
+            if (self.task.keeps_final_weights or trainer_config.keep_final) and self.curriculum.done:
                 trainer.save_checkpoint(self.directory.checkpoint_file)
         except OperandError as error:
             # On a CPU the operator looks at its arguments before anyone looks at the loss.
@@ -229,7 +236,7 @@ class TrainingRun:
         stop.interrupt()
         return {
             "state_size": model.state_size,
-            "num_parameters": model.num_parameters,
+            "num_parameters": num_parameters,
             "num_steps": trainer.global_step,
             "notes": list(damages.values()),
             "probe_time_share": probe.seconds / (time.perf_counter() - clock),
