@@ -157,3 +157,10 @@ class PalimpsaMixer(Mixer):
         state = self._attend(operands, output_final_state=True).final_state
         assert state is not None
         return MemoryTrace(mean_window(operands.log_decay), state.importance)
+
+    @torch.no_grad()
+    def variance(self, x: Tensor) -> Tensor:
+        """The epistemic variance of what every token recalls, scale^2 q_t^2 (1 / I_t), [B, T, H, V] for x [B, T, D]."""
+        variance = self._attend(self._operands(x, None, None), output_variance=True).variance
+        assert variance is not None
+        return variance

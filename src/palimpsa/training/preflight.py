@@ -50,7 +50,7 @@ def check_run(config: TrainConfig, *, elsewhere: bool = False) -> Task[Any, Any]
 
 
 def _check_parameters(config: TrainConfig) -> None:
-    """Raises ConfigError for what `optimizer` says of parameters that there are not, and for a start that does not fit."""
+    """Raises ConfigError for parameters that `optimizer` names and there are not, and for a start that does not fit."""
     own, start = config.optimizer, config.start
     if own.freeze is None and own.new_lr is None and own.new_warmup_steps is None and start.weights is None:
         return

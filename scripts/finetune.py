@@ -1,0 +1,10 @@
+"""Fine-tunes a trained model, as a metaplastic one: python scripts/finetune.py SOURCE task=commonsense task.data=DIR."""
+
+import sys
+from functools import partial
+
+from palimpsa.config.process import run_script
+from palimpsa.finetuning.command import finetune_main
+
+if __name__ == "__main__":
+    run_script(partial(finetune_main, sys.argv[1:]))

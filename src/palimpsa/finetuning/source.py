@@ -1,0 +1,184 @@
+"""What a fine-tuning starts from: a run, a folder, or a model that is converted first; and its model as a command line."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from palimpsa.config.errors import ConfigError, RunDirectoryError
+from palimpsa.model.build import SKELETON_KEYS
+from palimpsa.runs.identity import upgraded
+from palimpsa.runs.result import read_json_object
+from palimpsa.training.storage.trained import OWN_MODEL_TYPE, is_folder, read_source, weights_digest
+
+# The file of configs/model that a model of each class builds on: what its own config does not say is as it is there.
+BASES = {"palimpsa.mixers.PalimpsaD": "palimpsa_d", "palimpsa.mixers.PalimpsaM": "palimpsa_m"}
+# Digits of a digest in a folder's name.
+NUM_DIGITS = 12
+
+
+def model_of(source: Path) -> dict[str, Any] | None:
+    """The `model` group of a run, a checkpoint or a folder of ours; None for a model of other programs.
+
+    Raises:
+        ConfigError, RunDirectoryError, ResultError: for what is none of them, or is damaged.
+    """
+    if not source.exists():
+        raise ConfigError(f"SOURCE: got {str(source)!r}, which is not there, expected a trained model")
+    file = source / "config.json"
+    if not file.is_file():
+        # Of a checkpoint; or a layout that has the weights alone, which is for the conversion to say.
+        return read_source(source).model_config if source.is_file() else None
+    config = read_json_object(file, "expected the config of a run or of a model")
+    if "model" in config and "task" in config:
+        return config["model"]
+    return config if config.get("model_type") == OWN_MODEL_TYPE else None
+
+
+def is_metaplastic(model: Mapping[str, Any]) -> bool:
+    """Whether a `model` group has importances: Palimpsa-D or Palimpsa-M, and not their twins without."""
+    mixer = model["mixer"]
+    return mixer["_target_"] in BASES and mixer.get("metaplastic", True)
+
+
+def converted(source: Path, folder: Path, options: str = "") -> Path:
+    """A metaplastic model made of a source, below a folder: the same source and options give the same place, once.
+
+    Args:
+        options: of `scripts/convert.py metaplastic`, as on a command line.
+
+    Raises:
+        ConfigError: where it cannot be converted, which has been told on stderr.
+    """
+    # Here and not above: transformers.
+    from palimpsa.conversion.command import convert_main
+
+    digest = hashlib.sha256(f"{_content_digest(source)} {options}".encode()).hexdigest()[:NUM_DIGITS]
+    place = folder / f"{source.resolve().name}_{digest}"
+    if place.is_dir():
+        return place
+    folder.mkdir(parents=True, exist_ok=True)
+    if convert_main(["metaplastic", str(source), str(place), *shlex.split(options)]):
+        raise ConfigError(f"SOURCE: {source} was not converted, for the reason above")
+    return place
+
+
+def _content_digest(source: Path) -> str:
+    """Of what is converted: of our own models the weights, of others all bytes of the folder's files."""
+    if not source.is_dir() or not (source / "config.json").is_file() or _is_ours(source):
+        return weights_digest(read_source(source).weights)
+    digest = hashlib.sha256()
+    for file in sorted(path for path in source.iterdir() if path.is_file()):
+        digest.update(file.name.encode())
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _is_ours(source: Path) -> bool:
+    config = read_json_object(source / "config.json", "expected the config of a run or of a model")
+    return not is_folder(source) and "model" in config or config.get("model_type") == OWN_MODEL_TYPE
+
+
+def model_overrides(model: Mapping[str, Any]) -> list[str]:
+    """The command line that has a run build this model, whatever its scale says.
+
+    Raises:
+        ConfigError: for a model of another class than those of `BASES`.
+    """
+    target = str(model["mixer"].get("_target_"))
+    if target not in BASES:
+        raise ConfigError(
+            f"SOURCE: got a model of {target}, expected one of {', '.join(BASES)}: no other becomes metaplastic"
+        )
+    keys = ("name", "label", *(key for key in SKELETON_KEYS if key in model))
+    values = {f"model.{key}": model[key] for key in keys}
+    values |= {f"model.mixer.{key}": value for key, value in model["mixer"].items() if key != "_target_"}
+    return [f"model={BASES[target]}", *(f"++{key}={as_override(value)}" for key, value in values.items())]
+
+
+def as_override(value: Any) -> str:
+    """A plain value as Hydra reads it on a command line.
+
+    >>> as_override([{"seq_len": 8, "in_figure": False}, float("inf"), None])
+    '[{seq_len:8,in_figure:false},inf,null]'
+    >>> print(as_override("Mamba-2 (it's, small)"))
+    'Mamba-2 (it\\'s, small)'
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(as_override, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{name}:{as_override(one)}' for name, one in value.items())}}}"
+    # As stored configs have what is no number to JSON.
+    if value in ("inf", "-inf", "nan"):
+        return value
+    quoted = str(value).replace("\\'", "\\\\\\'") if "\\'" in str(value) else str(value).replace("'", "\\'")
+    return f"'{quoted}'"
+
+
+def source_overrides(source: Path, given: Sequence[str]) -> list[str]:
+    """The command line of a run that starts from a source as it is.
+
+    Args:
+        given: overrides of whoever asks, which come last, so that they count.
+
+    Raises:
+        ConfigError, RunDirectoryError, ResultError: see `model_of`, `model_overrides` and `read_source`.
+    """
+    try:
+        model = model_of(source)
+    except RunDirectoryError as error:
+        raise RunDirectoryError(f"SOURCE: {error}") from error
+    if model is None:
+        raise ConfigError(
+            f"SOURCE: got {str(source)!r}, expected the directory of a run or a folder of scripts/convert.py's"
+        )
+    own = [*model_overrides(model), f"task.vocab_size={model['vocab_size']}", f"start.weights={as_override(str(source))}"]
+    return [*_task_of(source, given), *own, *given]
+
+
+def check_reads_alike(source: Path, data: str) -> None:
+    """Holds the tokenizer in a folder to the one that made the token shards which it is to be trained on.
+
+    Raises:
+        ConfigError: naming the first text of which it makes other ids. A folder without a tokenizer says nothing.
+    """
+    # Here and not above: transformers.
+    from palimpsa.conversion.tokenizer import FACTS, read_folder_tokenizer
+    from palimpsa.tasks.data_digests import split_folder
+    from palimpsa.text.golden import check_tokenizer
+    from palimpsa.text.manifest import read_manifest
+
+    if (source / FACTS).is_file():
+        manifest = read_manifest(split_folder(data, "train"))
+        try:
+            check_tokenizer(manifest, read_folder_tokenizer(source))
+        except ConfigError as error:
+            raise ConfigError(f"task.data: {data} does not fit {source}: {error}") from error
+
+
+def _task_of(source: Path, given: Sequence[str]) -> list[str]:
+    """The task of the source's run, unless whoever asks names one; of a folder nobody knows another than text."""
+    if any(override.startswith("task=") for override in given):
+        return []
+    config = read_json_object(source / "config.json", "expected a config") if (source / "config.json").is_file() else {}
+    return [f"task={config['task']['name']}"] if "task" in config else ["task=commonsense"]
+
+
+def own_task_overrides(source: Path) -> list[str]:
+    """The command line of the very task that a run was trained on, every key of it; empty for what is no run."""
+    file = source / "config.json"
+    config = read_json_object(file, "expected a config") if file.is_file() else {}
+    if "task" not in config or "model" not in config:
+        return []
+    task = upgraded(config)["task"]
+    # Numbers of the sweep that it was in, and digests that are read again, are none of its own.
+    keys = {name: value for name, value in task.items() if name not in ("kind", "name", "sweep")}
+    return [f"task={task['name']}", *(f"++task.{name}={as_override(value)}" for name, value in keys.items())]
