@@ -300,7 +300,7 @@ def test_two_sweeps_in_one_directory_are_one_too_many(plan, capsys):
     first, second = plan(), plan()
     started = []
     with first.locked(), pytest.raises(RunDirectoryError) as caught:
-        command._run_sweep(second, lambda: started.append(1))
+        command.run_sweep(second, lambda: started.append(1))
     message = str(caught.value)
     assert message.startswith(f"results_dir: {first.directory} is swept by another process (process ")
     assert "\n" not in message
@@ -316,14 +316,14 @@ def test_a_directory_of_another_config_is_found_before_anything_starts(plan):
     write_result(other, 0.5)
     started = []
     with pytest.raises(RunDirectoryError, match=r"seed_4 holds a run of another config \(optimizer.weight_decay: stor"):
-        command._run_sweep(plan(), lambda: started.append(1))
+        command.run_sweep(plan(), lambda: started.append(1))
     assert not started
 
 
 def test_a_finished_sweep_starts_nothing(plan, capsys):
     plan().run(Launcher(), lambda _: None)
     started = []
-    command._run_sweep(plan(), lambda: started.append(1))
+    command.run_sweep(plan(), lambda: started.append(1))
     assert not started
     shown = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["all", "16", "0", "0", "0", "16"] in shown

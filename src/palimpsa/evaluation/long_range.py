@@ -98,7 +98,7 @@ class LongRange:
             ConfigError: for documents that are missing, damaged or too short, or points that are no numbers.
         """
         measures = {
-            "loss_by_position": lambda: loss_by_position(self._document_losses()),
+            "loss_by_position": lambda: loss_by_position(self.document_losses()),
             "rare_bigrams": self._rare_bigrams,
             "phonebook": self._phonebook,
             "repeat_copy": self._repeat_copy,
@@ -158,7 +158,7 @@ class LongRange:
     def _rare_bigrams(self) -> list[Point]:
         assert self._model.data is not None
         training = TokenShards.open(split_folder(self._model.data, "train"))
-        losses = self._document_losses()
+        losses = self.document_losses()
         points = rare_bigrams_by_age(self.documents(), losses, training, max_count=self._config.max_count)
         if not points:
             self.notes.append(
@@ -194,7 +194,8 @@ class LongRange:
     def _generators(self, measure: int, size: int) -> list[np.random.Generator]:
         return [np.random.default_rng((self._config.seed, measure, size, k)) for k in range(self._config.num_books)]
 
-    def _document_losses(self) -> np.ndarray:
+    def document_losses(self) -> np.ndarray:
+        """[D, num_tokens - 1] nats of every token of `documents` but the first of each. Raises as `run` does."""
         if self._losses is None:
             self._losses = document_losses(self._scorer, self.documents())
         return self._losses

@@ -140,7 +140,11 @@ def source_overrides(source: Path, given: Sequence[str]) -> list[str]:
         raise ConfigError(
             f"SOURCE: got {str(source)!r}, expected the directory of a run or a folder of scripts/convert.py's"
         )
-    own = [*model_overrides(model), f"task.vocab_size={model['vocab_size']}", f"start.weights={as_override(str(source))}"]
+    own = [
+        *model_overrides(model),
+        f"task.vocab_size={model['vocab_size']}",
+        f"start.weights={as_override(str(source))}",
+    ]
     return [*_task_of(source, given), *own, *given]
 
 

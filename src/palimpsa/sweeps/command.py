@@ -76,7 +76,7 @@ def _carry_out(arguments: Namespace, then: Callable[[Sequence[dict[str, Any]], i
         _show("cfg", name, arguments)
         return 0
     if isinstance(plan, Sweep):
-        configs, code = [job.config for job in plan.jobs], _run_sweep(plan, plan.launch)
+        configs, code = [job.config for job in plan.jobs], run_sweep(plan, plan.launch)
     else:
         configs, code = [plain(plan)], _run_alone(plan)
     return then(configs, code) if then is not None else code
@@ -127,7 +127,7 @@ def _run_alone(config: TrainConfig) -> int:
     return 0
 
 
-def _run_sweep(sweep: Sweep, launch: Launch) -> int:
+def run_sweep(sweep: Sweep, launch: Launch) -> int:
     """Shows the ledger, launches what is left, shows it again; returns 1 where a run did not end."""
     console = plain_console()
     ledger = sweep.survey()

@@ -83,11 +83,29 @@ def _plan_sweep(first: DictConfig, overrides: Sequence[str]) -> Sweep:
     combinations = _combinations(overrides)
     if len(set(map(tuple, combinations))) < len(combinations):
         _name_repeated_values(overrides)
-    name: str = first.hydra.job.config_name
-    first = _compose_with_hydra(name, combinations[0])
+    return _sweep_of(combinations, first.hydra.job.config_name)
+
+
+def plan_runs(combinations: Sequence[Sequence[str]], config_name: str = CONFIG_NAME) -> Sweep:
+    """A sweep of runs whose command lines are given one by one, as `plan_command_line` has those that it makes.
+
+    Args:
+        combinations: one value a key each; hydra/launcher and its keys, of the first, are the sweep's.
+
+    Raises:
+        ConfigError: see `plan_command_line`.
+    """
+    with composition(combinations[0]):
+        for overrides in combinations:
+            check_hydra_overrides(overrides)
+        return _sweep_of(combinations, config_name)
+
+
+def _sweep_of(combinations: Sequence[Sequence[str]], config_name: str) -> Sweep:
+    first = _compose_with_hydra(config_name, combinations[0])
     first.hydra.mode = RunMode.MULTIRUN
     check_launcher(first)
-    jobs = _make_jobs(combinations, name, elsewhere=runs_on_other_machines(first))
+    jobs = _make_jobs(combinations, config_name, elsewhere=runs_on_other_machines(first))
     seeds = first.hydra.sweeper.selection_seeds
     directory = Path(jobs[0].config["results_dir"]) / "runs"
     launch = HydraLaunch(first, hydra_context(), directory)
