@@ -1,7 +1,7 @@
 # `make` lists the targets. Any POSIX sh and GNU make will do; every Python package lives in .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast lint mqar figures illustrations sweep bench prepare-text pretrain evaluate clean check-scale
+.PHONY: help setup test test-fast lint mqar figures illustrations sweep bench prepare-text pretrain evaluate finetune clean check-scale check-source
 # The prerequisites of a target are steps in an order; parallel runs are the launcher's business (JOBS).
 .NOTPARALLEL:
 
@@ -50,7 +50,10 @@ help: ## List the targets
 	@echo "  JOBS      runs at a time (default: one a core at laptop scale, else one a GPU; more packs them)"
 	@echo "  SWEEP     a file of configs/sweep (default: learning_rate for make sweep, mqar_figure2 for make mqar)"
 	@echo "  MODEL     of make pretrain: a file of configs/model/lm"
-	@echo "  DATA      of make pretrain: a folder that make prepare-text has made; of make evaluate: a folder of the tasks' records"
+	@echo "  DATA      of make pretrain and make finetune: a folder that make prepare-text has made; of make evaluate: a folder"
+	@echo "            of the tasks' records"
+	@echo "  TASK      of make finetune without DATA: a file of configs/task (default: of a run its own, else the novel's text)"
+	@echo "  SOURCE    of make finetune: a run's directory, a folder of scripts/convert.py, or a Mamba-2 to be converted"
 	@echo "  CHECKPOINT, LIMIT  of make evaluate: a run's directory or a Hugging Face folder; items a task"
 	@echo "  ARGS      more Hydra overrides for what trains, makes or times something, more pytest arguments for what tests"
 	@echo "  PYTHON    the interpreter that set-up uses (default: python3.11, else python3.12, else python3)"
@@ -125,6 +128,7 @@ figures: setup ## Draw the figures, count the models, write the numbers of READM
 	$(if $(wildcard results/kernels/operators_*.csv results/kernels/throughput_*.csv),$(PY) scripts/plot_benchmark.py --results results/kernels)
 	$(if $(wildcard results/training/steps_*.csv),$(PY) scripts/plot_benchmark.py --results results/training)
 	$(if $(wildcard results/commonsense/evaluation.csv),$(PY) scripts/plot_evaluation.py --results results/commonsense)
+	$(if $(wildcard results/finetuning/*.csv),$(PY) scripts/plot_finetuning.py --results results/finetuning)
 	$(PY) scripts/write_numbers.py
 
 illustrations: setup ## Compute what Figure 4 and capacity.png show, where it is out of date (minutes)
@@ -140,6 +144,14 @@ pretrain: SCALE = $(if $(DATA),$(if $(GPU),h200,laptop),laptop)
 pretrain: check-scale setup ## Pretrain a language model: MODEL=palimpsa_d_170m DATA=dir (alone: a tiny one, on a novel)
 	$(if $(DATA),,$(PY) scripts/prepare_text.py source=sample tokenizer=bytes validation_every=8 directory=data/sample)
 	$(PY) scripts/pretrain.py task=commonsense model=lm/$(MODEL) task.data=$(or $(DATA),data/sample) scale=$(SCALE) trainer=$(TRAINER) $(ARGS)
+
+# Without DATA and TASK a run goes on with its own task, and what is no run reads the novel.
+SOURCE ?=
+TASK ?=
+finetune: SCALE = $(if $(GPU),h200,laptop)
+finetune: check-source check-scale setup ## Fine-tune a trained model as a metaplastic one: SOURCE=model DATA=dir, or TASK=name
+	$(if $(DATA)$(TASK),,$(PY) scripts/prepare_text.py source=sample tokenizer=bytes validation_every=8 directory=data/sample)
+	$(PY) scripts/finetune.py $(SOURCE) $(if $(DATA),task=commonsense task.data=$(DATA),$(if $(TASK),task=$(TASK))) scale=$(SCALE) trainer=$(TRAINER) $(ARGS)
 
 # Without CHECKPOINT the run of make pretrain, without DATA the hub's data.
 CHECKPOINT ?=
@@ -161,6 +173,11 @@ clean: ## Remove .venv and caches; results stay
 	fi
 	rm -rf $(VENV) build dist src/palimpsa.egg-info .pytest_cache .ruff_cache .hypothesis .coverage
 	find kernels src scripts tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+check-source:
+	@if [ -z "$(SOURCE)" ]; then \
+	  echo "SOURCE= is missing: make finetune SOURCE=model, a run's directory or a folder (docs/finetuning.md)" >&2; exit 2; \
+	fi
 
 check-scale:
 	@known=; for scale in $(SCALES); do if [ "$$scale" = "$(SCALE)" ]; then known=yes; fi; done; \

@@ -1,4 +1,4 @@
-"""Compares models that are trained on converted and unconverted: python scripts/demonstrate.py demonstration=recall."""
+"""Compares models that are trained on converted and unconverted: python scripts/demonstrate.py recall."""
 
 import sys
 from functools import partial

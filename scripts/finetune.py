@@ -1,4 +1,4 @@
-"""Fine-tunes a trained model, as a metaplastic one: python scripts/finetune.py SOURCE task=commonsense task.data=DIR."""
+"""Fine-tunes a trained model, converted first where it has no importances: python scripts/finetune.py SOURCE."""
 
 import sys
 from functools import partial

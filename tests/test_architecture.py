@@ -37,9 +37,13 @@ ARROWS: dict[str, set[str]] = {
         *("kernels", "mixers", "model", "tasks", "training", "config", "runs", "text", "analysis", "sweeps", "theory"),
         "evaluation",
     },
+    "finetuning": {
+        *("kernels", "mixers", "model", "tasks", "training", "conversion", "evaluation", "sweeps"),
+        *("config", "runs", "text", "analysis"),
+    },
     "scripts": {
         *("kernels", "model", "tasks", "theory", "training", "config", "runs", "text", "analysis", "sweeps"),
-        *("benchmark", "evaluation", "conversion"),
+        *("benchmark", "evaluation", "conversion", "finetuning"),
     },
 }
 # Packages that a room never imports, at the top of a file or late; and those that it imports late at most.
@@ -57,6 +61,7 @@ NEVER = {
     "benchmark": {"wandb"},
     "evaluation": {"wandb", "hydra"},
     "conversion": {"wandb", "hydra", "pandas"},
+    "finetuning": {"wandb", "hydra", "lightning", "fla", "pandas"},
     "training": {"fla"},
     "scripts": {"wandb", "fla"},
 }
@@ -148,7 +153,9 @@ def test_the_arrows_go_one_way():
 
 
 def test_of_what_trains_only_sweeps_ask_analysis():
-    assert {room for room in ARROWS if "analysis" in ARROWS[room]} == {"evaluation", "sweeps", "benchmark", "scripts"}
+    assert {room for room in ARROWS if "analysis" in ARROWS[room]} == {
+        *("evaluation", "finetuning", "sweeps", "benchmark", "scripts")
+    }
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels").rglob("*.py")), ids=lambda path: path.name)

@@ -1,8 +1,8 @@
 """The tables and sentences of README.md and docs/ that come from CSV files: what stands between each pair of markers.
 
 `TEXT_BLOCKS` has them by the name in the marker. Each is a function of the results folder (with mqar/, kernels/,
-training/, commonsense/) that returns Markdown, and raises ResultError for a file that is missing, invalid, or lacks
-what it needs.
+training/, commonsense/, finetuning/) that returns Markdown, and raises ResultError for a file that is missing, invalid,
+or lacks what it needs.
 """
 
 import textwrap
@@ -16,6 +16,7 @@ import pandas as pd
 from palimpsa.analysis.collect.benchmark_columns import BASELINE, OPERATORS, PASSES
 from palimpsa.analysis.collect.benchmark_files import read_operator_csv, read_training_csv
 from palimpsa.analysis.evaluation_tables import zero_shot_summary
+from palimpsa.analysis.finetuning.tables import finetuning_summary
 from palimpsa.analysis.plasticity_costs import plasticity_costs
 from palimpsa.analysis.pretraining_costs import pretraining_costs
 from palimpsa.analysis.statistics.learning_rate import (
@@ -219,6 +220,7 @@ TEXT_BLOCKS: dict[str, Callable[[Path], str]] = {
     "training_speed_table": training_speed_table,
     "pretraining_costs": pretraining_costs,
     "zero_shot_summary": zero_shot_summary,
+    "finetuning_summary": finetuning_summary,
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line of scripts/finetune.py: converts where that is to be done, trains, exports, says where all of it is."""
+"""The command line of scripts/finetune.py: converts what has no importances, trains, exports, says where all is."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def starting_point(source: Path, results_dir: Path, options: str, *, as_it_is: b
             raise ConfigError(f"--convert: got {options!r} with {reason}, expected none")
         return source
     place = converted(source, results_dir / "converted", options)
-    print(f"converted: {place}", flush=True)
+    print(f"converted: {place}, every tensor in {place.name}.txt beside it", flush=True)
     return place
 
 

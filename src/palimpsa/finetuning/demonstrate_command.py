@@ -9,13 +9,14 @@ from palimpsa.config.errors import ConfigError, RunDirectoryError
 from palimpsa.config.process import plain_console, print_failure, refuse_options
 from palimpsa.runs.schema import ResultError
 
-USAGE = """usage: demonstrate.py [KEY=VALUE ...], for instance
+USAGE = """usage: demonstrate.py NAME [KEY=VALUE ...], for instance
 
-  demonstrate.py demonstration=recall                      associative recall, on a GPU
-  demonstrate.py demonstration=language overrides=[task.data=data/hub]
-  demonstrate.py demonstration=recall_small                in a minute on two CPU cores: shows that it works
+  demonstrate.py recall hydra/launcher=joblib hydra.launcher.n_jobs=4      associative recall, on a GPU
+  demonstrate.py language task.data=data/hub                               language, on a GPU
+  demonstrate.py recall_small                                              in minutes on two CPU cores
 
-The keys are in configs/demonstrate.yaml; docs/finetuning.md says what is compared. The same command goes on where it
+NAME: a file of configs/demonstration, whose keys are demonstration.KEY here, beside results_dir. All else is the
+command line of train.py, for all runs. docs/finetuning.md says what is compared. The same command goes on where it
 stopped."""
 
 
@@ -23,8 +24,8 @@ def demonstrate_main(arguments: Sequence[str]) -> int:
     """Carries out a demonstration.
 
     Returns:
-        0; 1 where a run is not finished or a file cannot be written; 2 where the command line, a config or a directory is
-        wrong; 130 where it was interrupted.
+        0; 1 where a run is not finished or a file cannot be written; 2 where the command line, a config or a directory
+        is wrong; 130 where it was interrupted.
     """
     if {"-h", "--help"} & set(arguments):
         print(USAGE)

@@ -1,7 +1,7 @@
 """A demonstration: trained models that are trained on converted and unconverted, in pairs, and measured alike.
 
-Every step is skipped that has been done: runs by their directories, conversions and measurements by what they are of. So
-the same command goes on where it stopped, on another machine too, to which results_dir has come.
+Every step is skipped that has been done: runs by their directories, conversions and measurements by what they are of.
+So the same command goes on where it stopped, on another machine too, to which results_dir has come.
 """
 
 from __future__ import annotations
@@ -70,9 +70,8 @@ def plan_arms(config: DemonstrateConfig, sources: Sequence[Arm]) -> tuple[Sweep,
             start, own = source.directory, []
             if kind == CONVERTED:
                 start, own = converted(start, Path(config.results_dir) / "converted", plan.convert), plan.converted
-            # Two models may be called alike once they are converted.
-            variant = f"variant=_{kind}_{source.job.config['model']['name']}"
-            given = [*_common(config), *plan.further, *own, f"seed={source.seed + plan.seed_offset}", variant]
+            named = [f"seed={source.seed + plan.seed_offset}", f"variant=_{kind}"]
+            given = [*_common(config), *plan.further, *own, *named]
             places.append((source, kind))
             lines.append(source_overrides(start, given))
     sweep = plan_runs(lines)
@@ -83,7 +82,7 @@ def plan_arms(config: DemonstrateConfig, sources: Sequence[Arm]) -> tuple[Sweep,
 
 
 def _common(config: DemonstrateConfig) -> list[str]:
-    return [f"results_dir={as_override(config.results_dir)}", *config.demonstration.common, *config.overrides]
+    return [f"results_dir={as_override(config.results_dir)}", *config.demonstration.common]
 
 
 def pair_rows(config: DemonstrateConfig, arms: Sequence[Arm], report: Report) -> tuple[Rows, Rows]:

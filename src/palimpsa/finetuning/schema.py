@@ -47,23 +47,32 @@ class DemonstrateConfig:
 
     Args:
         results_dir: runs/, converted/ and pairs.csv are made in it.
-        overrides: of scripts/train.py, for all runs: the data, a launcher, a scale.
     """
 
     results_dir: str = key()
-    overrides: list[str] = key()
     demonstration: DemonstrationConfig = key()
 
 
 def load(overrides: Sequence[str]) -> DemonstrateConfig:
-    """A command line's config, composed and checked.
+    """A command line's config, composed and checked: the name of a file of configs/demonstration, and overrides.
+
+    Those of `results_dir` and `demonstration` are of configs/demonstrate.yaml; all others are of scripts/train.py, for
+    all runs: the data, a launcher, a scale.
 
     Raises:
         ConfigError: in one line, naming the key, what came and what was expected.
     """
-    config: DemonstrateConfig = convert(DemonstrateConfig, compose_values(overrides, CONFIG_NAME))
+    names = [one for one in overrides if "=" not in one]
+    if len(names) != 1:
+        raise ConfigError(f"demonstration: got {' '.join(names) or 'none'}, expected a file of configs/demonstration")
+    own = [one for one in overrides if one.startswith(("results_dir=", "demonstration."))]
+    others = [one for one in overrides if one not in own and one not in names]
+    config: DemonstrateConfig = convert(
+        DemonstrateConfig, compose_values([f"demonstration={names[0]}", *own], CONFIG_NAME)
+    )
     check_ranges(config)
     plan = config.demonstration
+    plan.common += others
     for name in ("models", "seeds"):
         values = getattr(plan, name)
         if not values or len(set(values)) < len(values):

@@ -1,8 +1,10 @@
-"""What a fine-tuning starts from: a run, a folder, or a model that is converted first; and its model as a command line."""
+"""What a fine-tuning starts from, a run, a folder, or a model that is converted first; and it as a command line."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +12,10 @@ from typing import Any
 
 from palimpsa.config.errors import ConfigError, RunDirectoryError
 from palimpsa.model.build import SKELETON_KEYS
+from palimpsa.runs.files import write_atomic
 from palimpsa.runs.identity import upgraded
 from palimpsa.runs.result import read_json_object
-from palimpsa.training.storage.trained import OWN_MODEL_TYPE, is_folder, read_source, weights_digest
+from palimpsa.training.storage.trained import OWN_MODEL_TYPE, read_source, weights_digest
 
 # The file of configs/model that a model of each class builds on: what its own config does not say is as it is there.
 BASES = {"palimpsa.mixers.PalimpsaD": "palimpsa_d", "palimpsa.mixers.PalimpsaM": "palimpsa_m"}
@@ -33,7 +36,7 @@ def model_of(source: Path) -> dict[str, Any] | None:
         # Of a checkpoint; or a layout that has the weights alone, which is for the conversion to say.
         return read_source(source).model_config if source.is_file() else None
     config = read_json_object(file, "expected the config of a run or of a model")
-    if "model" in config and "task" in config:
+    if {"model", "task"} <= config.keys():
         return config["model"]
     return config if config.get("model_type") == OWN_MODEL_TYPE else None
 
@@ -50,6 +53,9 @@ def converted(source: Path, folder: Path, options: str = "") -> Path:
     Args:
         options: of `scripts/convert.py metaplastic`, as on a command line.
 
+    Returns:
+        the folder; the report of every tensor lies beside it, in NAME.txt.
+
     Raises:
         ConfigError: where it cannot be converted, which has been told on stderr.
     """
@@ -61,8 +67,12 @@ def converted(source: Path, folder: Path, options: str = "") -> Path:
     if place.is_dir():
         return place
     folder.mkdir(parents=True, exist_ok=True)
-    if convert_main(["metaplastic", str(source), str(place), *shlex.split(options)]):
+    report = io.StringIO()
+    with contextlib.redirect_stdout(report):
+        code = convert_main(["metaplastic", str(source), str(place), *shlex.split(options)])
+    if code:
         raise ConfigError(f"SOURCE: {source} was not converted, for the reason above")
+    write_atomic(place.with_name(f"{place.name}.txt"), report.getvalue())
     return place
 
 
@@ -80,7 +90,7 @@ def _content_digest(source: Path) -> str:
 
 def _is_ours(source: Path) -> bool:
     config = read_json_object(source / "config.json", "expected the config of a run or of a model")
-    return not is_folder(source) and "model" in config or config.get("model_type") == OWN_MODEL_TYPE
+    return {"model", "task"} <= config.keys() or config.get("model_type") == OWN_MODEL_TYPE
 
 
 def model_overrides(model: Mapping[str, Any]) -> list[str]:
@@ -140,12 +150,8 @@ def source_overrides(source: Path, given: Sequence[str]) -> list[str]:
         raise ConfigError(
             f"SOURCE: got {str(source)!r}, expected the directory of a run or a folder of scripts/convert.py's"
         )
-    own = [
-        *model_overrides(model),
-        f"task.vocab_size={model['vocab_size']}",
-        f"start.weights={as_override(str(source))}",
-    ]
-    return [*_task_of(source, given), *own, *given]
+    start = [f"task.vocab_size={model['vocab_size']}", f"start.weights={as_override(str(source))}"]
+    return [*_task_of(source, given), *model_overrides(model), *start, *given]
 
 
 def check_reads_alike(source: Path, data: str) -> None:
@@ -160,12 +166,16 @@ def check_reads_alike(source: Path, data: str) -> None:
     from palimpsa.text.golden import check_tokenizer
     from palimpsa.text.manifest import read_manifest
 
-    if (source / FACTS).is_file():
-        manifest = read_manifest(split_folder(data, "train"))
-        try:
-            check_tokenizer(manifest, read_folder_tokenizer(source))
-        except ConfigError as error:
-            raise ConfigError(f"task.data: {data} does not fit {source}: {error}") from error
+    if not (source / FACTS).is_file():
+        return
+    facts = read_json_object(source / FACTS, "expected what is known of a tokenizer")
+    manifest = read_manifest(split_folder(data, "train"))
+    if facts.get("sha256") == manifest.tokenizer.sha256 and facts.get("golden_ids") == manifest.tokenizer.golden_ids:
+        return
+    try:
+        check_tokenizer(manifest, read_folder_tokenizer(source))
+    except ConfigError as error:
+        raise ConfigError(f"task.data: {data} does not fit {source}: {error}") from error
 
 
 def _task_of(source: Path, given: Sequence[str]) -> list[str]:

@@ -18,9 +18,10 @@ class Comparison(NamedTuple):
     """One measure of one model at one place.
 
     source, continued, converted: means over seeds, source NaN where it was not measured there. difference: converted
-    minus continued, the mean over pairs. bootstrap: its 95% interval over pairs. interval: the 95% interval of Student's
-    t. detectable: the difference that a two-sided paired t-test at 5% finds with 80% probability, if differences spread
-    as they do here. power: of a difference as large as the one that was found. All NaN where there is one pair.
+    minus continued, the mean over pairs. bootstrap: its 95% interval over pairs. interval: the 95% interval of
+    Student's t. detectable: the difference that a two-sided paired t-test at 5% finds with 80% probability, if
+    differences spread as they do here. power: of a difference as large as the one that was found. All NaN where there
+    is one pair, the last two also where all differences are equal.
     """
 
     demonstration: str
@@ -64,8 +65,11 @@ def _of_differences(
         return mean, (math.nan, math.nan), (math.nan, math.nan), math.nan, math.nan
     deviation = float(differences.std(ddof=1))
     half = critical_value(n) * deviation / math.sqrt(n)
-    power = power_of(abs(mean) / deviation, n) if deviation > 0 else math.nan
-    return mean, bootstrap_interval(differences), (mean - half, mean + half), detectable_effect(n) * deviation, power
+    # Differences that are all the same say nothing of how they would spread.
+    spreads = deviation > 0
+    detectable = detectable_effect(n) * deviation if spreads else math.nan
+    power = power_of(abs(mean) / deviation, n) if spreads else math.nan
+    return mean, bootstrap_interval(differences), (mean - half, mean + half), detectable, power
 
 
 def bootstrap_documents(documents: pd.DataFrame, demonstration: str, model: str) -> tuple[float, tuple[float, float]]:

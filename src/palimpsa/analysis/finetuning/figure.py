@@ -1,4 +1,4 @@
-"""The paired differences of a demonstration, a panel a measure: each seed a dot, the mean with its bootstrap interval."""
+"""The paired differences of a demonstration, a panel a measure: a dot a seed, the mean, its bootstrap interval."""
 
 from collections.abc import Sequence
 
@@ -22,12 +22,12 @@ def pairs_figure(rows: pd.DataFrame) -> Figure:
     styles = family_styles(set(names.values()))
     demonstration = comparisons[0].demonstration
     with figure_style():
-        figure = new_figure(10.5, 0.9 + 3.0 * ((len(measures) + 1) // 2))
-        panels = figure.subplots((len(measures) + 1) // 2, 2, squeeze=False).flat
-        for axes in panels:
-            axes.set_visible(False)
-        for axes, measure in zip(figure.axes, measures, strict=False):
-            axes.set_visible(True)
+        num_columns, num_rows = min(2, len(measures)), (len(measures) + 1) // 2
+        figure = new_figure(max(8.5, 5.5 * num_columns), 1.2 + 3.0 * num_rows)
+        panels = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
+        for axes in panels[len(measures) :]:
+            axes.remove()
+        for axes, measure in zip(panels, measures, strict=False):
             own = [one for one in comparisons if one.measure == measure]
             places = list(dict.fromkeys(one.at for one in own))
             for i, model in enumerate(names):
@@ -38,7 +38,7 @@ def pairs_figure(rows: pd.DataFrame) -> Figure:
             axes.axhline(0, color="#444444", linewidth=0.8)
             axes.set_xticks(range(len(places)), places, rotation=0 if len(places) < 8 else 45)
             better = "higher" if measure in HIGHER_IS_BETTER else "lower"
-            axes.set_title(f"{words}: {better} is better for the converted")
+            axes.set_title(f"{words}: {better} is better")
             axes.set_ylabel("converted minus trained on")
             axes.yaxis.set_major_formatter(lambda value, _, factor=factor: f"{value * factor:+g}")
         handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -58,6 +58,7 @@ def _draw(
         by_arm = mine.pivot(index="seed", columns="arm", values="value").dropna(subset=[CONTINUED, CONVERTED])
         dots = by_arm[CONVERTED] - by_arm[CONTINUED]
         if one.num_pairs > 1:
+            # Of equal differences NaN, which draws nothing.
             axes.plot([x, x], [-one.detectable, one.detectable], color="#CCCCCC", linewidth=7, solid_capstyle="butt")
             axes.plot([x, x], one.bootstrap, color=color, linewidth=1.8)
         axes.plot([x] * len(dots), dots, "o", color=color, alpha=0.45, markersize=4)

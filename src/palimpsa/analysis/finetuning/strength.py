@@ -1,4 +1,4 @@
-"""strength.csv, a row a measured number of a model at a strength of its importances: read, brought up to date, drawn."""
+"""strength.csv, a row a measured number of a model at a strength of its importances: read, added to, drawn."""
 
 import io
 from collections.abc import Sequence

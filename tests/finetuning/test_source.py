@@ -1,0 +1,67 @@
+"""A trained model as a command line: the run builds the very model, whatever the scale and the files of configs say."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from palimpsa.config.errors import ConfigError
+from palimpsa.config.schema import plain, typed
+from palimpsa.model.build import build_model
+
+
+# Imported late: what trains imports Triton, for which the tests of the kernels choose its interpreter first.
+def module():
+    from palimpsa.finetuning import source
+
+    return source
+
+
+MODELS = [
+    "model=palimpsa_d",
+    "model=palimpsa_m_scalar ++model.mixer.strength=0.25",
+    "model=mamba2 ++model.mixer.step_size_limit=[0.1,inf] ++model.mixer.num_groups=1 model.mixer.projection_bias=true",
+    "model=palimpsa_d model.mixer.plasticity=grouped model.mixer.num_precisions=2 model.mixer.forgetting=normal",
+    "model=lm/palimpsa_d_tiny model.d_model=32 model.num_layers=1 model.channel_width=16 model.label='it\\'s,[x]'",
+]
+
+
+@pytest.mark.parametrize("overrides", MODELS)
+def test_the_command_line_of_a_model_builds_it_again(overrides, tiny_config, compose_config):
+    config = tiny_config(*overrides.split(" "))
+    lines = module().model_overrides(plain(config)["model"])
+    again = typed(compose_config("scale=laptop", "task=mqar_curriculum", *lines))
+    one, other = build_model(config.model, 1), build_model(again.model, 1)
+    assert all(torch.equal(weight, other.state_dict()[name]) for name, weight in one.state_dict().items())
+    tokens = torch.arange(8)[None]
+    with torch.no_grad():
+        assert torch.equal(one(tokens), other(tokens))
+    assert dataclasses.asdict(again.model)["label"] == config.model.label
+    assert again.model.mixer.items() >= config.model.mixer.items()
+
+
+def test_a_run_is_the_start_of_one_of_its_model_and_task(trained, compose_config):
+    directory = trained("palimpsa_m")
+    config = typed(compose_config(*module().source_overrides(directory, ["seed=4"])))
+    assert (config.model.name, config.seed, config.task.vocab_size) == ("palimpsa_m", 4, 32)
+    assert config.start.weights == str(directory)
+    assert config.task.name == "mqar_curriculum"
+    own = typed(compose_config(*module().own_task_overrides(directory)))
+    assert [stage.max_steps for stage in own.task.stages] == [7, 12]
+    assert [stage.in_figure for stage in own.task.stages] == [False, True]
+
+
+def test_whether_there_are_importances_is_seen_by_class_and_key(trained, compose_config):
+    for name, expected in (("palimpsa_d", True), ("mamba2", False), ("palimpsa_d_nometa", False), ("gla", False)):
+        config = typed(compose_config(f"model={name}"))
+        assert module().is_metaplastic(dataclasses.asdict(config.model)) is expected
+
+
+def test_a_source_that_is_none_is_one_clear_error(trained, tmp_path):
+    with pytest.raises(ConfigError, match=r"^SOURCE: got '.*nowhere', which is not there"):
+        module().source_overrides(tmp_path / "nowhere", [])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"^SOURCE: got '.*empty', expected the directory of a run"):
+        module().source_overrides(tmp_path / "empty", [])
+    with pytest.raises(ConfigError, match=r"^SOURCE: got a model of palimpsa\.mixers\.GLA, expected one of"):
+        module().source_overrides(trained("gla"), [])
