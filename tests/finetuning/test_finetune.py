@@ -80,14 +80,18 @@ def test_a_run_goes_on_with_its_own_task_converted_or_as_it_is(trained, finetune
     assert {one["task"]["directory"] for one in stored} == {"finetune"}
 
 
-def test_text_of_another_tokenizer_is_refused(mamba2, finetune, write_text, trained, tmp_path, capsys):
+def test_text_of_another_tokenizer_is_refused(finetune, write_text, compose_config, tmp_path, capsys):
     """The folder of a run on bytes, on shards that another tokenizer made."""
+    from palimpsa.config.schema import typed
     from palimpsa.text.command import prepare_text_main
+    from palimpsa.training.run import run
 
     novel = tmp_path / "novel"
     assert prepare_text_main(["source=sample", "tokenizer=bytes", f"directory={novel}"]) == 0
-    sizes = ("model.d_model=32", "model.num_layers=1", "model.channel_width=16", "task.vocab_size=272")
-    directory = trained("lm/palimpsa_d_tiny", "task=commonsense", f"task.data={novel}", *sizes, *TEXT)
+    sizes = ("model.d_model=32", "model.num_layers=1", "model.channel_width=16", f"results_dir={tmp_path}/trained")
+    config = compose_config("task=commonsense", f"task.data={novel}", "model=lm/palimpsa_d_tiny", *sizes, *TEXT)
+    run(typed(config))
+    directory = config.run_dir
     assert finetune(directory, f"task.data={novel}", f"results_dir={tmp_path}/out", *TEXT) == 0
     folder = exported(capsys.readouterr().out)
     other = write_text(tmp_path / "text")

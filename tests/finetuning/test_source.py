@@ -43,6 +43,8 @@ def test_the_command_line_of_a_model_builds_it_again(overrides, tiny_config, com
 def test_a_run_is_the_start_of_one_of_its_model_and_task(trained, compose_config):
     directory = trained("palimpsa_m")
     config = typed(compose_config(*module().source_overrides(directory, ["seed=4"])))
+    assert module().default_task(directory, ["seed=4"]) == ["task=mqar_curriculum"]
+    assert module().default_task(directory, ["task=commonsense"]) == []
     assert (config.model.name, config.seed, config.task.vocab_size) == ("palimpsa_m", 4, 32)
     assert config.start.weights == str(directory)
     assert config.task.name == "mqar_curriculum"

@@ -48,10 +48,12 @@ def finetune_main(arguments: Sequence[str]) -> int:
     try:
         source = starting_point(options.source, _results_dir(overrides), options.convert, as_it_is=options.as_it_is)
         from palimpsa.config.compose import compose_config
-        from palimpsa.finetuning.source import check_reads_alike, source_overrides
+        from palimpsa.finetuning.source import check_reads_alike, default_task, source_overrides
 
         flags = [one for one in overrides if one.startswith("-")]
-        words = source_overrides(source, [one for one in overrides if not one.startswith("-")])
+        given = [one for one in overrides if not one.startswith("-")]
+        # Of what was given: a converted run is a folder.
+        words = source_overrides(source, [*default_task(options.source.expanduser(), given), *given])
         if not flags:
             task = compose_config(words, CONFIG_NAME).task
             if "data" in task:

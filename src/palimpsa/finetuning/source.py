@@ -151,7 +151,7 @@ def source_overrides(source: Path, given: Sequence[str]) -> list[str]:
             f"SOURCE: got {str(source)!r}, expected the directory of a run or a folder of scripts/convert.py's"
         )
     start = [f"task.vocab_size={model['vocab_size']}", f"start.weights={as_override(str(source))}"]
-    return [*_task_of(source, given), *model_overrides(model), *start, *given]
+    return [*model_overrides(model), *start, *given]
 
 
 def check_reads_alike(source: Path, data: str) -> None:
@@ -178,8 +178,8 @@ def check_reads_alike(source: Path, data: str) -> None:
         raise ConfigError(f"task.data: {data} does not fit {source}: {error}") from error
 
 
-def _task_of(source: Path, given: Sequence[str]) -> list[str]:
-    """The task of the source's run, unless whoever asks names one; of a folder nobody knows another than text."""
+def default_task(source: Path, given: Sequence[str]) -> list[str]:
+    """The task of a run, unless whoever asks names one; of a folder nobody knows another than text."""
     if any(override.startswith("task=") for override in given):
         return []
     config = read_json_object(source / "config.json", "expected a config") if (source / "config.json").is_file() else {}

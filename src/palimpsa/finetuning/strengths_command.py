@@ -62,7 +62,7 @@ def _vary(source: Path, words: str | None, name: str | None, overrides: Sequence
     from palimpsa.config.compose import compose_config
     from palimpsa.config.schema import typed
     from palimpsa.evaluation.models.checkpoints import settled_device
-    from palimpsa.finetuning.source import own_task_overrides, source_overrides
+    from palimpsa.finetuning.source import default_task, own_task_overrides, source_overrides
     from palimpsa.finetuning.strengths import DEFAULT_STRENGTHS, measure_strengths, strength_rows
     from palimpsa.model.build import build_model, check_model
     from palimpsa.runs.provenance import provenance
@@ -74,7 +74,7 @@ def _vary(source: Path, words: str | None, name: str | None, overrides: Sequence
     unknown = [one for one in overrides if one.startswith("-")]
     if unknown:
         raise ConfigError(f"{unknown[0]}: got an option that there is not, expected --strengths or --name")
-    given = [*own_task_overrides(source), *overrides]
+    given = [*(own_task_overrides(source) or default_task(source, overrides)), *overrides]
     config = typed(compose_config(source_overrides(source, given), CONFIG_NAME))
     check_config(config)
     name = name or _name_of(source)
