@@ -1,12 +1,14 @@
 """What a comparison of few pairs can find: the paired t-test's power, and the difference that it would find mostly."""
 
+import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 LEVEL = 0.05
 POWER = 0.8
-# Points of the integral over the pairs' own standard deviation: errors are below 1e-6.
+# Points of the integral over the pairs' own standard deviation: errors are below 1e-5.
 _NUM_POINTS = 20_001
 
 
@@ -30,6 +32,7 @@ def rejection_rate(effect: float, critical: float, num_pairs: int) -> float:
     return float(np.trapezoid(density * (upper + lower), ratio))
 
 
+@functools.cache
 def critical_value(num_pairs: int, level: float = LEVEL) -> float:
     """The |t| that a paired t-test of n pairs rejects above.
 
@@ -48,6 +51,7 @@ def power_of(effect: float, num_pairs: int, level: float = LEVEL) -> float:
     return rejection_rate(effect, critical_value(num_pairs, level), num_pairs)
 
 
+@functools.cache
 def detectable_effect(num_pairs: int, power: float = POWER, level: float = LEVEL) -> float:
     """The difference, in standard deviations of a difference, that is found with this probability.
 
@@ -58,7 +62,7 @@ def detectable_effect(num_pairs: int, power: float = POWER, level: float = LEVEL
     return _where(lambda effect: rejection_rate(effect, critical, num_pairs) - power, 1e3)
 
 
-def _where(increasing, high: float) -> float:
+def _where(increasing: Callable[[float], float], high: float) -> float:
     """Where a function of a positive number crosses 0, by halving [0, high]."""
     low = 0.0
     for _ in range(60):
