@@ -80,6 +80,7 @@ SLOW = (
     "evaluation/test_kinds_of_models.py",
     "evaluation/test_pretraining.py",
     "evaluation/test_scoring.py",
+    "finetuning",
     "kernels/fla",
     "kernels/gpu",
     "kernels/test_chunked.py::test_gradcheck",

@@ -116,7 +116,7 @@ def test_help_is_the_default_goal_and_lists_every_public_target(checkout):
     text = (ROOT / "Makefile").read_text()
     public = set(re.findall(r"^([a-z][a-z-]*):.*## ", text, flags=re.MULTILINE))
     phony = set(re.search(r"^\.PHONY: (.*)$", text, flags=re.MULTILINE)[1].split())
-    assert phony - {"check-scale"} == public
+    assert phony - {"check-scale", "check-source"} == public
     assert {
         "help",
         "setup",
@@ -130,6 +130,7 @@ def test_help_is_the_default_goal_and_lists_every_public_target(checkout):
         "prepare-text",
         "pretrain",
         "evaluate",
+        "finetune",
         "clean",
     } <= public
     result = checkout.make("help")
@@ -468,3 +469,19 @@ def test_clean_removes_the_venv_and_caches_but_no_results(ready):
     assert not (ready.root / ".venv").exists()
     assert not cache.parent.exists()
     assert all(path.exists() for path in kept)
+
+
+def test_make_finetune_asks_for_a_source_and_reads_a_novel_where_nothing_else_is_named(ready):
+    missing = ready.make("finetune")
+    assert missing.returncode == 2
+    assert "SOURCE= is missing" in missing.stderr
+    prepare, train = commands(ready.make("-n", "finetune", "SOURCE=data/mamba2", "ARGS=seed=2").stdout)
+    assert prepare.startswith("scripts/prepare_text.py source=sample tokenizer=bytes")
+    assert train.split() == ["scripts/finetune.py", "data/mamba2", "scale=laptop", "trainer=cpu", "seed=2"]
+    (train,) = commands(ready.make("-n", "finetune", "SOURCE=run", "DATA=data/hub", "SCALE=laptop").stdout)
+    assert train.split()[1:4] == ["run", "task=commonsense", "task.data=data/hub"]
+    (train,) = commands(ready.make("-n", "finetune", "SOURCE=run", "TASK=mqar_curriculum").stdout)
+    assert train.split()[1:3] == ["run", "task=mqar_curriculum"]
+    ready.add_gpus()
+    (train,) = commands(ready.make("-n", "finetune", "SOURCE=run", "DATA=data/hub").stdout)
+    assert train.split()[-2:] == ["scale=h200", "trainer=gpu"]

@@ -56,6 +56,7 @@ PRETRAINING = (
     ),
     *("task.num_steps=8", "task.validation_every=4", "task.validation_tokens=256", "trainer.progress_bar=false"),
 )
+FINETUNING = tuple(one for one in PRETRAINING if not one.startswith("model."))
 # Figure 2's sweep in two phases, of two models on one seed.
 FIGURE_2 = ("model=palimpsa_d,mamba2", "seed=1", "hydra.sweeper.selection_seeds=1")
 
@@ -141,6 +142,10 @@ def run(checkout, tiny_overrides, tiny_benchmark):
             return checkout.run(line, ())
         if line == "make pretrain":
             return checkout.run(line, PRETRAINING)
+        if "finetune" in line:
+            (write,) = (block for block in blocks("python", [ROOT / "README.md"]) if "Mamba2Config" in block)
+            subprocess.run([sys.executable, "-c", write], cwd=checkout.root, check=True, capture_output=True)
+            return checkout.run(line, FINETUNING)
         if "convert.py export" in line:
             run_line("make pretrain")
             return checkout.run(line, ())
@@ -183,6 +188,9 @@ def test_command_runs(line, run):
         assert "results/mqar/runs.csv" in done.stdout
     if line == "make pretrain":
         assert "a sample: " in done.stdout
+    if "finetune" in line:
+        assert "converted: results/converted/mamba2_" in done.stdout
+        assert "model: results/runs/finetune/laptop/mamba2_metaplastic/lr_0.001/seed_1/export" in done.stdout
 
 
 @pytest.mark.slow

@@ -91,6 +91,7 @@ def test_frozen_parameters_stay_and_have_no_moments(tiny_config, names, is_froze
         ("optimizer.freeze=[old] model=mamba2", r"optimizer\.freeze: got old, which is all \d+ parameters"),
         ("optimizer.new_lr=1e-3 model=mamba2", r"optimizer\.new_lr: got 0\.001 with a model without metaplasticity"),
         ("optimizer.new_warmup_steps=1 model=gla", r"optimizer\.new_warmup_steps: got 1 with a model without"),
+        ("optimizer.new_eps=1e-15 model=mamba2", r"optimizer\.new_eps: got 1e-15 with a model without"),
         ("optimizer.new_lr=0", r"optimizer\.new_lr: got 0\.0, expected > 0"),
     ],
 )
@@ -98,3 +99,30 @@ def test_what_names_no_parameters_is_refused_before_anything_is_written(tiny_con
     with pytest.raises(ConfigError, match=words):
         run(tiny_config(*overrides.split()))
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_eps_of_their_own_has_new_parameters_move_whose_gradients_are_tiny(tiny_config):
+    """As of a model that was converted a moment ago: s is so low that Adam's usual eps is most of the denominator."""
+    from safetensors.torch import save_file
+
+    from palimpsa.training.storage.start import with_start_digest
+
+    config = tiny_config()
+    model = build_model(config.model, 1)
+    weights = {f"model.{name}": value.clone() for name, value in model.state_dict().items()}
+    for name, value in weights.items():
+        if name.endswith("plasticity.scale"):
+            value.fill_(-25.0)
+    folder = Path(config.results_dir) / "folder"
+    folder.mkdir()
+    save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "palimpsa"}')
+    moved = {}
+    for eps in ("null", "1e-20"):
+        new = ("optimizer.new_lr=1e-1", f"optimizer.new_eps={eps}", f"variant=_{eps}", "trainer.keep_final=true")
+        own = with_start_digest(tiny_config(f"start.weights={folder}", *new))
+        run(own)
+        state = final_checkpoint(own)["state_dict"]
+        moved[eps] = (state["model.blocks.1.mixer.plasticity.scale"] + 25).abs().max().item()
+    assert moved["null"] < 0.05
+    assert moved["1e-20"] > 0.5

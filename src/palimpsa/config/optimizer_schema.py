@@ -20,8 +20,9 @@ class OptimizerConfig:
     decay_all: bool = key(False)  # False: matrices, taps and embeddings alone
     warmup_steps: int = key(minimum=0, unit="optimiser steps")
     gradient_clip: float = key(above=0)  # global L2 norm
-    # Of the parameters that metaplasticity adds to a model: peak learning rate and warm-up; null: as of all.
+    # Of the parameters that metaplasticity adds to a model: peak learning rate, eps and warm-up; null: as of all.
     new_lr: float | None = key(None, above=0)
+    new_eps: float | None = key(None, above=0)
     new_warmup_steps: int | None = key(None, minimum=0, unit="optimiser steps")
     # Parameters that stay as they are: "old", all but those, or patterns of names, "blocks.*.mixer.*_proj.weight".
     freeze: list[str] | None = key(None)

@@ -19,6 +19,8 @@ from palimpsa.mixers.plasticity import ConstantPlasticity, Plasticity
 
 # Of `optimizer.freeze`: all parameters but the new ones.
 OLD = "old"
+# Of `optimizer`: what is of the new parameters alone.
+NEW_KEYS = ("new_lr", "new_eps", "new_warmup_steps")
 # Of AdamW's groups: those of new parameters with a rate of their own.
 NEW = "new"
 
@@ -62,7 +64,7 @@ def freeze(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 def check_new_rates(model: nn.Module, config: Any) -> None:
     """Raises ConfigError for a rate or a warm-up of the new parameters where the model has none."""
-    for name in ("new_lr", "new_warmup_steps"):
+    for name in NEW_KEYS:
         value = getattr(config, name)
         if value is not None and not new_parameters(model):
             raise ConfigError(
@@ -88,14 +90,14 @@ def make_optimizer(model: nn.Module, config: Any, device: torch.device) -> AdamW
 
 
 def parameter_groups(model: nn.Module, config: Any) -> list[dict[str, Any]]:
-    """AdamW's groups: those of `weight_decay_groups`, and where the new parameters have a rate or a warm-up of their
-    own, the same of these, with their peak rate and `NEW`. Without those that are empty then, as of what is frozen.
+    """AdamW's groups: those of `weight_decay_groups`, and where the new parameters have a rate, eps or warm-up of
+    their own, the same of these, with their peak rate and `NEW`. Without those that are empty then, of what is frozen.
 
     Raises:
         ValueError: see `weight_decay_groups`.
     """
     decay = partial(weight_decay_groups, weight_decay=config.weight_decay, decay_all=config.decay_all)
-    if config.new_lr is None and config.new_warmup_steps is None:
+    if all(getattr(config, name) is None for name in NEW_KEYS):
         return decay(model)
     ids = {id(parameter) for parameter in new_parameters(model).values()}
     groups = []
@@ -105,7 +107,8 @@ def parameter_groups(model: nn.Module, config: Any) -> list[dict[str, Any]]:
             own[id(parameter) in ids].append(parameter)
         groups.append({**group, "params": own[False]})
         rate = config.lr if config.new_lr is None else config.new_lr
-        groups.append({**group, "params": own[True], "lr": rate, NEW: True})
+        eps = config.eps if config.new_eps is None else config.new_eps
+        groups.append({**group, "params": own[True], "lr": rate, "eps": eps, NEW: True})
     # Old ones first: theirs is the rate that curves call by that name.
     return sorted((group for group in groups if group["params"]), key=lambda group: NEW in group)
 

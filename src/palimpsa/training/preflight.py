@@ -52,12 +52,14 @@ def check_run(config: TrainConfig, *, elsewhere: bool = False) -> Task[Any, Any]
 def _check_parameters(config: TrainConfig) -> None:
     """Raises ConfigError for parameters that `optimizer` names and there are not, and for a start that does not fit."""
     own, start = config.optimizer, config.start
-    if own.freeze is None and own.new_lr is None and own.new_warmup_steps is None and start.weights is None:
+    from palimpsa.training.optimizer import NEW_KEYS, check_new_rates, freeze
+
+    names = ("freeze", *NEW_KEYS)
+    if start.weights is None and all(getattr(own, name) is None for name in names):
         return
     import torch
 
     from palimpsa.model.build import build_model
-    from palimpsa.training.optimizer import check_new_rates, freeze
     from palimpsa.training.storage.start import check_start
 
     # Shapes without memory.
