@@ -44,15 +44,35 @@ class Comparison(NamedTuple):
 def compare(rows: pd.DataFrame) -> list[Comparison]:
     """Every measure of pairs.csv that both arms of a seed have, in the order of the file."""
     found = []
-    groups = rows.groupby(["demonstration", "scale", "model", "label", "measure", "at"], sort=False)
-    for place, own in groups:
+    columns = ["demonstration", "scale", "model", "label", "measure", "at"]
+    for place, own in rows.groupby(columns, sort=False):
+        assert isinstance(place, tuple)
+        demonstration, scale, model, label, measure, at = map(str, place)
         by_arm = own.pivot(index="seed", columns="arm", values="value").reindex(columns=[SOURCE, CONTINUED, CONVERTED])
         pairs = by_arm.dropna(subset=[CONTINUED, CONVERTED])
-        if len(pairs):
-            assert isinstance(place, tuple)
-            differences = (pairs[CONVERTED] - pairs[CONTINUED]).to_numpy(dtype=float)
-            means = [float(pairs[arm].mean()) for arm in (SOURCE, CONTINUED, CONVERTED)]
-            found.append(Comparison(*map(str, place), len(pairs), *means, *_of_differences(differences)))
+        if not len(pairs):
+            continue
+        source, continued, converted = (pairs[arm].to_numpy(dtype=float) for arm in (SOURCE, CONTINUED, CONVERTED))
+        difference, bootstrap, interval, detectable, power = _of_differences(converted - continued)
+        found.append(
+            Comparison(
+                demonstration=demonstration,
+                scale=scale,
+                model=model,
+                label=label,
+                measure=measure,
+                at=at,
+                num_pairs=len(pairs),
+                source=float(source.mean()),
+                continued=float(continued.mean()),
+                converted=float(converted.mean()),
+                difference=difference,
+                bootstrap=bootstrap,
+                interval=interval,
+                detectable=detectable,
+                power=power,
+            )
+        )
     return found
 
 

@@ -73,7 +73,7 @@ def _read(path: Path, columns: Sequence[str], text: set[str], keys: list[str], v
     if not path.exists():
         return pd.DataFrame(columns=list(columns))
     rows = read_csv_columns(path, columns, text)
-    if rows[value].isna().any():
+    if len(rows[value].dropna()) < len(rows):
         raise ResultError(f"{path}: {value} is empty in a row, expected a number")
     unknown = set(rows["arm"]) - {SOURCE, CONTINUED, CONVERTED}
     if unknown:

@@ -37,7 +37,7 @@ def read_strengths(folder: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame(columns=list(COLUMNS))
     rows = read_csv_columns(path, COLUMNS, TEXT)
-    if rows[["strength", "value"]].isna().any(axis=None):
+    if len(rows[["strength", "value"]].dropna()) < len(rows):
         raise ResultError(f"{path}: strength or value is empty in a row, expected numbers")
     if rows.duplicated(KEYS).any():
         twice = rows.loc[rows.duplicated(KEYS)].iloc[0]
@@ -76,7 +76,8 @@ def build_strengths(folder: Path) -> list[Path]:
 
 def strength_figure(rows: pd.DataFrame) -> Figure:
     """A panel for each metric of `PANELS` that was measured, a line a model and length, from strength 0 to 1."""
-    metrics = [metric for metric in PANELS if (rows["metric"] == metric).any()]
+    measured = set(rows["metric"])
+    metrics = [metric for metric in PANELS if metric in measured]
     styles = family_styles(set(rows["name"]))
     with figure_style():
         figure = new_figure(4.2 * max(len(metrics), 2), 4.2)

@@ -27,9 +27,13 @@ def rejection_rate(effect: float, critical: float, num_pairs: int) -> float:
     log_density = (degrees - 1) * np.log(chi) - chi**2 / 2 - (degrees / 2 - 1) * math.log(2) - math.lgamma(degrees / 2)
     density = np.exp(log_density) * math.sqrt(degrees)
     shift = effect * math.sqrt(num_pairs)
-    erf = np.frompyfunc(math.erf, 1, 1)
-    upper, lower = (0.5 * (1 + erf((sign * shift - critical * ratio) / math.sqrt(2)).astype(float)) for sign in (1, -1))
-    return float(np.trapezoid(density * (upper + lower), ratio))
+    beyond = sum(_normal(sign * shift - critical * ratio) for sign in (1, -1))
+    return float(np.trapezoid(density * beyond, ratio))
+
+
+def _normal(values: np.ndarray) -> np.ndarray:
+    """The distribution function of a normal variable."""
+    return np.array([0.5 * (1 + math.erf(value / math.sqrt(2))) for value in values.tolist()])
 
 
 @functools.cache
