@@ -109,6 +109,7 @@ SLOW = (
     "test_scripts.py",
     "test_slurm_script.py",
     "text/test_prepare.py",
+    "training/storage/test_frozen.py",
     "training/storage/test_resume.py",
     "training/test_accumulation.py",
     "training/test_checkpoint.py",

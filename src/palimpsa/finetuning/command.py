@@ -53,7 +53,8 @@ def finetune_main(arguments: Sequence[str]) -> int:
         flags = [one for one in overrides if one.startswith("-")]
         given = [one for one in overrides if not one.startswith("-")]
         # Of what was given: a converted run is a folder.
-        words = source_overrides(source, [*default_task(options.source.expanduser(), given), *given])
+        task = default_task(options.source.expanduser(), given)
+        words = source_overrides(source, [*task, *_without_new_parameters(source), *given])
         if not flags:
             task = compose_config(words, CONFIG_NAME).task
             if "data" in task:
@@ -87,6 +88,16 @@ def starting_point(source: Path, results_dir: Path, options: str, *, as_it_is: b
     place = converted(source, results_dir / "converted", options)
     print(f"converted: {place}, every tensor in {place.name}.txt beside it", flush=True)
     return place
+
+
+def _without_new_parameters(source: Path) -> list[str]:
+    """Of a source that has none and stays so: their keys of configs/finetune.yaml would ask for them."""
+    from palimpsa.finetuning.source import is_metaplastic, model_of
+    from palimpsa.training.optimizer import NEW_KEYS
+
+    model = model_of(source)
+    has_them = model is None or is_metaplastic(model)
+    return [] if has_them else [f"optimizer.{name}=null" for name in NEW_KEYS]
 
 
 def _results_dir(overrides: Sequence[str]) -> Path:
