@@ -194,7 +194,8 @@ def test_embeddings_hidden_states_and_some_logits_can_be_asked_for(make_model, d
     model, tokens = make_model("palimpsa_m"), draw_tokens(2, 8)
     plain = model(tokens, output_hidden_states=True)
     assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(tokens)).logits, plain.logits)
-    assert torch.equal(model(tokens, logits_to_keep=3).logits, plain.logits[:, -3:])
+    # A product of fewer rows may be rounded otherwise.
+    torch.testing.assert_close(model(tokens, logits_to_keep=3).logits, plain.logits[:, -3:], rtol=1e-5, atol=1e-6)
     assert len(plain.hidden_states) == 3
     assert torch.equal(plain.hidden_states[0], model.model.embedding(tokens))
     assert torch.equal(model.lm_head(plain.hidden_states[-1]), plain.logits)
@@ -316,7 +317,6 @@ def test_bad_input_is_one_clear_error(make_model, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("tie_word_embeddings", False, "tie_word_embeddings: got False, expected True: "),
         ("vocab_size", -5, "vocab_size: got -5, expected "),
         ("context", 0, "context: got 0, expected "),
         ("mixer", {**MIXER, "num_heads": 0}, "mixer.num_heads: got 0, expected "),
