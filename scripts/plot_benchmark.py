@@ -1,34 +1,17 @@
 """Draws the figures of a benchmark again from its CSV files. No torch, no GPU, no network."""
 
-import argparse
-import sys
-from pathlib import Path
-
 from palimpsa.config.process import run_script
-from palimpsa.runs.schema import ResultError
 
 
 def main() -> int:
     """0, or 1 with one line on stderr when something could not be read or written."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--results",
-        type=Path,
-        default=Path("results/kernels"),
-        help="folder of operators_*.csv and throughput_*.csv, or of steps_*.csv, where figures go too",
-    )
-    folder = parser.parse_args().results
     # Here and not above: matplotlib, whose settings `run_script` looks after.
     from palimpsa.analysis.build import build_benchmarks
+    from palimpsa.analysis.redraw import redraw
 
-    try:
-        paths = build_benchmarks(folder)
-    except (ResultError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for path in paths:
-        print(path)
-    return 0
+    return redraw(
+        __doc__, "results/kernels", "operators_*.csv and throughput_*.csv, or of steps_*.csv", build_benchmarks
+    )
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ def metaplastic(source: Path, folder: Path, *options: str):
     """The converted model of a folder."""
     from transformers import AutoModelForCausalLM
 
+    # For what it registers.
     import palimpsa.model.hf  # noqa: F401
 
     assert convert("metaplastic", source, folder, *options) == 0

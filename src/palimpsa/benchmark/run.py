@@ -18,9 +18,8 @@ from palimpsa.benchmark.schema import (
     OperatorsConfig,
     PretrainingConfig,
 )
-from palimpsa.config.errors import ConfigError
 from palimpsa.config.process import plain_console, print_failure, refuse_options
-from palimpsa.runs.schema import ResultError
+from palimpsa.runs.exit_codes import exit_code
 
 USAGE = """usage: benchmark.py [KEY=VALUE ...], for instance
 
@@ -50,18 +49,12 @@ def benchmark_main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
-    try:
-        refuse_options(arguments)
-        return run_benchmark(make_benchmark(load(arguments)))
-    except ConfigError as error:
-        print_failure(f"error: {error}")
-        return 2
-    except (ResultError, OSError) as error:
-        print_failure(f"error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        print_failure("interrupted; the same command goes on where it stopped")
-        return 130
+    return exit_code(lambda: _run(arguments), interrupted="the same command goes on where it stopped")
+
+
+def _run(arguments: list[str]) -> int:
+    refuse_options(arguments)
+    return run_benchmark(make_benchmark(load(arguments)))
 
 
 def make_benchmark(config: BenchmarkConfig) -> Benchmark:

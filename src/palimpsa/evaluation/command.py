@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from palimpsa.config.errors import ConfigError, RunDirectoryError
-from palimpsa.config.process import plain_console, print_failure, refuse_options
-from palimpsa.runs.schema import ResultError
+from palimpsa.config.process import plain_console, refuse_options
+from palimpsa.runs.exit_codes import exit_code
 
 USAGE = """usage: evaluate.py [KEY=VALUE ...], for instance
 
@@ -31,21 +30,16 @@ def evaluate_main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
-    try:
-        refuse_options(arguments)
-        # The libraries' own bars, and a warning of theirs a task: here a line a task is printed.
-        os.environ.setdefault("TQDM_DISABLE", "1")
-        _evaluate(arguments)
-    except (ConfigError, RunDirectoryError) as error:
-        return _fail(f"error: {error}", 2)
-    except (ResultError, OSError) as error:
-        return _fail(f"error: {error}", 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on after the tasks and measures that are done", 130)
-    return 0
+    return exit_code(
+        lambda: _evaluate(arguments),
+        interrupted="the same command goes on after the tasks and measures that are done",
+    )
 
 
 def _evaluate(arguments: list[str]) -> None:
+    refuse_options(arguments)
+    # The libraries' own bars, and a warning of theirs a task: here a line a task is printed.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     # Here and not above, torch, transformers and the harness.
     from palimpsa.evaluation.schema import load
 
@@ -126,8 +120,3 @@ def _known_text(was_known: bool) -> str:
 
 def _point_text(point: Any) -> str:
     return f"{point.at}: {point.value:.3f}" + ("" if math.isnan(point.stderr) else f" ± {point.stderr:.2g}")
-
-
-def _fail(line: str, code: int) -> int:
-    print_failure(line)
-    return code

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from palimpsa.config.errors import ConfigError, RunDirectoryError
-from palimpsa.config.process import plain_console, print_failure, refuse_options
-from palimpsa.runs.schema import ResultError
+from palimpsa.config.process import plain_console, refuse_options
+from palimpsa.runs.exit_codes import exit_code
 
 USAGE = """usage: demonstrate.py NAME [KEY=VALUE ...], for instance
 
@@ -30,21 +29,11 @@ def demonstrate_main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
-    try:
-        refuse_options(arguments)
-        return _demonstrate(arguments)
-    except (ConfigError, RunDirectoryError) as error:
-        print_failure(f"error: {error}")
-        return 2
-    except (ResultError, OSError) as error:
-        print_failure(f"error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        print_failure("interrupted; the same command goes on where it stopped")
-        return 130
+    return exit_code(lambda: _demonstrate(arguments), interrupted="the same command goes on where it stopped")
 
 
 def _demonstrate(arguments: Sequence[str]) -> int:
+    refuse_options(arguments)
     # Here and not above, torch.
     from palimpsa.finetuning.schema import load
 

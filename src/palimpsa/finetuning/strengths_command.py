@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from palimpsa.config.checks import check_config
-from palimpsa.config.errors import ConfigError, RunDirectoryError
+from palimpsa.config.errors import ConfigError
 from palimpsa.config.keys import is_file_name
-from palimpsa.config.process import plain_console, print_failure
+from palimpsa.config.process import plain_console
+from palimpsa.runs.exit_codes import exit_code
 from palimpsa.runs.result import read_json_object, run_of
-from palimpsa.runs.schema import ResultError
 
 CONFIG_NAME = "finetune"
 USAGE = """usage: vary_strength.py SOURCE [--strengths 0,0.1,1] [--name NAME] [KEY=VALUE ...], for instance
@@ -40,18 +40,10 @@ def vary_strength_main(arguments: Sequence[str]) -> int:
         print(USAGE)
         return 0
     options, overrides = parser.parse_known_args(arguments)
-    try:
-        _vary(options.source.expanduser(), options.strengths, options.name, overrides)
-    except (ConfigError, RunDirectoryError) as error:
-        print_failure(f"error: {error}")
-        return 2
-    except (ResultError, OSError) as error:
-        print_failure(f"error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        print_failure("interrupted; nothing is written before all strengths are measured")
-        return 130
-    return 0
+    return exit_code(
+        lambda: _vary(options.source.expanduser(), options.strengths, options.name, overrides),
+        interrupted="nothing is written before all strengths are measured",
+    )
 
 
 def _vary(source: Path, words: str | None, name: str | None, overrides: Sequence[str]) -> None:

@@ -2,6 +2,6 @@
 
 `directory` decides whether a run is finished, resumes or is refused; `identity` hashes its config, `protocol` what a
 figure's runs share; `result` writes and judges result.json, `rows`, `schema` and `read` say what files hold;
-`provenance`, `progress`; `files` has the atomic write and the locks. Imports `config` alone, and never torch when it is
-imported; `text`, `training`, `analysis`, `sweeps` and `benchmark` may import it.
+`provenance`, `progress`; `exit_codes` of commands; `files` has the atomic write and the locks. Imports `config` alone,
+and never torch when it is imported; `text`, `training`, `analysis`, `sweeps` and `benchmark` may import it.
 """

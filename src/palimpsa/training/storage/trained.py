@@ -143,6 +143,7 @@ def _read_folder(path: Path) -> Checkpoint:
     for file in files:
         try:
             with safe_open(file, framework="pt") as content:
+                # No mapping, though it has keys (SIM118).
                 weights |= {name.removeprefix(PREFIX): content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise ConfigError(
