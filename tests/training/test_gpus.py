@@ -9,6 +9,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -130,22 +132,40 @@ def held(folder) -> set[str]:
 
 def test_processes_tune_one_after_the_other_and_a_killed_one_is_in_nobodys_way(own_tmp):
     program = (
-        "import sys\nfrom palimpsa.training.gpus import machine_lock\nwith machine_lock('tuning'): print(flush=True)"
+        "import sys\nfrom palimpsa.training.gpus import machine_lock\n"
+        "with machine_lock('tuning', lambda: print('waits', flush=True)): print('tunes', flush=True)"
     )
     command = [sys.executable, "-c", f"{program}; sys.stdin.read()"]
     with ExitStack() as stack:
         first = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
         stack.callback(first.kill)
         assert first.stdout is not None
-        first.stdout.readline()
-        second = stack.enter_context(subprocess.Popen([sys.executable, "-c", program]))
+        assert first.stdout.readline() == b"tunes\n"
+        second = stack.enter_context(subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE))
         stack.callback(second.kill)
+        assert second.stdout is not None
+        assert second.stdout.readline() == b"waits\n"
         with pytest.raises(subprocess.TimeoutExpired):
             second.wait(3)
         # At something else it waits for nobody.
         with devices.machine_lock("choosing"):
             first.kill()
         assert second.wait(60) == 0
+
+
+def test_a_run_tells_that_it_compiles_before_it_does(own_tmp):
+    from palimpsa.training.module import TrainingModule
+
+    told: list[str] = []
+    run = SimpleNamespace(
+        device=torch.device("cuda"),
+        trainer=SimpleNamespace(world_size=1),
+        curriculum=SimpleNamespace(done=False),
+        _tell=told.append,
+        _warm_up=lambda: told.append("warmed up"),
+    )
+    TrainingModule.on_fit_start(cast("TrainingModule", run))
+    assert [line.split()[0] for line in told] == ["compiles", "warmed"]
 
 
 def test_children_forked_while_tuning_do_not_keep_others_from_it(own_tmp):

@@ -52,6 +52,12 @@ class JobProgress:
         """Tells the step and a few words about it."""
         self._write("running", step, note)
 
+    def tell(self, note: str) -> None:
+        """Tells what takes long before the first step: on the run's bar, or as a line where no sweep draws one."""
+        self._write("running", 0, note)
+        if self.alone:
+            plain_console(stderr=True).print(f"{self.name}: {note}", soft_wrap=True)
+
     def finish(self, status: str, note: str) -> None:
         """Tells how it ended: "skipped", or a status of `runs.schema`."""
         self._write(status, self.total, note)

@@ -7,7 +7,7 @@ import fcntl
 import itertools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -163,16 +163,24 @@ def gpu_is_unusable() -> bool:
 
 
 @contextlib.contextmanager
-def machine_lock(name: str) -> Iterator[None]:
+def machine_lock(name: str, tell_waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Holds a lock of this user and machine: one process at a time; a killed one holds it no longer.
 
     Taken twice by one process it waits for ever.
+
+    Args:
+        name: of what is done one process after the other.
+        tell_waiting: called first where another process holds it.
 
     Raises:
         ConfigError: where the directory of the locks cannot be made, or is another user's.
     """
     with (_own_directory() / name).open("w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tell_waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield
         finally:

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -75,7 +75,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
                 finished = directory.claim(stored)
                 if finished is None:
                     show_bar = config.trainer.progress_bar and progress.alone
-                    result = _train(config, task, directory, progress.update, show_bar=show_bar)
+                    result = _train(config, task, directory, progress.update, progress.tell, show_bar=show_bar)
                     progress.finish("finished", _summary(task, result))
                     return result
     except Exception as error:
@@ -103,6 +103,7 @@ def _train(
     task: Task[Any, Any],
     directory: RunDirectory,
     report: Report = ignore,
+    tell: Callable[[str], None] = lambda _: None,
     *,
     show_bar: bool = False,
 ) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def _train(
         for note in task.notes:
             print_once(note)
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
-    training = TrainingRun(config, task, directory, report)
+    training = TrainingRun(config, task, directory, report, tell)
 
     def record(status: str, error: str | None, summary: dict[str, Any]) -> dict[str, Any]:
         stages = training.curriculum.finished_stages
@@ -144,12 +145,19 @@ class TrainingRun:
         task: what `build_task` makes of it.
         directory: for the checkpoint and the loggers.
         report: told the step and a few words at every row of the curves.
+        tell: told in a few words what takes long before the first step.
     """
 
     def __init__(
-        self, config: TrainConfig, task: Task[Any, Any], directory: RunDirectory, report: Report = ignore
+        self,
+        config: TrainConfig,
+        task: Task[Any, Any],
+        directory: RunDirectory,
+        report: Report = ignore,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.config = config
+        self._tell = tell
         self.task = task
         if config.trainer.cuda_graphs:
             task.capture = Replay
@@ -204,6 +212,7 @@ class TrainingRun:
             final_lr_share=config.task.final_lr_share,
             accumulate=trainer_config.accumulate,
             guard=next(iter(guards), None),
+            tell=self._tell,
         )
         probe = MemoryProbe(
             self.curriculum, self.step_log, every=trainer_config.probe_every, num_examples=trainer_config.num_probe
