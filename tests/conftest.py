@@ -121,6 +121,7 @@ SLOW = (
     "training/test_loggers.py",
     "training/test_own_task.py",
     "training/test_parameter_groups.py",
+    "training/test_recall_recipe.py",
     "training/test_run.py",
     "training/test_stability.py",
     "training/test_start.py",

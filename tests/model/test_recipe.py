@@ -93,7 +93,10 @@ def test_every_size_takes_a_recipe(size):
 
 
 def test_a_forgetting_that_a_mixer_does_not_know_is_refused():
-    for model, known in (("palimpsa_d", "small, normal, random"), ("gla", "small, normal here")):
+    for model, known in (
+        ("palimpsa_d", "very_small, small, normal, random"),
+        ("gla", "very_small, small, normal here"),
+    ):
         config = plain(typed(compose_config([f"model={model}", "model.mixer.forgetting=rare"])))["model"]
         with pytest.raises(ConfigError, match=rf"model\.mixer\.forgetting: got 'rare', expected one of {known}"):
             check_model(config)

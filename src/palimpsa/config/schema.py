@@ -44,6 +44,7 @@ MIXER_DEFAULTS = {
     "rope_base": 10_000.0,
     "step_size_limit": None,
     "strength": 1.0,
+    "up_init": "normal",
 }
 
 
@@ -75,6 +76,7 @@ class ModelConfig:
     d_model: int = key(minimum=1, maximum=MAX_WIDTH)
     num_layers: int = key(minimum=1, maximum=MAX_LAYERS)
     norm: str = MISSING
+    final_norm: str | None = key(None)  # after the last block; null: as before each
     norm_eps: float = key(above=0)
     channel_mixer: str = MISSING
     channel_width: int | None = key(None, minimum=1)
@@ -105,7 +107,8 @@ class TaskConfig:
     # optimizer.warmup_steps takes its value from here.
     warmup_steps: int = key(minimum=0, unit="optimiser steps", changes_numbers=False)
     validation_every: int = key(above=0, unit="optimiser steps")
-    schedule: str = key(choices=("constant", "cosine"))  # of the learning rate, after the warm-up
+    # Of the learning rate, after the warm-up; by epoch: the same all through each.
+    schedule: str = key(choices=("constant", "cosine", "cosine_by_epoch"))
     final_lr_share: float = key(0.0, minimum=0, maximum=1)  # of the peak, where a cosine ends
     # The trainer's keys of these names take their values from here.
     spike_sigmas: float | None = key(None, above=0, changes_numbers=False)

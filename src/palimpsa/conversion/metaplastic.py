@@ -20,7 +20,7 @@ from palimpsa.conversion.source import Source, read_source
 from palimpsa.mixers import PalimpsaD, PalimpsaM
 from palimpsa.mixers.parameters import MASTER_DTYPE
 from palimpsa.mixers.plasticity import Plasticity
-from palimpsa.model.build import SKELETON_KEYS
+from palimpsa.model.build import skeleton_keys
 from palimpsa.model.finite import check_finite
 from palimpsa.model.hf import PalimpsaConfig, PalimpsaForCausalLM
 from palimpsa.model.language_model import Block, LanguageModel
@@ -135,7 +135,7 @@ def metaplastic_config(source: dict[str, Any], conversion: Conversion) -> dict[s
     return {
         "name": name,
         "label": conversion.label or f"{source['label']}, metaplastic",
-        **{key: source[key] for key in SKELETON_KEYS},
+        **skeleton_keys(source),
         "mixer": mixer,
     }
 

@@ -77,7 +77,7 @@ class GatedDeltaNet(RecurrentMixer):
         d_model: D.
         num_heads, head_k_dim, head_v_dim: H, K, V.
         conv_width: width of the short convolutions, tokens.
-        forgetting: "small", "normal" or "random", the initial decay: see `make_decay`.
+        forgetting: "very_small", "small", "normal" or "random", the initial decay: see `make_decay`.
         norm_eps: of the output norm.
         conv_init_std: taps start from N(0, conv_init_std^2); None: from U(-W^-1/2, W^-1/2).
 

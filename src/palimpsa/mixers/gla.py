@@ -29,7 +29,7 @@ class GLA(RecurrentMixer):
         d_model: D.
         num_heads, head_k_dim, head_v_dim: H, K, V.
         conv_width: width of the short convolutions, tokens.
-        forgetting: "small" or "normal", the initial decay.
+        forgetting: "very_small", "small" or "normal", the initial decay.
         gate_rank: rank of the decay's projection.
         norm_eps: of the output norm.
         conv_init_std: taps start from N(0, conv_init_std^2); None: from U(-W^-1/2, W^-1/2).
@@ -93,7 +93,7 @@ class SimpleGLA(RecurrentMixer):
         d_model: D.
         num_heads, head_k_dim, head_v_dim: H, K, V.
         conv_width: width of the short convolutions, tokens.
-        forgetting: "small" or "normal", the initial decay.
+        forgetting: "very_small", "small" or "normal", the initial decay.
         norm_eps: of the output norm.
         conv_init_std: taps start from N(0, conv_init_std^2); None: from U(-W^-1/2, W^-1/2).
 

@@ -251,7 +251,7 @@ class GatedRMSNorm(nn.Module):
 
     def _normalise(self, x: Tensor) -> Tensor:
         if self.num_groups == 1:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+            return F.rms_norm(x, self.weight.shape, at_least_fp32(self.weight), self.eps)
         groups = x.unflatten(-1, (self.num_groups, -1))
-        weight = self.weight.unflatten(0, (self.num_groups, -1))
+        weight = at_least_fp32(self.weight).unflatten(0, (self.num_groups, -1))
         return (F.rms_norm(groups, groups.shape[-1:], None, self.eps) * weight).flatten(-2)

@@ -39,12 +39,12 @@ class PalimpsaMixer(Mixer):
         metaplastic: False leaves out the importance (beta = 0): simple gated linear attention in Palimpsa-D's block,
             Mamba-2 in Palimpsa-M's.
         importance_prior: I_prior > 0, the same for all heads, not trained.
-        forgetting: "small", "normal" or "random", the initial decay: see `make_decay`.
+        forgetting: "very_small", "small", "normal" or "random", the initial decay: see `make_decay`.
         initial_plasticity: (low, high), the range of the log-uniform draw of softplus(s), of language models; None: s
             starts at 1.
         plasticity, num_precisions: how many precisions a token has in a head, G, and how they are made: see
             `make_plasticity`. The importances are K G numbers a head.
-        strength: what every beta is multiplied by: see `Plasticity`.
+        strength, up_init: what every beta is multiplied by, and how W_up starts: see `Plasticity`.
         norm_eps: of the output norm.
 
     Raises:
@@ -73,6 +73,7 @@ class PalimpsaMixer(Mixer):
         plasticity: str = "vector",
         num_precisions: int | None = None,
         strength: float = 1.0,
+        up_init: str = "normal",
     ) -> None:
         super().__init__(d_model, num_heads, head_k_dim, head_v_dim, conv_width)
         if key_expansion < 1:
@@ -91,6 +92,7 @@ class PalimpsaMixer(Mixer):
             initial_plasticity,
             metaplastic=metaplastic,
             strength=strength,
+            up_init=up_init,
         )
         self.skip = nn.Parameter(torch.ones(num_heads))
         self.register_buffer("importance_prior", torch.full((num_heads,), float(importance_prior)))

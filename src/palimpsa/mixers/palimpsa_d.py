@@ -37,10 +37,11 @@ class PalimpsaD(PalimpsaMixer):
         conv_init_std: float | None = None,
         num_precisions: int | None = None,
         strength: float = 1.0,
+        up_init: str = "normal",
     ) -> None:
         sizes = (d_model, num_heads, head_k_dim, head_v_dim, conv_width)
         memory = (metaplastic, importance_prior, forgetting, initial_plasticity, key_expansion)
-        super().__init__(*sizes, *memory, plasticity=plasticity, num_precisions=num_precisions, strength=strength)
+        super().__init__(*sizes, *memory, None, plasticity, num_precisions, strength, up_init)
         k_width, v_width = num_heads * self.head_k_dim, num_heads * head_v_dim
         self.q_proj = nn.Linear(d_model, k_width, bias=False)
         self.k_proj = nn.Linear(d_model, k_width, bias=False)

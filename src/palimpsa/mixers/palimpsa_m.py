@@ -52,10 +52,11 @@ class PalimpsaM(PalimpsaMixer):
         plasticity: str = "vector",
         num_precisions: int | None = None,
         strength: float = 1.0,
+        up_init: str = "normal",
     ) -> None:
         sizes = (d_model, num_heads, head_k_dim, head_v_dim, conv_width)
         memory = (metaplastic, importance_prior, forgetting, initial_plasticity, key_expansion)
-        super().__init__(*sizes, *memory, step_size_limit, plasticity, num_precisions, strength)
+        super().__init__(*sizes, *memory, step_size_limit, plasticity, num_precisions, strength, up_init)
         self.num_groups = num_heads if num_groups is None else num_groups
         if self.num_groups < 1 or num_heads % self.num_groups:
             raise ValueError(f"num_groups: got {num_groups}, expected a divisor of num_heads = {num_heads}")

@@ -1,6 +1,7 @@
 """What all models' parameters have in common: how they start, and their dtypes.
 
-Dtypes: parameters are stored and updated in fp32 (master weights); matrices are multiplied in the dtype that autocast
+Dtypes: parameters are stored and updated in fp32 (master weights), but for runs that say optimizer.dtype=bfloat16 to
+see what comes of it; matrices are multiplied in the dtype that autocast
 chooses; decays, gates, norms and the recurrent state are computed in fp32, whatever that dtype is (`at_least_fp32`). A
 model cast to fp64 computes in fp64, but for flash-linear-attention's references, which are fp32 throughout.
 """
@@ -20,8 +21,8 @@ from palimpsa.mixers.plasticity import Plasticity
 MASTER_DTYPE = torch.float32
 
 # Initial decay of head h is exp(-A_h d_h): A on a linear ramp over the heads, d log-spaced ("small" forgetting gives
-# windows of 614..6250 tokens over 8 heads, "normal" 6..63).
-DECAY_RATE_RANGE = {"small": (0.01, 0.16), "normal": (1.0, 16.0)}
+# windows of 614..6250 tokens over 8 heads, "normal" 6..63, "very_small" 6,144..62,500).
+DECAY_RATE_RANGE = {"very_small": (0.001, 0.016), "small": (0.01, 0.16), "normal": (1.0, 16.0)}
 STEP_SIZE_RANGE = (0.1, 0.001)
 RANDOM = "random"
 
@@ -31,7 +32,7 @@ def initial_decay(num_heads: int, forgetting: str) -> tuple[Tensor, Tensor]:
 
     Args:
         num_heads: H >= 1.
-        forgetting: "small" or "normal".
+        forgetting: "very_small", "small" or "normal".
 
     Raises:
         ValueError: for another `forgetting`.
@@ -67,16 +68,28 @@ def initial_decay_bias(num_heads: int, forgetting: str, temperature: float) -> T
 
 
 @torch.no_grad()
+def store_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keeps a model's parameters in a dtype; its buffers stay as they are."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+@torch.no_grad()
 def initialise(model: nn.Module, std: float, generator: torch.Generator) -> None:
     """Draws a model's initial weights in place, by the generator alone.
 
     Matrices and embeddings come from N(0, std^2), convolution taps from U(-W^-1/2, W^-1/2), or N(0, init_std^2) where
-    they have an `init_std`, s of a plasticity that has an `initial_range` so that softplus(s) is log-uniform in it, and
-    random decays as `Decay` says. Everything else keeps the value that its module gave it: norms, biases, skips, and
-    the other decays, which start at `initial_decay`.
+    they have an `init_std`, s of a plasticity that has an `initial_range` so that softplus(s) is log-uniform in it, its
+    W_up as it says, and random decays as `Decay` says. Everything else keeps the value that its module gave it: norms,
+    biases, skips, and the other decays, which start at `initial_decay`.
     """
+    bounds = {id(one.up): one.up_bound for one in model.modules() if isinstance(one, Plasticity)}
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
-            module.weight.normal_(0.0, std, generator=generator)
+            bound = bounds.get(id(module))
+            if bound is None:
+                module.weight.normal_(0.0, std, generator=generator)
+            else:
+                module.weight.uniform_(-bound, bound, generator=generator)
         elif isinstance(module, ShortConvolution | Plasticity | Decay):
             module.reset_parameters(generator)

@@ -14,6 +14,7 @@ from palimpsa.mixers.base import checked_range
 from palimpsa.mixers.layers import at_least_fp32, softplus_inverse
 
 PLASTICITY_KINDS = ("vector", "grouped", "scalar", "constant")
+UP_INITS = ("normal", "uniform")
 
 
 class Plasticity(nn.Module):
@@ -25,6 +26,7 @@ class Plasticity(nn.Module):
     initial_range: (low, high) of the log-uniform draw of softplus(s); None: s starts at 1.
     strength: a number in [0, 1], of which models with the same weights may have different ones: 0 is the model without
         metaplasticity, 1 the one that the weights say. `set_strength` sets it later.
+    up_init: W_up starts as all matrices do, "normal", or "uniform" in +-rank^-1/2.
     """
 
     def __init__(
@@ -34,9 +36,11 @@ class Plasticity(nn.Module):
         num_precisions: int,
         initial_range: tuple[float, float] | None = None,
         strength: float = 1.0,
+        up_init: str = "normal",
     ) -> None:
         super().__init__()
         rank = max(1, d_model // 16)
+        self.up_bound = rank**-0.5 if up_init == "uniform" else None
         self.num_heads = num_heads
         self.num_precisions = num_precisions
         self.initial_range = initial_range
@@ -119,6 +123,7 @@ def make_plasticity(
     *,
     metaplastic: bool,
     strength: float = 1.0,
+    up_init: str = "normal",
 ) -> Plasticity | ConstantPlasticity | None:
     """A plasticity of one of PLASTICITY_KINDS, or None for a mixer that is not metaplastic.
 
@@ -127,16 +132,18 @@ def make_plasticity(
             V / G rows, row r having number r // (V / G); "scalar", one for all rows, G = 1; "constant", G = V, the same
             for every token.
         num_precisions: G of "grouped", a divisor of V = head_v_dim; None of the others.
-        strength: see `Plasticity`.
+        strength, up_init: see `Plasticity`. What says how a plasticity starts is nothing to a mixer without one.
 
     Raises:
-        ValueError: for another kind, one that a mixer without importances would ignore, a num_precisions that does not
-            go with it, an initial_range that is none, or one of a constant plasticity, a strength that is not in
-            [0, 1], or one of a mixer without importances.
+        ValueError: for another kind or up_init, a kind that a mixer without importances would ignore, a num_precisions
+            that does not go with it, an initial_range that is none, or one of a constant plasticity, a strength that is
+            not in [0, 1], or one of a mixer without importances.
     """
     num_precisions = _checked_precisions(kind, head_v_dim, num_precisions)
     initial_range = checked_range("initial_plasticity", initial_range, above_zero=True)
     _check_strength(strength)
+    if up_init not in UP_INITS:
+        raise ValueError(f"up_init: got {up_init!r}, expected one of {', '.join(UP_INITS)}")
     if not metaplastic:
         if strength != 1:
             raise ValueError(f"strength: got {strength}, expected 1, which changes nothing, with metaplastic: false")
@@ -146,7 +153,7 @@ def make_plasticity(
             )
         return None
     if kind != "constant":
-        return Plasticity(d_model, num_heads, num_precisions, initial_range, strength)
+        return Plasticity(d_model, num_heads, num_precisions, initial_range, strength, up_init)
     if initial_range is not None:
         raise ValueError(f"initial_plasticity: got {list(initial_range)}, expected null with plasticity: constant")
     return ConstantPlasticity(num_heads, num_precisions, strength)

@@ -19,10 +19,10 @@ from palimpsa.model.language_model import LanguageModel
 # Keys of the `model` group that `LanguageModel` takes as they are.
 SKELETON_KEYS = (
     *("vocab_size", "d_model", "num_layers", "norm", "norm_eps"),
-    *("channel_mixer", "channel_width", "init_std", "tie_word_embeddings"),
+    *("channel_mixer", "channel_width", "init_std", "tie_word_embeddings", "final_norm"),
 )
 # Of these, what configs of older trees do not have: what it was then.
-SKELETON_DEFAULTS = {"tie_word_embeddings": True}
+SKELETON_DEFAULTS = {"tie_word_embeddings": True, "final_norm": None}
 
 
 def skeleton_keys(config: Mapping[str, Any]) -> dict[str, Any]:

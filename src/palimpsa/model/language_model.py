@@ -20,10 +20,10 @@ NORMS = ("layernorm", "rmsnorm")
 CHANNEL_MIXERS = ("none", "swiglu")
 
 
-def make_norm(kind: str, width: int, eps: float) -> nn.Module:
-    """A norm over the last axis: "layernorm" or "rmsnorm"."""
+def make_norm(kind: str, width: int, eps: float, name: str = "norm") -> nn.Module:
+    """A norm over the last axis: "layernorm" or "rmsnorm"; ValueError, by the argument's `name`, for another."""
     if kind not in NORMS:
-        raise ValueError(f"norm: got {kind!r}, expected one of {', '.join(NORMS)}")
+        raise ValueError(f"{name}: got {kind!r}, expected one of {', '.join(NORMS)}")
     return nn.LayerNorm(width, eps) if kind == "layernorm" else nn.RMSNorm(width, eps)
 
 
@@ -70,6 +70,7 @@ class LanguageModel(nn.Module):
         num_layers: number of blocks.
         make_mixer: called once a layer with d_model.
         norm: "layernorm" or "rmsnorm", before every mixer and at the end.
+        final_norm: the one at the end, where it is another; None: as `norm`.
         norm_eps: its epsilon.
         channel_mixer: "none" or "swiglu".
         channel_width: hidden width of the SwiGLU.
@@ -100,6 +101,7 @@ class LanguageModel(nn.Module):
         channel_width: int | None = None,
         init_std: float | None = None,
         tie_word_embeddings: bool = True,
+        final_norm: str | None = None,
         generator: torch.Generator | None,
     ) -> None:
         super().__init__()
@@ -122,7 +124,7 @@ class LanguageModel(nn.Module):
             )
             for _ in range(num_layers)
         )
-        self.norm = make_norm(norm, d_model, norm_eps)
+        self.norm = make_norm(norm if final_norm is None else final_norm, d_model, norm_eps, "final_norm")
         self.head = None if tie_word_embeddings else nn.Linear(d_model, vocab_size, bias=False)
         if generator is not None:
             initialise(self, d_model**-0.5 if init_std is None else init_std, generator)

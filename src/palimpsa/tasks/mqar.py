@@ -36,6 +36,7 @@ class MQARTask(Task[MQARStage, MQARBatch]):
 
     def __init__(self, config: MQARConfig, seed: int) -> None:
         self.stages = stages_from_config(config)
+        self.steps_per_epoch = self.stages[0].steps_per_epoch
         self.seed = seed
         self.stop_accuracy = config.stop_accuracy
         self.num_examples = {"validation": config.num_validation, "test": config.num_test}

@@ -30,15 +30,19 @@ class MQARStage(Stage):
     def ignorance_loss(self) -> float:
         return self.spec.plateau_loss
 
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Steps through the fixed training set; None: there is none."""
+        return None if self.num_train_examples is None else math.ceil(self.num_train_examples / self.batch_size)
+
     def train_examples(self, seed: int, step: int, device: torch.device | str) -> Tensor:
         """[B] int64, the training examples of `step` (0-based, within the stage): a function of (seed, stage, step).
 
         B is batch_size, or less at the end of an epoch. `mqar_examples` makes them, with split "train".
         """
-        if self.num_train_examples is None:
+        if self.num_train_examples is None or self.steps_per_epoch is None:
             return torch.arange(step * self.batch_size, (step + 1) * self.batch_size, device=device)
-        steps_per_epoch = math.ceil(self.num_train_examples / self.batch_size)
-        epoch, step = divmod(step, steps_per_epoch)
+        epoch, step = divmod(step, self.steps_per_epoch)
         order = _epoch_order(seed, self.index, epoch, self.num_train_examples, str(device))
         return order[step * self.batch_size : (step + 1) * self.batch_size]
 

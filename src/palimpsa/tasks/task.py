@@ -80,6 +80,7 @@ class Task(ABC, Generic[StageT, BatchT]):
             norm of the gradient.
         keeps_final_weights: whether a checkpoint is written after the last step too.
         notes: what a person should know before a run starts, a line each.
+        steps_per_epoch: optimiser steps through a training set that is fixed; None: it is not.
     """
 
     metric: ClassVar[str]
@@ -90,6 +91,7 @@ class Task(ABC, Generic[StageT, BatchT]):
     seed: int
     capture: Capture | None = None
     notes: Sequence[str] = ()
+    steps_per_epoch: int | None = None
 
     @abstractmethod
     def train_examples(self, stage: StageT, step: int, device: torch.device) -> Tensor:

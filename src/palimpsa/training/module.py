@@ -152,6 +152,7 @@ class TrainingModule(L.LightningModule):
             max_steps=self.task.max_steps,
             final_share=self.final_lr_share,
             new_warmup_steps=config.new_warmup_steps,
+            steps_per_epoch=self.task.steps_per_epoch,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

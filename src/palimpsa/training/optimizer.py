@@ -14,6 +14,8 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from palimpsa.config.errors import ConfigError
+from palimpsa.mixers.gla import GLA, SimpleGLA
+from palimpsa.mixers.layers import Decay
 from palimpsa.mixers.parameters import MASTER_DTYPE
 from palimpsa.mixers.plasticity import ConstantPlasticity, Plasticity
 
@@ -84,8 +86,9 @@ def make_optimizer(model: nn.Module, config: Any, device: torch.device) -> AdamW
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
-        # The other one launches a dozen kernels a tensor, or copies lists of them to the GPU.
-        fused=device.type == "cuda",
+        # The other one launches a dozen kernels a tensor, or copies lists of them to the GPU. In bf16 it is the one to
+        # take: it rounds after every operation, as the AdamW does whose effect is looked for.
+        fused=device.type == "cuda" and stored_dtype(config) == MASTER_DTYPE,
     )
 
 
@@ -96,7 +99,13 @@ def parameter_groups(model: nn.Module, config: Any) -> list[dict[str, Any]]:
     Raises:
         ValueError: see `weight_decay_groups`.
     """
-    decay = partial(weight_decay_groups, weight_decay=config.weight_decay, decay_all=config.decay_all)
+    decay = partial(
+        weight_decay_groups,
+        weight_decay=config.weight_decay,
+        decay_all=config.decay_all,
+        forgetting_decay=config.forgetting_decay,
+        dtype=stored_dtype(config),
+    )
     if all(getattr(config, name) is None for name in NEW_KEYS):
         return decay(model)
     ids = {id(parameter) for parameter in new_parameters(model).values()}
@@ -129,8 +138,11 @@ def make_schedule(
     max_steps: int,
     final_share: float,
     new_warmup_steps: int | None = None,
+    steps_per_epoch: int | None = None,
 ) -> LambdaLR:
     """The learning rate of every step: see `learning_rate_factor`; new_warmup_steps: of the groups that are `NEW`."""
+    # What changes with the epoch stays, all through one, what it was at its first step.
+    length = (steps_per_epoch or 1) if schedule == "cosine_by_epoch" else 1
     steps = [
         new_warmup_steps if group.get(NEW) and new_warmup_steps is not None else warmup_steps
         for group in optimizer.param_groups
@@ -144,6 +156,7 @@ def make_schedule(
                 warmup_steps=own_steps,
                 max_steps=max_steps,
                 final_share=final_share,
+                length=length,
             )
             for own_steps in steps
         ],
@@ -151,9 +164,10 @@ def make_schedule(
 
 
 def learning_rate_factor(
-    step: int, *, schedule: str, warmup_steps: int, max_steps: int, final_share: float = 0.0
+    step: int, *, schedule: str, warmup_steps: int, max_steps: int, final_share: float = 0.0, length: int = 1
 ) -> float:
-    """The share of the peak learning rate at a step: a linear warm-up, then "constant", or "cosine" to `final_share`.
+    """The share of the peak learning rate at a step: a linear warm-up, then "constant", or a cosine to `final_share`
+    that takes a step down every `length` steps, where an epoch begins.
 
     >>> learning_rate_factor(0, schedule="cosine", warmup_steps=2, max_steps=6)
     0.5
@@ -164,36 +178,73 @@ def learning_rate_factor(
         return (step + 1) / warmup_steps
     if schedule == "constant":
         return 1.0
-    progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
+    first = max(step - step % length, warmup_steps)
+    progress = min(1.0, (first - warmup_steps) / max(1, max_steps - warmup_steps))
     return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def weight_decay_groups(model: nn.Module, weight_decay: float, *, decay_all: bool = False) -> list[dict[str, Any]]:
+def forgetting_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """A's logarithm and d's bias of every head, by name, or the bias of GLA's decay: what `Decay` and its like keep."""
+    own = [p for one in model.modules() if isinstance(one, Decay) for p in one.parameters()]
+    own += [one.decay_bias for one in model.modules() if isinstance(one, GLA | SimpleGLA)]
+    ids = set(map(id, own))
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in ids}
+
+
+def check_forgetting_decay(model: nn.Module, config: Any) -> None:
+    """Raises ConfigError for a weight decay of what the model does not have."""
+    if config.forgetting_decay is not None and not forgetting_parameters(model):
+        raise ConfigError(
+            f"optimizer.forgetting_decay: got {config.forgetting_decay} with a model that never forgets, expected null"
+        )
+
+
+def stored_dtype(config: Any) -> torch.dtype:
+    """What parameters, gradients and moments are kept in, by the `optimizer` group."""
+    return getattr(torch, config.dtype)
+
+
+def weight_decay_groups(
+    model: nn.Module,
+    weight_decay: float,
+    *,
+    decay_all: bool = False,
+    forgetting_decay: float | None = None,
+    dtype: torch.dtype = MASTER_DTYPE,
+) -> list[dict[str, Any]]:
     """AdamW's parameter groups: matrices, taps and embeddings decay; vectors do not (A, d's bias, D, s, norms, biases).
 
-    decay_all: they do too.
+    Args:
+        decay_all: they do too.
+        forgetting_decay: of `forgetting_parameters`, a group of its own; None: as of the other vectors.
+        dtype: that a run keeps its parameters in.
 
     Raises:
-        ValueError: for a trained parameter that is not fp32: bf16 keeps 8 bits, and AdamW's steps on it round to
-            nothing.
+        ValueError: for a trained parameter of another dtype: bf16 keeps 8 bits, and AdamW's steps on it round to
+            nothing, which a run has to ask for.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name, parameter in trained.items():
-        if parameter.dtype != MASTER_DTYPE:
+        if parameter.dtype != dtype:
             raise ValueError(
-                f"{name}: got a trained parameter of {parameter.dtype}, expected {MASTER_DTYPE} master weights; "
+                f"{name}: got a trained parameter of {parameter.dtype}, expected {dtype} master weights; "
                 "lower precision is autocast's business (trainer.precision=bf16-mixed)"
             )
-    return [
+    apart = {} if forgetting_decay is None else forgetting_parameters(model)
+    vectors = [p for name, p in trained.items() if p.ndim < 2 and name not in apart]
+    groups = [
         {"params": [p for p in trained.values() if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": weight_decay if decay_all else 0.0},
+        {"params": vectors, "weight_decay": weight_decay if decay_all else 0.0},
     ]
+    own = [p for name, p in trained.items() if name in apart]
+    return [*groups, *([{"params": own, "weight_decay": forgetting_decay}] if own else [])]
 
 
-def clip_gradients(optimizer: Any, max_norm: float, look: Callable[[Tensor], None] | None = None) -> Tensor:
+def clip_gradients(optimizer: Any, max_norm: float | None, look: Callable[[Tensor], None] | None = None) -> Tensor:
     """Scales a torch optimiser's gradients in place so that their global L2 norm is at most `max_norm`.
 
     Args:
+        max_norm: None leaves them as they are.
         look: called with their norm before: one that is no number would scale all of them to what is none.
 
     Returns:
@@ -206,5 +257,6 @@ def clip_gradients(optimizer: Any, max_norm: float, look: Callable[[Tensor], Non
     whole = getattr(norm, "full_tensor", lambda: norm)()
     if look is not None:
         look(whole)
-    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    if max_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return whole

@@ -36,6 +36,11 @@ def check_run(config: TrainConfig, *, elsewhere: bool = False) -> Task[Any, Any]
     check_model(asdict(config.model))
     _check_parameters(config)
     task = build_task(config.task, config.seed)
+    if config.task.schedule == "cosine_by_epoch" and task.steps_per_epoch is None:
+        raise ConfigError(
+            f"task.schedule: got cosine_by_epoch with task={config.task.name}, which has no epochs, expected constant "
+            "or cosine"
+        )
     if task.max_steps > MAX_COUNT:
         raise ConfigError(f"task: got {task.max_steps} optimiser steps in all, expected at most {MAX_COUNT}")
     check_ranks(
@@ -52,9 +57,9 @@ def check_run(config: TrainConfig, *, elsewhere: bool = False) -> Task[Any, Any]
 def _check_parameters(config: TrainConfig) -> None:
     """Raises ConfigError for parameters that `optimizer` names and there are not, and for a start that does not fit."""
     own, start = config.optimizer, config.start
-    from palimpsa.training.optimizer import NEW_KEYS, check_new_rates, freeze
+    from palimpsa.training.optimizer import NEW_KEYS, check_forgetting_decay, check_new_rates, freeze
 
-    names = ("freeze", *NEW_KEYS)
+    names = ("freeze", "forgetting_decay", *NEW_KEYS)
     if start.weights is None and all(getattr(own, name) is None for name in names):
         return
     import torch
@@ -66,6 +71,7 @@ def _check_parameters(config: TrainConfig) -> None:
     with torch.device("meta"):
         model = build_model(config.model, None)
     check_new_rates(model, own)
+    check_forgetting_decay(model, own)
     if own.freeze is not None:
         freeze(model, own.freeze)
     check_start(model, start)

@@ -18,6 +18,7 @@ from palimpsa.config.errors import ConfigError, RunDirectoryError
 from palimpsa.config.process import print_once
 from palimpsa.config.schema import TrainConfig, plain
 from palimpsa.kernels.validation import OperandError
+from palimpsa.mixers.parameters import store_in
 from palimpsa.model.build import build_model
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.identity import config_hash
@@ -37,7 +38,7 @@ from palimpsa.training.history import History, StepLog
 from palimpsa.training.loggers import close_loggers, make_loggers, run_name
 from palimpsa.training.memory_probe import MemoryProbe
 from palimpsa.training.module import TrainingModule
-from palimpsa.training.optimizer import freeze
+from palimpsa.training.optimizer import freeze, stored_dtype
 from palimpsa.training.preflight import check_run
 from palimpsa.training.storage.start import fill_from_start, with_start_digest
 from palimpsa.training.watch.loss_guard import LossGuard
@@ -193,6 +194,7 @@ class TrainingRun:
             torch.set_num_threads(trainer_config.num_threads)
         quiet_lightning()
         model = build_model(config.model, config.seed)
+        store_in(model, stored_dtype(config.optimizer))
         num_parameters = model.num_parameters
         if config.optimizer.freeze is not None:
             freeze(model, config.optimizer.freeze)

@@ -27,7 +27,7 @@ class PalimpsaConfig(PreTrainedConfig):
         vocab_size: V, words of the embedding.
         tie_word_embeddings: whether the logits are by the embedding; else by a matrix of their own.
         d_model, num_layers: width D and number of blocks; transformers' hidden_size and num_hidden_layers.
-        norm, norm_eps, channel_mixer, channel_width, init_std: see `LanguageModel`.
+        norm, final_norm, norm_eps, channel_mixer, channel_width, init_std: see `LanguageModel`.
         mixer: `_target_`, the path of a mixer's class, and its arguments.
         context: tokens of the contexts that it was trained on, which evaluation takes for its length; the memory has no
             limit of its own. None: not known.
@@ -46,6 +46,7 @@ class PalimpsaConfig(PreTrainedConfig):
     d_model: int = 768
     num_layers: int = 15
     norm: str = "rmsnorm"
+    final_norm: str | None = None
     norm_eps: float = 1e-6
     channel_mixer: str = "none"
     channel_width: int | None = None
