@@ -139,6 +139,10 @@ class MQARConfig(TaskConfig):
     seq_len: int | None = key(None, minimum=1, unit="tokens", swept=True)
     num_train_examples: int | None = key(None, minimum=1)
     num_epochs: int | None = key(None, minimum=1)
+    # Interference: exponent of Zipf's law by which a pair is queried, with replacement; null: each pair once.
+    zipf: float | None = key(None, minimum=0)
+    overwrite_share: float = key(0.0, minimum=0, maximum=1)  # of the pairs, written again with another value
+    distractor_share: float = key(0.0, minimum=0, below=1)  # of the pairs, never queried
 
 
 @dataclass

@@ -11,17 +11,18 @@ from torch import Tensor, nn
 
 from palimpsa.config.schema import MQARConfig
 from palimpsa.tasks.loss import cross_entropy
-from palimpsa.tasks.mqar_examples import NUM_AGE_SLICES, MQARBatch, mqar_examples
+from palimpsa.tasks.mqar_examples import AnyBatch, InterferenceSpec, mqar_examples
 from palimpsa.tasks.recall import RecallMeter
 from palimpsa.tasks.stages import MQARStage, stages_from_config
 from palimpsa.tasks.task import Loss, Metrics, Task
 
 
-class MQARTask(Task[MQARStage, MQARBatch]):
+class MQARTask(Task[MQARStage, AnyBatch]):
     """MQAR by either protocol.
 
     Metrics: accuracy, the share of queries answered rightly; loss, nats a query; accuracy/age0 to accuracy/age3, the
-    share for pairs by the quarter of the context that lies between pair and query, where there are such.
+    share for pairs by the quarter of the context that lies between pair and query, where there are such. With
+    interference instead of these accuracy/often, /often_overwritten, /rare, /rare_overwritten.
 
     Args:
         config: the `task` group.
@@ -50,10 +51,10 @@ class MQARTask(Task[MQARStage, MQARBatch]):
         last = (stage.num_train_examples or 0) % stage.batch_size
         return {stage.batch_size, *([last] if last else [])}
 
-    def make_batch(self, stage: MQARStage, split: str, examples: Tensor) -> MQARBatch:
+    def make_batch(self, stage: MQARStage, split: str, examples: Tensor) -> AnyBatch:
         return mqar_examples(stage.spec, seed=self.seed, split=split, stage=stage.index, examples=examples)
 
-    def loss(self, model: nn.Module, batch: MQARBatch) -> Loss:
+    def loss(self, model: nn.Module, batch: AnyBatch) -> Loss:
         logits = model(batch.inputs, batch.query_positions)
         mean = cross_entropy(logits.flatten(0, 1), batch.labels.flatten()).mean
         return Loss(mean, batch.labels.numel())
@@ -74,21 +75,24 @@ class MQARTask(Task[MQARStage, MQARBatch]):
                 capture=self.capture,
             )
         recall = meter(self.num_examples[split])
-        by_age = {f"accuracy/age{i}": share for i, share in enumerate(recall.accuracy_by_age) if share is not None}
-        return {"accuracy": recall.accuracy, "loss": recall.loss, **by_age}
+        by_kind = zip(stage.spec.slice_names, recall.accuracy_by_age, strict=True)
+        shares = {f"accuracy/{name}": share for name, share in by_kind if share is not None}
+        return {"accuracy": recall.accuracy, "loss": recall.loss, **shares}
 
     def is_solved(self, validation: Metrics) -> bool:
         return validation["accuracy"] >= self.stop_accuracy
 
     def stage_result(self, stage: MQARStage, validation: Metrics, test: Metrics | None) -> dict[str, Any]:
-        by_age = test and [test.get(f"accuracy/age{i}") for i in range(NUM_AGE_SLICES)]
+        by_kind = test and {name: test.get(f"accuracy/{name}") for name in stage.spec.slice_names}
+        has_interference = isinstance(stage.spec, InterferenceSpec)
         return {
             "seq_len": stage.spec.seq_len,
             "num_pairs": stage.spec.num_pairs,
             "validation_accuracy": validation["accuracy"],
             "test_accuracy": test and test["accuracy"],
-            "test_accuracy_by_age": by_age,
+            "test_accuracy_by_age": None if has_interference or by_kind is None else list(by_kind.values()),
             "test_loss": test and test["loss"],
+            **({"test_accuracy_by_kind": by_kind} if has_interference else {}),
         }
 
     def headline(self, result: dict[str, Any]) -> str:

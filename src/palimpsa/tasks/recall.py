@@ -20,7 +20,7 @@ class Recall:
     """accuracy: share of queries answered rightly. loss: mean cross-entropy, nats a query.
 
     accuracy_by_age: the same share for pairs whose query comes less than a quarter, half, three quarters, or the whole
-    of the context length later; None for a slice without queries.
+    of the context length later, or for the spec's other `slice_names`; None for a slice without queries.
     """
 
     accuracy: float

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.schema import MQARConfig
-from palimpsa.tasks.mqar_examples import MQARSpec, epoch_order
+from palimpsa.tasks.mqar_examples import InterferenceSpec, MQARSpec, epoch_order
 from palimpsa.tasks.task import Stage
 
 
@@ -96,10 +96,19 @@ def stages_from_config(task: MQARConfig) -> list[MQARStage]:
 
 
 def _spec(path: str, seq_len: int, num_pairs: int, task: MQARConfig) -> MQARSpec:
+    shares = {"overwrite_share": task.overwrite_share, "distractor_share": task.distractor_share}
+    given = [name for name, share in shares.items() if share]
+    if task.zipf is None and given:
+        raise ConfigError(
+            f"task.{given[0]}: got {shares[given[0]]} with task.zipf=null, expected 0, or an exponent there"
+        )
     try:
-        return MQARSpec(seq_len, num_pairs, task.vocab_size, task.power)
+        if task.zipf is None:
+            return MQARSpec(seq_len, num_pairs, task.vocab_size, task.power)
+        numbers = (int(share * num_pairs + 0.5) for share in shares.values())
+        return InterferenceSpec(seq_len, num_pairs, task.vocab_size, task.power, *numbers, zipf=task.zipf)
     except ValueError as error:
-        owner = "task." if str(error).startswith(("vocab_size", "power")) else path
+        owner = "task." if str(error).startswith(("vocab_size", "power", "zipf")) else path
         raise ConfigError(f"{owner}{error}") from error
 
 
