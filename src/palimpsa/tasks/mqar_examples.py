@@ -150,8 +150,8 @@ class InterferenceSpec(MQARSpec):
         if not (fits and n + self.num_overwrites <= self.vocab_size - self.vocab_size // 2):
             raise ValueError(
                 f"vocab_size: got {self.vocab_size}, expected enough for {self.num_queried} keys that are queried "
-                f"among {self.first_distractor - 1}, {self.num_distractors} that are not among {self.vocab_size // 8}, and "
-                f"{n + self.num_overwrites} values among the second half"
+                f"among {self.first_distractor - 1}, {self.num_distractors} that are not among {self.vocab_size // 8}, "
+                f"and {n + self.num_overwrites} values among the second half"
             )
 
     @property
