@@ -58,6 +58,7 @@ TINY_BENCHMARK = (
 # FILE::TEST (with all its parameters) below tests/. `make test` runs everything.
 SLOW = (
     "analysis/draw",
+    "analysis/statistics/test_selection.py",
     "analysis/test_build.py",
     "analysis/test_committed.py",
     "analysis/test_hostile_text.py",
@@ -96,6 +97,7 @@ SLOW = (
     "runs/test_provenance.py",
     "sweeps/test_child_process.py",
     "sweeps/test_command.py",
+    "sweeps/test_estimate.py",
     "sweeps/test_hydra_keys.py",
     "sweeps/test_launchers.py",
     "sweeps/test_plan.py",

@@ -70,7 +70,7 @@ def test_every_sweep_and_experiment_is_planned(folder, tmp_path, monkeypatch):
             continue
         own = [f"+{folder}={name}", f"results_dir={tmp_path}", "seed=1", "hydra.sweeper.selection_seeds=null"]
         # The lengths of the long curriculum are the paper's.
-        small = ["scale=laptop", "trainer=cpu", "model=gla,transformer", "task.vocab_size=4096"]
+        small = ["scale=laptop", "trainer=cpu", "model=gla,gated_deltanet", "task.vocab_size=4096"]
         small.append("task.tokens_per_step=4096")
         planned = [plan_command_line([*own, *small], multirun=multirun) for multirun in (False, True)]
         assert planned[0].jobs == planned[1].jobs, name

@@ -1,8 +1,8 @@
 """The tables and sentences of README.md and docs/ that come from CSV files: what stands between each pair of markers.
 
 `TEXT_BLOCKS` has them by the name in the marker. Each is a function of the results folder (with mqar/, kernels/,
-training/, commonsense/, finetuning/) that returns Markdown, and raises ResultError for a file that is missing, invalid,
-or lacks what it needs.
+training/, commonsense/, finetuning/, recipe/) that returns Markdown, and raises ResultError for a file that is missing,
+invalid, or lacks what it needs.
 """
 
 import textwrap
@@ -19,6 +19,7 @@ from palimpsa.analysis.evaluation_tables import zero_shot_summary
 from palimpsa.analysis.finetuning.tables import finetuning_summary
 from palimpsa.analysis.plasticity_costs import plasticity_costs
 from palimpsa.analysis.pretraining_costs import pretraining_costs
+from palimpsa.analysis.selection_table import selection_table
 from palimpsa.analysis.statistics.learning_rate import (
     at_chosen_rates,
     choose_learning_rates,
@@ -214,6 +215,7 @@ TEXT_BLOCKS: dict[str, Callable[[Path], str]] = {
     "ablation_summary": ablation_summary,
     "long_context_summary": long_context_summary,
     "scratch_summary": scratch_summary,
+    "selection_table": selection_table,
     "plasticity_costs": plasticity_costs,
     "operator_speed_table": operator_speed_table,
     "throughput_summary": throughput_summary,

@@ -22,6 +22,7 @@ from palimpsa.runs.files import LockHeldError
 from palimpsa.runs.progress import SweepProgress
 from palimpsa.runs.result import status_of
 from palimpsa.runs.schema import DIVERGED, FAILED, ResultError
+from palimpsa.sweeps.estimate import describe_time
 from palimpsa.sweeps.launch import train
 from palimpsa.sweeps.launchers import LAUNCHER_VARIABLE
 from palimpsa.sweeps.ledger import MISSING, RUNNING, Ledger
@@ -136,6 +137,8 @@ def run_sweep(sweep: Sweep, launch: Launch) -> int:
         _print_to_stderr(line, style="default")
     # What has ended is shown without a lock: it may lie where nobody can write any more.
     if ledger.jobs_to_launch():
+        if line := describe_time(ledger.jobs_to_launch(), sum(ledger.num_waiting.values())):
+            console.print(line, soft_wrap=True)
         try:
             with sweep.locked():
                 ledger = _launch_missing(sweep, launch, ledger)

@@ -1,0 +1,103 @@
+"""What each way of selecting says of Palimpsa and its twins, by protocol: the table of docs/results.md."""
+
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from palimpsa.analysis.statistics.learning_rate import one_experiment
+from palimpsa.analysis.statistics.selection import READINGS, Gap, selected_gaps
+from palimpsa.analysis.tables import count_text, markdown_table
+from palimpsa.runs.read import read_runs_csv
+
+SCALE = "h200"
+
+
+class Protocol(NamedTuple):
+    """A row of the table: of which task, what it is called, its folder of results, and what runs it."""
+
+    task: str
+    label: str
+    folder: str
+    experiment: str
+
+
+PROTOCOLS = (
+    Protocol("mqar_curriculum", "curriculum", "mqar", "figure2_grid"),
+    Protocol("mqar_long", "curriculum, four times the steps", "mqar", "mqar_long"),
+    Protocol("mqar_forced", "curriculum, A and d's bias decay by 0.1", "recipe", "recipe_f"),
+    Protocol("mqar_forced_weak", "the same by 0.01", "recipe", "recipe_f_weak"),
+    Protocol("mqar_forced_strong", "the same by 0.3", "recipe", "recipe_f_strong"),
+    Protocol("mqar_bf16", "curriculum, all in bf16", "recipe", "recipe_e"),
+    Protocol("mqar_kept", "curriculum, again", "recipe", "recipe_beyond"),
+    Protocol("mqar_scratch", "scratch, 60 epochs", "mqar", "mqar_scratch"),
+    Protocol("mqar_scratch_1024", "scratch, 20 epochs", "recipe", "recipe_d"),
+    Protocol("mqar_authors", "scratch by their recipe, 20 epochs", "recipe", "recipe_a"),
+    Protocol("mqar_authors_long", "scratch by their recipe, 60 epochs", "recipe", "recipe_a_long"),
+    Protocol("mqar_authors_very_small", "the same, very small forgetting, 20 epochs", "recipe", "recipe_b"),
+    Protocol("mqar_authors_1024", "scratch by their recipe, 20 epochs", "recipe", "recipe_d_authors"),
+    Protocol("mqar_interference", "curriculum with interference", "recipe", "recipe_interference"),
+)
+# Of a curriculum the lengths below are solved by all.
+SHORTEST = 512
+PAIRS = (
+    ("palimpsa_d", "palimpsa_d_nometa"),
+    ("palimpsa_d_scalar", "palimpsa_d_nometa"),
+    ("palimpsa_m", "mamba2"),
+)
+
+
+def selection_table(results: Path) -> str:
+    """A row a protocol, length and pair of twins that has runs: the gap under each reading, in points."""
+    cells, missing = [], []
+    for protocol in PROTOCOLS:
+        rows = _rows_of(results / protocol.folder / "runs.csv", protocol.task)
+        if rows is None:
+            missing.append(f"`{protocol.experiment}`")
+            continue
+        for model, twin in PAIRS:
+            labels = dict(zip(rows["model"], rows["label"], strict=True))
+            if not {model, twin} <= labels.keys():
+                continue
+            for (seq_len, _), gaps in selected_gaps(rows, model, twin).items():
+                if seq_len >= SHORTEST and gaps:
+                    seeds = next(iter(gaps.values())).num_seeds
+                    name = f"{protocol.label}, L {count_text(seq_len)}"
+                    texts = [_gap_text(gaps.get(reading)) for reading in READINGS]
+                    cells.append([name, f"{labels[model]} minus {labels[twin]}", _seeds_text(seeds), *texts])
+    lines = markdown_table(["protocol", "difference", "seeds", *READINGS], cells)
+    caption = (
+        "Points of test accuracy, with 95% intervals of unpaired seeds (Student's, degrees of freedom of the smaller "
+        "sample). The second and third readings select on the number that they report."
+    )
+    if missing:
+        caption += f" Not run yet, each by `scripts/train.py +experiment=NAME`: {', '.join(missing)}."
+    return "\n".join([*lines, "", textwrap.fill(caption, 118, break_on_hyphens=False)])
+
+
+def _rows_of(path: Path, task: str) -> pd.DataFrame | None:
+    """The runs of a task at SCALE; None where there are none yet."""
+    if not path.exists():
+        return None
+    runs = read_runs_csv(path)
+    has_runs = ((runs["task"] == task) & (runs["scale"] == SCALE)).any()
+    return one_experiment(runs, task, SCALE) if has_runs else None
+
+
+def _gap_text(gap: Gap | None) -> str:
+    """
+    >>> _gap_text(Gap(0.012, 0.05, (8, 8))), _gap_text(None)
+    ('1.2 ± 5.0', '-')
+    """
+    if gap is None:
+        return "-"
+    # No minus before a zero.
+    points = f"{round(100 * gap.mean, 1) + 0.0:.1f}"
+    return points if np.isnan(gap.margin) else f"{points} ± {100 * gap.margin:.1f}"
+
+
+def _seeds_text(num_seeds: tuple[int, int]) -> str:
+    one, other = num_seeds
+    return str(one) if one == other else f"{one}, {other}"

@@ -1,0 +1,85 @@
+"""The gap between a model and its twin under each way of selecting: which learning rates, and which seeds, count."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from palimpsa.analysis.statistics.learning_rate import (
+    STAGE,
+    at_chosen_rates,
+    best_per_seed,
+    choose_learning_rates,
+    finished_stages,
+)
+from palimpsa.analysis.statistics.power import critical_value
+from palimpsa.analysis.statistics.summary import mean_difference
+
+# The readings, in the order of a table. The last one is of eight seeds alone.
+VALIDATION = "chosen on validation"
+BEST = "best rate of each seed on the test"
+BEST_WITHOUT = "the same without seeds 5 and 6"
+READINGS = (VALIDATION, BEST, BEST_WITHOUT)
+ALL_SEEDS = frozenset(range(1, 9))
+LEFT_OUT = frozenset({5, 6})
+
+
+class Gap(NamedTuple):
+    """A model's mean test accuracy minus its twin's, a fraction of the queries.
+
+    margin: half of its 95% interval; NaN where one of them has one seed. num_seeds: of the model and of its twin.
+    """
+
+    mean: float
+    margin: float
+    num_seeds: tuple[int, int]
+
+
+def selected_gaps(rows: pd.DataFrame, model: str, twin: str) -> dict[tuple[int, int], Mapping[str, Gap]]:
+    """The gap at each stage of the figure that both have finished runs of, by reading.
+
+    Args:
+        rows: of one task and scale, from `learning_rate.one_experiment`.
+
+    Returns:
+        (seq_len, num_pairs) -> reading -> gap, sorted; `BEST_WITHOUT` where both have the eight seeds.
+    """
+    own = rows.loc[rows["model"].isin([model, twin])]
+    dots = {
+        VALIDATION: finished_stages(at_chosen_rates(own, choose_learning_rates(own))),
+        BEST: best_per_seed(own),
+        BEST_WITHOUT: best_per_seed(own.loc[~own["seed"].isin(LEFT_OUT)]),
+    }
+    gaps: dict[tuple[int, int], Mapping[str, Gap]] = {}
+    for stage, all_rates in finished_stages(own).groupby(STAGE):
+        seeds = [set(all_rates.loc[all_rates["model"] == name, "seed"]) for name in (model, twin)]
+        if not all(seeds):
+            continue
+        found = {}
+        for reading in READINGS if seeds == [ALL_SEEDS, ALL_SEEDS] else READINGS[:2]:
+            at = dots[reading].merge(pd.DataFrame([stage], columns=STAGE), on=STAGE)
+            samples = [at.loc[at["model"] == name, "test_accuracy"].to_numpy(dtype=float) for name in (model, twin)]
+            # The rate that validation chose may have been run to the end of another stage alone.
+            if all(map(len, samples)):
+                found[reading] = gap_of(*samples)
+        seq_len, num_pairs = stage
+        gaps[int(seq_len), int(num_pairs)] = found
+    return gaps
+
+
+def gap_of(ours: np.ndarray, theirs: np.ndarray) -> Gap:
+    """The gap between two independent samples, a number a seed each.
+
+    Its interval is Student's with the degrees of freedom of the smaller one, which is wide enough whatever their
+    variances are: of two seeds a bootstrap would say less than nothing.
+
+    >>> gap = gap_of(np.array([0.9, 0.7]), np.array([0.8, 0.6]))
+    >>> round(gap.mean, 3), round(gap.margin, 2), gap.num_seeds
+    (0.1, 1.8, (2, 2))
+    """
+    num_seeds = len(ours), len(theirs)
+    if min(num_seeds) < 2:
+        return Gap(float(ours.mean() - theirs.mean()), float("nan"), num_seeds)
+    mean, error = mean_difference(ours, theirs)
+    return Gap(mean, critical_value(min(num_seeds)) * error, num_seeds)

@@ -1,0 +1,95 @@
+"""The gap between twins under each way of selecting: what each takes, and what the committed grid gives."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from palimpsa.analysis.selection_table import PROTOCOLS, selection_table
+from palimpsa.analysis.statistics.learning_rate import one_experiment
+from palimpsa.analysis.statistics.selection import BEST, BEST_WITHOUT, READINGS, VALIDATION, gap_of, selected_gaps
+from palimpsa.config.compose import CONFIG_DIR
+from palimpsa.runs.read import read_runs_csv
+
+RESULTS = CONFIG_DIR.parent / "results"
+
+
+@pytest.fixture(scope="module")
+def grid() -> pd.DataFrame:
+    return one_experiment(read_runs_csv(RESULTS / "mqar" / "runs.csv"), "mqar_curriculum", "h200")
+
+
+def test_the_committed_grid_gives_a_gap_without_seeds_5_and_6_alone(grid):
+    gaps = selected_gaps(grid, "palimpsa_d", "palimpsa_d_nometa")
+    assert list(gaps) == [(128, 32), (256, 64), (512, 128), (1_024, 256)]
+    longest = gaps[1_024, 256]
+    assert list(longest) == list(READINGS)
+    assert [round(100 * longest[reading].mean, 1) for reading in READINGS] == [1.2, 0.6, 3.8]
+    assert [longest[reading].num_seeds for reading in READINGS] == [(8, 8), (8, 8), (6, 6)]
+
+
+def rows_of(accuracies: dict[tuple[str, float, int], tuple[float, float]]) -> pd.DataFrame:
+    """Rows of runs.csv by model, rate and seed: accuracies on validation and on the test, of one stage."""
+    return pd.DataFrame(
+        {"model": model, "label": model, "lr": lr, "seed": seed, "run_seq_len": 0, "status": "finished", "seq_len": 512,
+         "num_pairs": 128, "validation_accuracy": validation, "test_accuracy": test}
+        for (model, lr, seed), (validation, test) in accuracies.items()
+    )  # fmt: skip
+
+
+def test_each_reading_takes_what_it_says():
+    """One rate is better on validation; on the test each rate is better for half of the model's seeds."""
+    accuracies = {}
+    for seed in range(1, 9):
+        for lr in (1e-3, 1e-2):
+            is_lucky = (seed % 2 == 0) == (lr == 1e-2)
+            outlier = 0.2 if seed in (5, 6) else 0.0
+            accuracies["ours", lr, seed] = (0.9 if lr == 1e-2 else 0.5, 0.6 + 0.2 * is_lucky - outlier)
+            accuracies["twin", lr, seed] = (0.9 if lr == 1e-2 else 0.5, 0.5)
+    rows = rows_of(accuracies)
+    (gaps,) = selected_gaps(rows, "ours", "twin").values()
+    assert gaps[VALIDATION].mean == pytest.approx(0.7 - 0.05 - 0.5)
+    assert gaps[BEST].mean == pytest.approx(0.8 - 0.05 - 0.5)
+    assert gaps[BEST_WITHOUT].mean == pytest.approx(0.8 - 0.5)
+    # Without one of the eight seeds there is no such reading.
+    (fewer,) = selected_gaps(rows.loc[~((rows["model"] == "twin") & (rows["seed"] == 8))], "ours", "twin").values()
+    assert list(fewer) == [VALIDATION, BEST]
+    assert selected_gaps(rows.loc[rows["model"] == "twin"], "ours", "twin") == {}
+
+
+def test_an_interval_is_students_of_independent_samples():
+    generator = np.random.default_rng(0)
+    ours, theirs = generator.normal(0.8, 0.1, 8), generator.normal(0.7, 0.1, 8)
+    gap = gap_of(ours, theirs)
+    assert gap.margin == pytest.approx(2.3646 * np.sqrt(ours.var(ddof=1) / 8 + theirs.var(ddof=1) / 8), rel=1e-3)
+    assert np.isnan(gap_of(ours, theirs[:1]).margin)
+    # It holds the true difference 95 times of 100 or more.
+    draws = generator.normal(0, 1, (400, 2, 6))
+    holds = [abs(found.mean) <= found.margin for found in (gap_of(*pair) for pair in draws)]
+    assert np.mean(holds) > 0.93
+
+
+def test_a_protocol_has_rows_once_it_has_runs_and_its_command_before(tmp_path):
+    for folder in ("mqar", "recipe"):
+        (tmp_path / folder).mkdir()
+    text = (RESULTS / "mqar" / "runs.csv").read_text()
+    (tmp_path / "mqar" / "runs.csv").write_text(text)
+    before = selection_table(tmp_path)
+    assert "`recipe_f`" in before
+    assert "| curriculum, L 1,024 | Palimpsa-D minus D w/o Meta | 8 | 1.2 ± 7.2 | 0.6 ± 4.7 | 3.8 ± 4.1 |" in before
+    (tmp_path / "recipe" / "runs.csv").write_text(text.replace("mqar_curriculum", "mqar_forced"))
+    after = selection_table(tmp_path)
+    assert "`recipe_f`" not in after
+    assert "| curriculum, A and d's bias decay by 0.1, L 512 | Palimpsa-M minus Mamba-2" in after
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.experiment)
+def test_every_protocol_is_what_its_experiment_runs(protocol, tmp_path, monkeypatch):
+    from palimpsa.sweeps.plan import plan_command_line
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    sweep = plan_command_line([f"+experiment={protocol.experiment}", "model=palimpsa_d", "seed=1"], multirun=False)
+    assert {job.config["task"]["name"] for job in sweep.jobs} == {protocol.task}
+    where = Path("results") if protocol.folder == "mqar" else Path("results") / protocol.folder
+    assert sweep.directory == where / "runs"
