@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from palimpsa.kernels.validation import check_packed, num_sequences, sequence_bounds
 from palimpsa.mixers.layers import ShortConvolution, at_least_fp32
+from palimpsa.mixers.linear_memory import LinearMemory
 
 
 class MemoryTrace(NamedTuple):
@@ -162,6 +163,10 @@ class Mixer(nn.Module):
     def memory(self, x: Tensor) -> MemoryTrace:
         """Windows and final importance that the context x [B, T, D] leads to."""
         raise NotImplementedError
+
+    def linear_memory(self, x: Tensor) -> LinearMemory | None:
+        """The operands that the context x [B, T, D] gives the memory; None where entries do not decay by themselves."""
+        return None
 
     @torch.no_grad()
     def step(self, x: Tensor, cache: MixerCache) -> Tensor:

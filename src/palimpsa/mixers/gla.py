@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from palimpsa.kernels.fla.recurrences import gla, simple_gla
 from palimpsa.mixers.base import MemoryTrace, MixerCache
 from palimpsa.mixers.layers import GatedRMSNorm, at_least_fp32, mean_window
+from palimpsa.mixers.linear_memory import LinearMemory
 from palimpsa.mixers.parameters import initial_decay_bias
 from palimpsa.mixers.projected import RecurrentMixer
 
@@ -81,6 +82,11 @@ class GLA(RecurrentMixer):
     def memory(self, x: Tensor) -> MemoryTrace:
         return MemoryTrace(mean_window(self._log_decay(self.decay_down(x))).mean(dim=-1), None)
 
+    @torch.no_grad()
+    def linear_memory(self, x: Tensor) -> LinearMemory:
+        (q, k, v, log_decay), _ = self._operands(x, None, None)
+        return LinearMemory(q, k, v, log_decay, self.head_k_dim**-0.5)
+
 
 class SimpleGLA(RecurrentMixer):
     """GLA with one decay per head: S_t = alpha_t S_{t-1} + k_t v_t^T, o_t = K^-1/2 q_t S_t.
@@ -136,3 +142,8 @@ class SimpleGLA(RecurrentMixer):
     @torch.no_grad()
     def memory(self, x: Tensor) -> MemoryTrace:
         return MemoryTrace(mean_window(self._log_decay(self.decay_proj(x))), None)
+
+    @torch.no_grad()
+    def linear_memory(self, x: Tensor) -> LinearMemory:
+        (q, k, v, log_decay), _ = self._operands(x, None, None)
+        return LinearMemory(q, k, v, log_decay, self.head_k_dim**-0.5)

@@ -16,11 +16,16 @@ from palimpsa.kernels.convolution import short_convolution
 from palimpsa.kernels.validation import under_transforms
 
 
-def mean_window(log_decay: Tensor) -> Tensor:
-    """[B, H]: N_t = 1 / (1 - exp(g_t)) of log_decay [B, T, H], averaged over the context, in tokens."""
+def windows(log_decay: Tensor) -> Tensor:
+    """N_t = 1 / (1 - exp(g_t)) of log_decay, of any shape, in tokens; inf where nothing is forgotten."""
     # expm1: 1 - exp(g) loses every digit for the windows of thousands of tokens that matter here. abs: g = 0 never
     # forgets, whatever the sign of its zero.
-    return (1.0 / torch.expm1(at_least_fp32(log_decay)).abs()).mean(dim=1)
+    return 1.0 / torch.expm1(at_least_fp32(log_decay)).abs()
+
+
+def mean_window(log_decay: Tensor) -> Tensor:
+    """[B, H]: `windows` of log_decay [B, T, H], averaged over the context."""
+    return windows(log_decay).mean(dim=1)
 
 
 def softplus_inverse(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from palimpsa.kernels import PalimpsaOutput, PalimpsaState, palimpsa, palimpsa_step
 from palimpsa.mixers.base import MemoryTrace, Mixer, MixerCache, check_packing, checked_range
 from palimpsa.mixers.layers import mean_window
+from palimpsa.mixers.linear_memory import LinearMemory
 from palimpsa.mixers.parameters import make_decay
 from palimpsa.mixers.plasticity import make_plasticity
 
@@ -159,6 +160,12 @@ class PalimpsaMixer(Mixer):
         state = self._attend(operands, output_final_state=True).final_state
         assert state is not None
         return MemoryTrace(mean_window(operands.log_decay), state.importance)
+
+    @torch.no_grad()
+    def linear_memory(self, x: Tensor) -> LinearMemory:
+        q, k, v, beta, log_decay, *_ = self._operands(x, None, None)
+        scale = self.head_k_dim**-0.5 if self.scale is None else self.scale
+        return LinearMemory(q, k, v, log_decay, scale, beta, self.importance_prior)
 
     @torch.no_grad()
     def variance(self, x: Tensor) -> Tensor:

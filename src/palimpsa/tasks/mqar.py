@@ -14,7 +14,7 @@ from palimpsa.tasks.loss import cross_entropy
 from palimpsa.tasks.mqar_examples import AnyBatch, InterferenceSpec, mqar_examples
 from palimpsa.tasks.recall import RecallMeter
 from palimpsa.tasks.stages import MQARStage, stages_from_config
-from palimpsa.tasks.task import Loss, Metrics, Task
+from palimpsa.tasks.task import Bindings, Loss, Metrics, Task
 
 
 class MQARTask(Task[MQARStage, AnyBatch]):
@@ -101,6 +101,12 @@ class MQARTask(Task[MQARStage, AnyBatch]):
 
     def contexts(self, stage: MQARStage, num_examples: int, device: torch.device) -> Tensor:
         return self.make_batch(stage, "validation", torch.arange(num_examples, device=device)).inputs
+
+    def bindings(self, stage: MQARStage, split: str, examples: Tensor) -> Bindings:
+        batch = self.make_batch(stage, split, examples)
+        # Pairs come first, each its key and then its value.
+        stored = torch.arange(2 * stage.spec.num_pairs, device=examples.device).view(1, -1, 2)
+        return Bindings(batch.inputs, stored.expand(len(examples), -1, -1), batch.query_positions, batch.labels)
 
     def release(self) -> None:
         self._meter = None

@@ -38,6 +38,19 @@ class Loss(NamedTuple):
     num_targets: int
 
 
+class Bindings(NamedTuple):
+    """Contexts in which queries ask for what was stored before.
+
+    tokens [B, T] int64; stored [B, n, 2] int64, where the key and the value of each pair stand; queries [B, n] int64,
+    where each pair is asked for; labels [B, n] int64, what is right there.
+    """
+
+    tokens: Tensor
+    stored: Tensor
+    queries: Tensor
+    labels: Tensor
+
+
 @dataclass(frozen=True)
 class Stage:
     """A part of a run with a budget of its own; weights are carried from one to the next.
@@ -128,6 +141,10 @@ class Task(ABC, Generic[StageT, BatchT]):
     @abstractmethod
     def contexts(self, stage: StageT, num_examples: int, device: torch.device) -> Tensor:
         """[num_examples, T] int64 tokens of the validation split, for the memory probe; fewer where it is short."""
+
+    def bindings(self, stage: StageT, split: str, examples: Tensor) -> Bindings | None:
+        """What the queries of examples [B] int64 ask for; None for a task whose answers were not stored as pairs."""
+        return None
 
     def count_examples(self, batch: BatchT) -> int:
         """How many examples are in a batch: the length of the first axis of its tensors, unless a task packs them."""
