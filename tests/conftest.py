@@ -75,6 +75,7 @@ SLOW = (
     "config/test_process.py",
     "config/test_shipped.py",
     "conversion",
+    "evaluation/memory/test_command.py",
     "evaluation/test_evaluate.py",
     "evaluation/test_harness.py",
     "evaluation/test_interruption.py",

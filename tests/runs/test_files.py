@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from palimpsa.runs.directory import RunDirectory
-from palimpsa.runs.files import ABANDONED_S, hold_lock, write_atomic
+from palimpsa.runs.files import ABANDONED_S, hold_lock, whole_folder, write_atomic
 
 
 @pytest.fixture
@@ -91,3 +91,19 @@ def test_what_others_are_writing_stays(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(
         ["a.csv", mine, theirs, ".a.csv.tmp", "notes.tmp"]
     )
+
+
+def test_a_folder_appears_once_it_is_whole_and_what_fails_leaves_the_old_one(tmp_path):
+    place = tmp_path / "made"
+    with whole_folder(place) as partial:
+        (partial / "a").write_text("1")
+        assert not place.exists()
+    with pytest.raises(OSError, match=r"not empty|exists"), whole_folder(place) as partial:
+        (partial / "a").write_text("2")
+    with pytest.raises(FileNotFoundError), whole_folder(place, replace=True) as partial:
+        (partial / "absent/a").write_text("3")
+    assert (place / "a").read_text() == "1"
+    with whole_folder(place, replace=True) as partial:
+        (partial / "b").write_text("4")
+    assert [path.name for path in place.iterdir()] == ["b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from palimpsa.mixers.parameters import MASTER_DTYPE
 from palimpsa.model.build import SKELETON_DEFAULTS, SKELETON_KEYS
 from palimpsa.model.finite import check_finite
 from palimpsa.model.hf import PalimpsaConfig, PalimpsaForCausalLM
+from palimpsa.runs.files import whole_folder
 from palimpsa.runs.result import read_json_object
 from palimpsa.tasks.data_digests import split_folder
 from palimpsa.text.manifest import Manifest, read_manifest
@@ -103,7 +102,7 @@ def write_folder(
         ConfigError: what `write_tokenizer` does, and for tensors that are others when they are read back.
         OSError: where it cannot be written.
     """
-    with _whole(folder) as partial:
+    with whole_folder(folder) as partial:
         try:
             model.save_pretrained(partial)
         except SafetensorError as error:
@@ -202,18 +201,6 @@ def _fill(model: PalimpsaForCausalLM, checkpoint: Checkpoint) -> None:
             "expected the weights of its model_config"
         )
     model.model.load_state_dict(given)
-
-
-@contextlib.contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A folder beside a place, which is moved there once it is complete, and removed where it does not become so."""
-    partial = folder.absolute().parent / f".{folder.name}.{os.getpid()}.partial"
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.rename(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def listed(weights: Iterable[tuple[str, Any]]) -> list[str]:

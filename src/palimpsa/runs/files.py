@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 import socket
 import stat
 import time
@@ -87,6 +88,31 @@ def write_all_atomic(
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
     return list(contents)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder beside a place, which is moved there once it is complete, and removed where it does not become so.
+
+    Args:
+        replace: what is at the place goes, once the new one is complete.
+    """
+    place = folder.absolute().parent
+    partial, old = (place / f".{folder.name}.{os.getpid()}.{word}" for word in ("partial", "old"))
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if replace and os.path.lexists(folder):
+            os.rename(folder, old)
+        try:
+            os.rename(partial, folder)
+        except OSError:
+            if os.path.lexists(old):
+                os.rename(old, folder)
+            raise
+    finally:
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def remove_abandoned(folder: Path, name: str | None = None) -> None:

@@ -12,6 +12,7 @@ alone: given these, nothing is approximated. All of it in float64.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -57,13 +58,16 @@ class HeadPath:
         """o_t, [V]."""
         return self.contributions(t).sum(0) + self.remainder(t)
 
-    def shares(self) -> Tensor:
-        """[T, S]: the part of o_t that the token at s brought, <w_ts v_s, o_t> / |o_t|^2; 0 for an output of zeros.
+    def shares(self, times: Iterable[int] | None = None) -> Tensor:
+        """[n, S]: the part of o_t that the token at s brought, <w_ts v_s, o_t> / |o_t|^2; 0 for an output of zeros.
 
         A row adds up to 1, without a memory before the first token; a share below 0 is of what took away from it.
+
+        Args:
+            times: t of each row; None: all.
         """
         rows = []
-        for t in range(len(self.q)):
+        for t in range(len(self.q)) if times is None else times:
             o = self.output(t)
             length = o.square().sum()
             rows.append(self.contributions(t) @ o / length if length > 0 else torch.zeros_like(self.decay[t, :, 0]))

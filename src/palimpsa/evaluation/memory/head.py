@@ -1,0 +1,160 @@
+"""What one head's memory did with a sequence, as plain numbers that a file holds."""
+
+# T time, S time of writing, K key dim, G precisions a head
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palimpsa.evaluation.memory.attribution import HeadPath
+from palimpsa.mixers.layers import windows
+
+# Of a heat map. More rows or columns than these are put together.
+MAX_COLUMNS = 80
+MAX_ROWS = 32
+# A value counts as recalled while the cosine with what its key recalls is at least this.
+RECALLED = 0.5
+# Of each output, the tokens that brought most of it.
+NUM_LARGEST = 3
+RULES = {
+    "columns": f"at most {MAX_COLUMNS} columns, of about as many tokens each: of curves the mean over them, of "
+    "importances what there is after the last",
+    "entries": f"entries (key channel and group of rows) by their importance at the end, the most important first; at "
+    f"most {MAX_ROWS} rows, each the mean of about as many entries",
+    "attributions": "a cell is the mean over its outputs of the sum over its written tokens",
+}
+
+
+def edges(length: int, most: int) -> list[int]:
+    """0 to `length` in at most `most` parts that differ by one at most.
+
+    >>> edges(5, 2), edges(3, 80)
+    ([0, 2, 5], [0, 1, 2, 3])
+    """
+    count = min(length, most)
+    return [length * i // count for i in range(count + 1)]
+
+
+def rounded(value: Any) -> Any:
+    """Numbers of three significant digits, None for what is none; tensors and lists as lists."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return float(f"{value:.3g}") if math.isfinite(value) else None
+
+
+def consolidation(path: HeadPath, has_importance: bool) -> Tensor:
+    """[S]: the share of all that the tokens left at the end that each token left; 0 where nothing is left.
+
+    has_importance: of what they added to the importance, d_Ts k_s^2 beta_s summed over entries. Otherwise of what they
+    wrote, d_Ts |k_s| |v_s|.
+    """
+    if has_importance:
+        left = path.decay[-1, :, 0] * path.written.sum((1, 2))
+    else:
+        left = (path.decay[-1] * path.k).norm(dim=1) * path.v.norm(dim=1)
+    total = left.sum()
+    return left / total if total > 0 else left
+
+
+def recall_by_age(similarity: Tensor, stored: Tensor | None) -> Tensor:
+    """[T]: the mean of similarity [T, S] over what was stored so many tokens ago: at 0, by the token itself.
+
+    stored: [n] positions that count; None: all.
+    """
+    count = torch.zeros(len(similarity), dtype=torch.bool)
+    count[slice(None) if stored is None else stored] = True
+    masked = similarity.masked_fill(~count[None], torch.nan)
+    return torch.stack([masked.diagonal(-age).nanmean() for age in range(len(similarity))])
+
+
+def recalled_age(by_age: Tensor) -> int | None:
+    """The last age up to which the mean similarity is at least `RECALLED`; None where it is not so at once.
+
+    An age that nothing has, between what is stored, is left out.
+    """
+    last = None
+    for age, similarity in enumerate(by_age.tolist()):
+        if not math.isnan(similarity):
+            if similarity < RECALLED:
+                break
+            last = age
+    return last
+
+
+def head_summary(
+    path: HeadPath, log_decay: Tensor, stored: Tensor | None, similarity: Tensor, has_importance: bool
+) -> dict[str, Any]:
+    """The numbers of a head.
+
+    Args:
+        log_decay: [T] or [T, K].
+        stored: see `recall_by_age`.
+        similarity: [T, S].
+    """
+    end = path.importance[-1]
+    return {
+        "window_mean": rounded(windows(log_decay).mean().item()),
+        "metaplasticity": rounded(((end.max() - end.min()) / end.min()).item()) if has_importance else None,
+        "recalled_age": recalled_age(recall_by_age(similarity, stored)),
+        "step_size_end": rounded((1 / end).mean().item()),
+        "variance_mean": rounded(path.variance().mean().item()),
+    }
+
+
+def head_details(
+    path: HeadPath, log_decay: Tensor, stored: Tensor | None, similarity: Tensor, has_importance: bool
+) -> dict[str, Any]:
+    """The curves and maps of a head; arguments as of `head_summary`."""
+    T = len(path.q)
+    times = edges(T, MAX_COLUMNS)
+    steps = 1 / path.importance.flatten(1)
+    shares = path.shares()
+    largest = shares.topk(min(NUM_LARGEST, T))
+    window = windows(log_decay)
+    by_age = recall_by_age(similarity, stored)
+    return {
+        "window": _means(window if window.ndim == 1 else window.mean(1), times),
+        "step_size": {
+            "mean": _means(steps.mean(1), times),
+            "least": _means(steps.amin(1), times),
+            "most": _means(steps.amax(1), times),
+        },
+        "variance": _means(path.variance(), times),
+        "importance": _entries(path.importance, times) if has_importance else None,
+        "consolidation": rounded(consolidation(path, has_importance)),
+        "recall_by_age": _means(by_age, times),
+        "attribution": _cells(shares, times),
+        "largest": [
+            [[s, one] for s, one in zip(places, values, strict=True) if s <= t]
+            for t, (places, values) in enumerate(
+                zip(largest.indices.tolist(), rounded(largest.values), strict=True),
+            )
+        ],
+    }
+
+
+def _means(curve: Tensor, times: list[int]) -> list[float | None]:
+    return rounded([curve[start:end].nanmean().item() for start, end in pairwise(times)])
+
+
+def _entries(importance: Tensor, times: list[int]) -> list[list[float]]:
+    last = importance[[end - 1 for end in times[1:]]].flatten(1)
+    ordered = last[:, last[-1].argsort(descending=True, stable=True)]
+    rows = edges(ordered.shape[1], MAX_ROWS)
+    return rounded([ordered[:, start:end].mean(1).tolist() for start, end in pairwise(rows)])
+
+
+def _cells(shares: Tensor, times: list[int]) -> list[list[float]]:
+    """The lower triangle alone: nothing is read from what comes later."""
+    parts = list(pairwise(times))
+    return [
+        rounded([shares[start:end, left:right].sum(1).mean().item() for left, right in parts[: row + 1]])
+        for row, (start, end) in enumerate(parts)
+    ]
