@@ -129,6 +129,7 @@ figures: setup ## Draw the figures, count the models, write the numbers of READM
 	$(if $(wildcard results/training/steps_*.csv),$(PY) scripts/plot_benchmark.py --results results/training)
 	$(if $(wildcard results/commonsense/evaluation.csv),$(PY) scripts/plot_evaluation.py --results results/commonsense)
 	$(if $(wildcard results/finetuning/*.csv),$(PY) scripts/plot_finetuning.py --results results/finetuning)
+	$(if $(wildcard results/calibration/calibration.csv),$(PY) scripts/plot_calibration.py --results results/calibration)
 	$(PY) scripts/write_numbers.py
 
 illustrations: setup ## Compute what Figure 4 and capacity.png show, where it is out of date (minutes)

@@ -57,6 +57,7 @@ TINY_BENCHMARK = (
 # runs Triton's interpreter or a scheduler, draws many figures, or takes more than two seconds. Folders, files and
 # FILE::TEST (with all its parameters) below tests/. `make test` runs everything.
 SLOW = (
+    "analysis/calibration",
     "analysis/draw",
     "analysis/statistics/test_selection.py",
     "analysis/test_build.py",
@@ -75,6 +76,7 @@ SLOW = (
     "config/test_process.py",
     "config/test_shipped.py",
     "conversion",
+    "evaluation/calibration/test_calibrate.py",
     "evaluation/memory/test_command.py",
     "evaluation/test_evaluate.py",
     "evaluation/test_harness.py",

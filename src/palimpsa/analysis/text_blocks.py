@@ -1,8 +1,8 @@
 """The tables and sentences of README.md and docs/ that come from CSV files: what stands between each pair of markers.
 
 `TEXT_BLOCKS` has them by the name in the marker. Each is a function of the results folder (with mqar/, kernels/,
-training/, commonsense/, finetuning/, recipe/) that returns Markdown, and raises ResultError for a file that is missing,
-invalid, or lacks what it needs.
+training/, commonsense/, finetuning/, recipe/, calibration/) that returns Markdown, and raises ResultError for a file
+that is missing, invalid, or lacks what it needs.
 """
 
 import textwrap
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from palimpsa.analysis.calibration.tables import calibration_summary
 from palimpsa.analysis.collect.benchmark_columns import BASELINE, OPERATORS, PASSES
 from palimpsa.analysis.collect.benchmark_files import read_operator_csv, read_training_csv
 from palimpsa.analysis.evaluation_tables import zero_shot_summary
@@ -223,6 +224,7 @@ TEXT_BLOCKS: dict[str, Callable[[Path], str]] = {
     "pretraining_costs": pretraining_costs,
     "zero_shot_summary": zero_shot_summary,
     "finetuning_summary": finetuning_summary,
+    "calibration_summary": calibration_summary,
 }
 
 

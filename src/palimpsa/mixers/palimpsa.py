@@ -168,8 +168,17 @@ class PalimpsaMixer(Mixer):
         return LinearMemory(q, k, v, log_decay, scale, beta, self.importance_prior)
 
     @torch.no_grad()
+    def recall(self, x: Tensor) -> PalimpsaOutput:
+        """What every token recalls of x [B, T, D], and how unsure of it the memory is.
+
+        Returns:
+            o [B, T, H, V], before skip, norm and gate, and its epistemic variance, scale^2 q_t^2 (1 / I_t).
+        """
+        return self._attend(self._operands(x, None, None), output_variance=True)
+
+    @torch.no_grad()
     def variance(self, x: Tensor) -> Tensor:
-        """The epistemic variance of what every token recalls, scale^2 q_t^2 (1 / I_t), [B, T, H, V] for x [B, T, D]."""
-        variance = self._attend(self._operands(x, None, None), output_variance=True).variance
+        """The epistemic variance of what every token recalls, [B, T, H, V] for x [B, T, D]: see `recall`."""
+        variance = self.recall(x).variance
         assert variance is not None
         return variance

@@ -34,6 +34,7 @@ class MQARTask(Task[MQARStage, AnyBatch]):
 
     metric = "accuracy"
     capturable = True
+    asks_queries = True
 
     def __init__(self, config: MQARConfig, seed: int) -> None:
         self.stages = stages_from_config(config)

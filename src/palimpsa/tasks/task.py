@@ -92,6 +92,7 @@ class Task(ABC, Generic[StageT, BatchT]):
         reports_costs: whether curves show what steps cost: waiting for batches, share of the peak, memory; and the
             norm of the gradient.
         keeps_final_weights: whether a checkpoint is written after the last step too.
+        asks_queries: whether a batch has inputs, query_positions, labels and ages(), so that answers count one by one.
         notes: what a person should know before a run starts, a line each.
         steps_per_epoch: optimiser steps through a training set that is fixed; None: it is not.
     """
@@ -100,6 +101,7 @@ class Task(ABC, Generic[StageT, BatchT]):
     capturable: ClassVar[bool] = False
     reports_costs: ClassVar[bool] = False
     keeps_final_weights: ClassVar[bool] = False
+    asks_queries: ClassVar[bool] = False
     stages: Sequence[StageT]
     seed: int
     capture: Capture | None = None
