@@ -45,6 +45,7 @@ def collect_and_draw(configs: Sequence[dict[str, Any]], code: int) -> int:
         for scale in scales:
             if _run(plot_figures, "--results", str(out), "--scale", scale) != 0:
                 return 1
+        _record(configs[0]["logger"], out)
         if code == 0:
             print(f"done; figures and tables are in {out}")
     if code:
@@ -54,6 +55,15 @@ def collect_and_draw(configs: Sequence[dict[str, Any]], code: int) -> int:
             file=sys.stderr,
         )
     return code
+
+
+def _record(logger: dict[str, Any], folder: Path) -> None:
+    """Hands figures and tables to W&B, where the runs' artifacts go there."""
+    # Here and not above: lightning takes seconds.
+    from palimpsa.training.recording.figures import record_results
+
+    if recorded := record_results(logger, folder):
+        print(f"{len(recorded)} files of {folder} are recorded for W&B")
 
 
 def _collected(roots: Sequence[Path]) -> list[str]:

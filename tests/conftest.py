@@ -114,6 +114,7 @@ SLOW = (
     "test_scripts.py",
     "test_slurm_script.py",
     "text/test_prepare.py",
+    "training/recording",
     "training/storage/test_frozen.py",
     "training/storage/test_resume.py",
     "training/test_accumulation.py",

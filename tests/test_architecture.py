@@ -172,8 +172,11 @@ def test_kernels_need_torch_and_triton_alone(path):
     assert not beyond, "kernels must work without the rest"
 
 
-def test_wandb_is_imported_by_the_logger_alone():
-    assert {path.name for path in PYTHON_FILES if "wandb" in packages(path.read_text())} == {"loggers.py"}
+def test_wandb_is_imported_by_what_records_runs_alone():
+    found = {path.name for path in PYTHON_FILES if "wandb" in packages(path.read_text())}
+    assert found == {"loggers.py", "artifacts.py"}
+    found = {path.name for path in PYTHON_FILES if "wandb_workspaces" in packages(path.read_text())}
+    assert found == {"workspace.py"}
 
 
 def calls(path: Path) -> list[tuple[str, ast.Call]]:

@@ -15,7 +15,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-LOCKED_EXTRAS = ("dev", "experiments", "slurm", "text")
+LOCKED_EXTRAS = ("dev", "experiments", "slurm", "text", "workspaces")
 
 
 def lock_lines() -> list[str]:

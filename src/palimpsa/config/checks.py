@@ -73,6 +73,8 @@ def _check_agreement(config: TrainConfig) -> None:
         if not path or "\0" in path:
             found = repr(path) if path else "an empty string"
             raise ConfigError(f"{name}: got {found}, expected a directory")
+    if config.logger.name != "wandb" and config.logger.artifacts:
+        raise ConfigError(f"logger.artifacts: got true, expected false with logger={config.logger.name}")
     if config.logger.name == "wandb" and config.logger.mode is None:
         raise ConfigError("logger.mode: got null, expected one of offline, online, disabled with logger=wandb")
     if config.model.vocab_size < config.task.vocab_size:

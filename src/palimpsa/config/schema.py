@@ -208,6 +208,7 @@ class LoggerConfig:
     entity: str | None = key(None)
     mode: str | None = key(None, choices=("offline", "online", "disabled", None))  # of wandb
     group: str | None = key(None)
+    artifacts: bool = key(False)  # of wandb: a run's last checkpoint and tables, a results folder's figures
 
 
 @dataclass

@@ -210,7 +210,12 @@ def hold_lock(path: Path) -> Iterator[None]:
             name = f"process {os.getpid()} on {socket.gethostname()}".encode()
             os.pwrite(file.fileno(), name, 0)
             os.ftruncate(file.fileno(), len(name))
-        yield
+        try:
+            yield
+        finally:
+            # Nobody holds it: which machine did is for nobody to read in what a run leaves.
+            with contextlib.suppress(OSError):
+                os.ftruncate(file.fileno(), 0)
 
 
 def lock_holder(path: Path) -> str | None:

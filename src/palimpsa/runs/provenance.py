@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from palimpsa.config.private import hide_private
+
 REVISION_VARIABLE = "PALIMPSA_REVISION"
 MAX_REVISION_LENGTH = 100
 # Of git's variables: settings, whose directories are safe among them, and where git itself is.
@@ -50,7 +52,7 @@ def provenance(accelerator: str) -> dict[str, Any]:
         "git_dirty": dirty,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "device": _device(accelerator),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": hide_private(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
     }
 
 

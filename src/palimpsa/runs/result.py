@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from palimpsa.config.keys import same_value
+from palimpsa.config.private import hide_private
 from palimpsa.config.schema import TrainConfig, plain
 from palimpsa.runs.files import read_regular
 from palimpsa.runs.identity import config_hash, upgraded
@@ -58,7 +59,7 @@ def run_result(
     result = {
         "format": RESULT_FORMAT,
         "status": status,
-        "error": error,
+        "error": None if error is None else hide_private(error),
         "run": {
             **run_of(stored),
             "state_size": summary.get("state_size"),
@@ -66,7 +67,7 @@ def run_result(
         },
         "stages": stages,
         "metrics": {k: v for k, v in summary.items() if k not in _NO_METRICS},
-        **({"traceback": summary["traceback"]} if "traceback" in summary else {}),
+        **({"traceback": hide_private(summary["traceback"])} if "traceback" in summary else {}),
         "config": stored,
         "config_hash": config_hash(stored),
         "provenance": {

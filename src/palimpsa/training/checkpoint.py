@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from palimpsa.config.errors import RunDirectoryError
@@ -83,6 +84,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
         """A file's content, or that of a folder of shards, which becomes that of a file."""
         return read_sharded(Path(path)) if Path(path).is_dir() else super().load_checkpoint(path, *arguments, **options)
+
+
+class UnnamedCheckpoint(ModelCheckpoint):
+    """Lightning's callback, which has checkpoints written and does not write into them where they lie.
+
+    Its state is paths alone, and the folder's owner may be in their names. It counts for nothing: a run knows its
+    checkpoints by their names, wherever its directory has been moved.
+    """
+
+    @property
+    def state_key(self) -> str:
+        # That of older checkpoints, which Lightning would miss.
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Leaves an older checkpoint's alone."""
 
 
 def checksum(checkpoint: Mapping[str, Any]) -> str:

@@ -6,14 +6,16 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
 
 from palimpsa.config.errors import ConfigError
+from palimpsa.config.private import hide_private, is_secret, without_private
 from palimpsa.config.process import plain_console
 from palimpsa.config.schema import LoggerConfig, TrainConfig, plain
+from palimpsa.runs.files import write_atomic
 from palimpsa.runs.identity import config_hash
 
 if TYPE_CHECKING:
@@ -23,8 +25,20 @@ NETWORK_TIMEOUT_S = 3.0
 INIT_TIMEOUT_S = 30.0
 # What W&B's server takes of a name, and no part of an address may hold; offline nobody says so before the upload.
 MAX_CHARACTERS = 128
+MAX_TAG = 64
 ADDRESS_CHARACTERS = "/\\#?%:"
-SECRETS = ("KEY", "TOKEN", "PASSWORD")
+# What W&B would record beside the curves of who ran them, where and of which folder: result.json has what matters of
+# it, versions, device and revision.
+PRIVATE: dict[str, Any] = {
+    "host": "",
+    "username": "",
+    "email": "",
+    "disable_code": True,
+    "disable_git": True,
+    "x_disable_meta": True,
+    "x_disable_machine_info": True,
+    "x_save_requirements": False,
+}
 
 
 def run_name(config: TrainConfig) -> str:
@@ -76,8 +90,8 @@ def check_logger(config: TrainConfig) -> None:
     for name, value in (
         ("logger.project", together.project),
         ("logger.entity", together.entity),
-        ("logger.group", together.run_group),
         ("the name of a run (model.name, variant)", run_name(config)),
+        ("logger.group", together.run_group),
     ):
         if value is not None and not 0 < len(value) <= MAX_CHARACTERS:
             raise ConfigError(f"{name}: got {value!r}, expected 1 to {MAX_CHARACTERS} characters, as W&B takes them")
@@ -90,15 +104,34 @@ def _one_line_error(name: str, value: Any, refused: tuple[type[Exception], ...])
     try:
         yield
     except refused as error:
-        got = "a secret" if any(word in name for word in SECRETS) else repr(value)
+        got = "a secret" if is_secret(name) else repr(value)
         # Of pydantic's several lines this is the one that says what is wrong.
         errors: Any = getattr(error, "errors", list)()
         reason = " ".join(str(errors[0]["msg"] if errors else error).split())
         raise ConfigError(f"{name}: got {got}, which W&B does not take ({reason})") from error
 
 
+def job_type(config: TrainConfig) -> str:
+    """What a run is to W&B: "train", or "finetune" where it starts from trained weights."""
+    return "train" if config.start.weights is None else "finetune"
+
+
+def tags(config: TrainConfig) -> list[str]:
+    """By which runs are found on W&B: task, scale, model, rate and seed."""
+    model = f"{config.model.name}{config.variant}"
+    found = [config.task.name, config.scale.name, model, f"lr {config.optimizer.lr:g}", f"seed {config.seed}"]
+    return [tag[:MAX_TAG] for tag in found]
+
+
 def make_loggers(
-    config: LoggerConfig, *, run_dir: Path, name: str, run_id: str, run_config: dict[str, Any]
+    config: LoggerConfig,
+    *,
+    run_dir: Path,
+    name: str,
+    run_id: str,
+    run_config: dict[str, Any],
+    job_type: str = "train",
+    tags: Sequence[str] = (),
 ) -> list[Logger]:
     """The trainer's loggers for a logger config that `check_logger` has passed.
 
@@ -106,26 +139,34 @@ def make_loggers(
         config: the `logger` group.
         run_dir: offline runs are stored below it.
         name, run_id: of the run; a resumed run keeps both.
-        run_config: the resolved config, stored with the run.
+        run_config: the resolved config, stored with the run; of paths without the home directory.
+        job_type, tags: of the run, as W&B shows them.
     """
     if config.name == "csv" or config.mode == "disabled":
         return []
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
+    private: Any = without_private(run_config)
+
     def start(mode: Literal["online", "offline"]) -> Any:
         return wandb.init(
             name=name,
-            dir=str(run_dir),
+            # Its service may have been started in another working directory.
+            dir=str(run_dir.absolute()),
             id=run_id,
             project=config.project,
             entity=config.entity,
             group=config.group,
+            job_type=job_type,
+            tags=list(tags),
             mode=mode,
-            config=run_config,
+            config=private,
             # A resumed run goes on in the same W&B run; offline it makes a second folder with the same id.
             resume="allow",
-            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, init_timeout=INIT_TIMEOUT_S),
+            settings=wandb.Settings(
+                console="off", silent=True, x_disable_stats=True, init_timeout=INIT_TIMEOUT_S, **PRIVATE
+            ),
         )
 
     if config.mode == "online":
@@ -150,7 +191,20 @@ def close_loggers(loggers: list[Logger]) -> None:
     if loggers:
         import wandb
 
+        folder = None if wandb.run is None else Path(wandb.run.dir).parent
         wandb.finish()
+        if folder is not None:
+            _hide_in_logs(folder / "logs")
+
+
+def _hide_in_logs(folder: Path) -> None:
+    """Takes home directories out of wandb's own logs, which tell where they lie."""
+    for path in folder.glob("*.log"):
+        # What cannot be written any more, on a full disk say, ends no run.
+        with contextlib.suppress(OSError):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if hide_private(text) != text:
+                write_atomic(path, hide_private(text))
 
 
 def _why_not_online() -> str | None:

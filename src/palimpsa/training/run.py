@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from palimpsa.config.errors import ConfigError, RunDirectoryError
@@ -27,7 +26,7 @@ from palimpsa.runs.result import run_result, status_of
 from palimpsa.runs.schema import FINISHED
 from palimpsa.tasks.data_digests import with_data_digests
 from palimpsa.tasks.task import Task
-from palimpsa.training.checkpoint import AtomicCheckpointIO, find_checkpoint, quiet_lightning
+from palimpsa.training.checkpoint import AtomicCheckpointIO, UnnamedCheckpoint, find_checkpoint, quiet_lightning
 from palimpsa.training.compiled import compile_blocks
 from palimpsa.training.cuda_graph import Replay
 from palimpsa.training.curriculum import Curriculum, Report, ignore
@@ -35,11 +34,12 @@ from palimpsa.training.distributed import is_distributed, is_first_rank, trainer
 from palimpsa.training.gpus import record_gpu_failure
 from palimpsa.training.graphed_step import GraphedTrainingModule
 from palimpsa.training.history import History, StepLog
-from palimpsa.training.loggers import close_loggers, make_loggers, run_name
+from palimpsa.training.loggers import close_loggers, job_type, make_loggers, run_name, tags
 from palimpsa.training.memory_probe import MemoryProbe
 from palimpsa.training.module import TrainingModule
 from palimpsa.training.optimizer import freeze, stored_dtype
 from palimpsa.training.preflight import check_run
+from palimpsa.training.recording.artifacts import record_run_files
 from palimpsa.training.storage.start import fill_from_start, with_start_digest
 from palimpsa.training.watch.loss_guard import LossGuard
 from palimpsa.training.watch.step_bar import StepBar
@@ -232,8 +232,11 @@ class TrainingRun:
             if checkpoint is None and config.start.weights is not None:
                 fill_from_start(model, config.start)
             trainer.fit(module, range(self.task.max_steps * trainer_config.accumulate), ckpt_path=checkpoint)
-            if (self.task.keeps_final_weights or trainer_config.keep_final) and self.curriculum.done:
+            keeps_weights = trainer_config.keep_final or config.logger.artifacts
+            if (self.task.keeps_final_weights or keeps_weights) and self.curriculum.done:
                 trainer.save_checkpoint(self.directory.checkpoint_file)
+            if config.logger.artifacts and self.curriculum.done:
+                self._record_files(loggers)
         except OperandError as error:
             # On a CPU the operator looks at its arguments before anyone looks at the loss.
             at = f"after step {trainer.global_step}: a lower optimizer.lr may help"
@@ -260,13 +263,22 @@ class TrainingRun:
             name=run_name(self.config),
             run_id=config_hash(stored),
             run_config=stored,
+            job_type=job_type(self.config),
+            tags=tags(self.config),
         )
+
+    def _record_files(self, loggers: list[Any]) -> None:
+        for logger in loggers:
+            self.history.write(self.directory.history_file)
+            checkpoint = self.directory.checkpoints.newest_first()[0]
+            stages, run = self.curriculum.finished_stages, logger.experiment
+            record_run_files(run, run_name(self.config), checkpoint, self.directory.history_file, stages)
 
     def _make_trainer(
         self, probe: MemoryProbe, loggers: list[Logger], callbacks: Sequence[L.Callback], show_bar: bool
     ) -> tuple[L.Trainer, AtomicCheckpointIO]:
         config = self.config.trainer
-        checkpoint = ModelCheckpoint(
+        checkpoint = UnnamedCheckpoint(
             dirpath=self.directory.checkpoint_file.parent,
             filename=self.directory.checkpoint_file.stem,
             every_n_train_steps=config.checkpoint_every,

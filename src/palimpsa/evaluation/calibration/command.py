@@ -79,7 +79,11 @@ def calibrate_trained(overrides: Sequence[str], configs: Sequence[dict[str, Any]
         print(f"{told}; the same command does the rest", file=sys.stderr)
         code = code or 1
     if finished:
-        _calibrate(finished, [*overrides, f"results_dir='{configs[0]['results_dir']}'"])
+        results_dir = configs[0]["results_dir"]
+        _calibrate(finished, [*overrides, f"results_dir='{results_dir}'"])
+        from palimpsa.training.recording.figures import record_results
+
+        record_results(configs[0]["logger"], Path(results_dir) / "calibration")
     return code
 
 

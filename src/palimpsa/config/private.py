@@ -1,0 +1,37 @@
+"""What of this process's environment stays here: its secrets, and the name of whoever is logged in."""
+
+import os
+import re
+
+# Of variables whose value is a secret.
+SECRETS = ("KEY", "TOKEN", "PASSWORD", "SECRET")
+HIDDEN = "[hidden]"
+# Fewer characters are a number or a word that any text may hold.
+_LEAST = 8
+
+
+def is_secret(name: str) -> bool:
+    """Whether an environment variable holds a secret, by its name.
+
+    >>> is_secret("WANDB_API_KEY"), is_secret("WANDB_MODE")
+    (True, False)
+    """
+    return any(word in name.upper() for word in SECRETS)
+
+
+def hide_private(text: str) -> str:
+    """Text without the secrets of the environment, and with ~ for the home directory, whose name is its owner's."""
+    for name, value in os.environ.items():
+        if is_secret(name) and len(value) >= _LEAST:
+            text = text.replace(value, HIDDEN)
+    home = os.path.expanduser("~").rstrip("/")
+    return re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text) if home.startswith("/") else text
+
+
+def without_private(value: object) -> object:
+    """Plain containers with `hide_private` of each text in them."""
+    if isinstance(value, dict):
+        return {name: without_private(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_private(item) for item in value]
+    return hide_private(value) if isinstance(value, str) else value

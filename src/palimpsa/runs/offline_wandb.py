@@ -1,0 +1,54 @@
+"""Runs that W&B recorded offline: their folders on disk, and the line that uploads them. Nothing here needs wandb."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+# offline-run-20261130_054244-ID: when the folder was begun, and the run.
+_FOLDER = re.compile(r"offline-run-(?P<begun>\d{8}_\d{6})-(?P<id>.+)")
+
+
+@dataclass(frozen=True)
+class OfflineRun:
+    """One run of W&B's, which has a folder for each time that it went on.
+
+    run_id: W&B's, of ours the config's hash. directory: of the run that has recorded it. folders: in the order in which
+    they were begun. is_synced: whether all of them have been uploaded.
+    """
+
+    run_id: str
+    directory: Path
+    folders: tuple[Path, ...]
+    is_synced: bool
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What wandb wrote in each folder, and whatever reads runs may read."""
+        return tuple(folder / f"run-{self.run_id}.wandb" for folder in self.folders)
+
+    @property
+    def sync_line(self) -> str:
+        """What uploads it: of several folders wandb makes one run, in the order of their beginnings."""
+        return shlex.join(["wandb", "sync", *map(str, self.folders)])
+
+
+def find_offline_runs(root: Path | str) -> list[OfflineRun]:
+    """The offline runs below a folder, at any depth, in the order of their directories; none where there is no folder.
+
+    A folder without its .wandb file, which a kill in the first moment leaves, has nothing to upload and is left out.
+    """
+    found: dict[tuple[Path, str], list[tuple[str, Path]]] = {}
+    for folder in Path(root).rglob("wandb/offline-run-*"):
+        name = _FOLDER.fullmatch(folder.name)
+        if name is None or not (folder / f"run-{name['id']}.wandb").is_file():
+            continue
+        found.setdefault((folder.parent.parent, name["id"]), []).append((name["begun"], folder))
+    runs = []
+    for (directory, run_id), dated in sorted(found.items()):
+        folders = tuple(folder for _, folder in sorted(dated))
+        is_synced = all((folder / f"run-{run_id}.wandb.synced").exists() for folder in folders)
+        runs.append(OfflineRun(run_id, directory, folders, is_synced))
+    return runs

@@ -1,0 +1,46 @@
+"""What is hidden of a text: secrets by their variable's name, and the home directory."""
+
+import pytest
+
+from palimpsa.config.private import hide_private, is_secret, without_private
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("SERVICE_API_KEY", "abcdefgh12345")
+    monkeypatch.setenv("SHORT_TOKEN", "1")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("key abcdefgh12345!", "key [hidden]!"),
+        ("in /home/someone/code/run.py", "in ~/code/run.py"),
+        ("/home/someone", "~"),
+        ("'/home/someone'", "'~'"),
+        # Another's.
+        ("/home/someone_else/x", "/home/someone_else/x"),
+        ("/home/someone.old", "/home/someone.old"),
+        # A secret of one character is a digit of any number.
+        ("step 1", "step 1"),
+    ],
+)
+def test_a_text_is_shown_without_what_is_private(text, shown):
+    assert hide_private(text) == shown
+
+
+def test_containers_keep_their_shape():
+    value = {"path": "/home/someone/a", "list": ["/home/someone", 3, None], "pair": (True, 0.5)}
+    assert without_private(value) == {"path": "~/a", "list": ["~", 3, None], "pair": [True, 0.5]}
+
+
+@pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "hub_password", "CLIENT_SECRET"])
+def test_secrets_are_known_by_their_names(name):
+    assert is_secret(name)
+    assert not is_secret("WANDB_MODE")
+
+
+def test_a_home_that_is_the_root_of_all_paths_hides_nothing(monkeypatch):
+    monkeypatch.setenv("HOME", "/")
+    assert hide_private("/data/x") == "/data/x"
