@@ -1,7 +1,7 @@
 # `make` lists the targets. Any POSIX sh and GNU make will do; every Python package lives in .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast lint mqar figures illustrations sweep bench prepare-text pretrain evaluate finetune clean check-scale check-source
+.PHONY: help setup test test-fast lint mqar figures dashboard illustrations sweep bench prepare-text pretrain evaluate finetune clean check-scale check-source
 # The prerequisites of a target are steps in an order; parallel runs are the launcher's business (JOBS).
 .NOTPARALLEL:
 
@@ -55,6 +55,7 @@ help: ## List the targets
 	@echo "  TASK      of make finetune without DATA: a file of configs/task (default: of a run its own, else the novel's text)"
 	@echo "  SOURCE    of make finetune: a run's directory, a folder of scripts/convert.py, or a Mamba-2 to be converted"
 	@echo "  CHECKPOINT, LIMIT  of make evaluate: a run's directory or a Hugging Face folder; items a task"
+	@echo "  WATCH     of make dashboard: 1 to follow a running sweep until Ctrl-C"
 	@echo "  ARGS      more Hydra overrides for what trains, makes or times something, more pytest arguments for what tests"
 	@echo "  PYTHON    the interpreter that set-up uses (default: python3.11, else python3.12, else python3)"
 	@echo "  PY        an environment of your own, PY=python, to be used as it is instead of .venv"
@@ -131,6 +132,11 @@ figures: setup ## Draw the figures, count the models, write the numbers of READM
 	$(if $(wildcard results/finetuning/*.csv),$(PY) scripts/plot_finetuning.py --results results/finetuning)
 	$(if $(wildcard results/calibration/calibration.csv),$(PY) scripts/plot_calibration.py --results results/calibration)
 	$(PY) scripts/write_numbers.py
+
+# It ends with the address of the page, also where nothing has been trained yet.
+WATCH ?=
+dashboard: setup ## Build pages of all results, to be opened in a browser: WATCH=1 follows a running sweep
+	$(PY) scripts/dashboard.py --results results $(if $(WATCH),--watch) $(ARGS)
 
 illustrations: setup ## Compute what Figure 4 and capacity.png show, where it is out of date (minutes)
 	$(PY) scripts/illustrate.py --results results/illustrations --compute

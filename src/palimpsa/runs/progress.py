@@ -21,6 +21,8 @@ from palimpsa.config.process import plain_console
 from palimpsa.runs.schema import DIVERGED, FAILED
 
 DIRECTORY_VARIABLE = "PALIMPSA_PROGRESS_DIR"
+# Beside the jobs' files: how many jobs the sweep has.
+NUM_JOBS_FILE = "num_jobs"
 REFRESH_S = 0.5
 
 
@@ -102,6 +104,8 @@ class SweepProgress:
             # A full disk costs the bars, not the sweep.
             with contextlib.suppress(OSError):
                 self._directory.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):
+            (self._directory / NUM_JOBS_FILE).write_text(str(num_jobs), encoding="utf-8")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -139,7 +143,7 @@ class SweepProgress:
                 # Looked at before the files: what was written before the stop is read once more after it.
                 stopping = self._stop.wait(REFRESH_S)
                 num_lines = len(self._lines)
-                for name, job in self._read().items():
+                for name, job in read_jobs(self._directory).items():
                     if name in ended:
                         continue
                     if job["status"] == "running":
@@ -164,11 +168,24 @@ class SweepProgress:
                 if stopping:
                     return
 
-    def _read(self) -> dict[str, dict[str, Any]]:
-        """The jobs by file, in the order in which they last wrote: that of their ends, for those that ended."""
-        jobs: dict[str, dict[str, Any]] = {}
-        for file in self._directory.glob("*.json"):
-            # On a network's file system a file that is replaced may not be there for a moment.
-            with contextlib.suppress(OSError):
-                jobs[file.name] = json.loads(file.read_text(encoding="utf-8"))
-        return dict(sorted(jobs.items(), key=lambda item: item[1]["written"]))
+
+def read_jobs(directory: Path) -> dict[str, dict[str, Any]]:
+    """The jobs of a progress directory by file, in the order in which they last wrote: that of their ends, for ended ones.
+
+    A file that is no job's, or cannot be read at the moment, is left out.
+    """
+    jobs: dict[str, dict[str, Any]] = {}
+    for file in directory.glob("*.json"):
+        # On a network's file system a file that is replaced may not be there for a moment.
+        with contextlib.suppress(OSError, ValueError):
+            job = json.loads(file.read_text(encoding="utf-8"))
+            if isinstance(job, dict) and isinstance(job.get("written"), int):
+                jobs[file.name] = job
+    return dict(sorted(jobs.items(), key=lambda item: item[1]["written"]))
+
+
+def read_num_jobs(directory: Path) -> int | None:
+    """How many jobs the sweep of a progress directory has; None where it does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((directory / NUM_JOBS_FILE).read_text(encoding="utf-8"))
+    return None

@@ -1,0 +1,104 @@
+"""What the repository holds: the folders of results with runs.csv and curves.csv, read as far as they can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+
+from palimpsa.runs.read import read_curves_csv, read_runs_csv
+from palimpsa.runs.schema import CURVE_COLUMNS, RUN_COLUMNS, ResultError
+
+Value = TypeVar("Value")
+
+
+@dataclass
+class Problems:
+    """What is missing or could not be read, as the page tells it.
+
+    rows: view, what is wrong, the command that helps or an empty text.
+    """
+
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def add(self, view: str, what: str, command: str = "") -> None:
+        """Adds a line, once."""
+        if (view, what, command) not in self.rows:
+            self.rows.append((view, what, command))
+
+    def attempt(self, view: str, read: Callable[[], Value], otherwise: Value, command: str = "") -> Value:
+        """What `read` returns; `otherwise`, and a line, where a file cannot be read."""
+        try:
+            return read()
+        except (ResultError, OSError) as error:
+            self.add(view, str(error), command)
+            return otherwise
+
+
+class Cache:
+    """What was read of files, again only where they have changed: a sweep is looked at every few seconds."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, Path], tuple[Any, Any]] = {}
+
+    def get(self, kind: str, path: Path, files: list[Path], read: Callable[[], Value]) -> Value:
+        """What `read` returns or has returned for these files, as they are now.
+
+        Raises whatever `read` does, which is asked again next time.
+        """
+        stamp = [_stamp(file) for file in files]
+        known = self._found.get((kind, path))
+        if known is None or known[0] != stamp:
+            known = stamp, read()
+            self._found[kind, path] = known
+        return known[1]
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+@dataclass(frozen=True)
+class Source:
+    """Runs that belong together: of a folder of results, or of this machine's run directories.
+
+    rows, curves: of runs.csv and curves.csv.
+    """
+
+    name: str
+    rows: pd.DataFrame
+    curves: pd.DataFrame
+
+
+def no_runs() -> pd.DataFrame:
+    """runs.csv without a row."""
+    return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in RUN_COLUMNS.items()})
+
+
+def no_curves() -> pd.DataFrame:
+    """curves.csv without a row."""
+    return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in CURVE_COLUMNS.items()})
+
+
+def read_committed(results: Path, problems: Problems, cache: Cache) -> list[Source]:
+    """The folders of `results` that hold a runs.csv or a curves.csv, those with the most runs first."""
+    sources = []
+    for folder in sorted({file.parent for name in ("runs.csv", "curves.csv") for file in results.glob(f"*/{name}")}):
+        runs_file, curves_file = folder / "runs.csv", folder / "curves.csv"
+        rows = problems.attempt("overview", partial(_read, runs_file, read_runs_csv, cache), no_runs())
+        curves = problems.attempt("dynamics", partial(_read, curves_file, read_curves_csv, cache), no_curves())
+        if len(rows):
+            sources.append(Source(folder.name, rows, curves))
+    return sorted(sources, key=lambda source: (-len(source.rows), source.name))
+
+
+def _read(path: Path, read: Callable[[Path], pd.DataFrame], cache: Cache) -> pd.DataFrame:
+    return cache.get("csv", path, [path], lambda: read(path))
