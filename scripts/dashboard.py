@@ -6,10 +6,12 @@ Open the address that it ends with in a browser. What is missing or cannot be re
 import argparse
 import statistics
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from palimpsa.config.process import run_script
+from palimpsa.runs.schema import ResultError
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -22,13 +24,25 @@ def main(given: Sequence[str] | None = None) -> int:
         "--wandb", type=Path, nargs="+", help="where offline W&B runs lie, at any depth (default: wandb and --runs)"
     )
     parser.add_argument("--watch", action="store_true", help="build again and again, for an open page, until Ctrl-C")
-    parser.add_argument("--benchmark", action="store_true", help="time how long a browser takes to open the page")
+    parser.add_argument(
+        "--benchmark",
+        type=int,
+        metavar="RUNS",
+        help="instead: time how long a browser takes to open the page of so many runs",
+    )
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="take the pictures of docs/dashboard.md")
     arguments = parser.parse_args(given)
     # Here and not above: matplotlib, whose settings `run_script` looks after.
     from palimpsa.analysis.dashboard.build import Dashboard, size_of
-    from palimpsa.analysis.dashboard.headless import measure_opening, take_pictures
+    from palimpsa.analysis.dashboard.headless import measure_opening, take_pictures, write_many_runs
     from palimpsa.analysis.dashboard.watch import follow
+
+    def build(dashboard: Dashboard) -> Path:
+        built = dashboard.build()
+        for _, what, command in built.problems:
+            print(f"note: {what}{f' ({command})' if command else ''}", file=sys.stderr)
+        print(f"{built.num_runs} runs, {size_of(dashboard.out) / 1e6:.1f} MB in {dashboard.out}", file=sys.stderr)
+        return built.page
 
     results: Path = arguments.results
     out = arguments.out or results / "dashboard"
@@ -36,21 +50,20 @@ def main(given: Sequence[str] | None = None) -> int:
     offline = arguments.wandb or [Path("wandb"), *runs]
     dashboard = Dashboard(results, out, runs, offline, watched=arguments.watch)
     try:
-        built = dashboard.build()
-        for _, what, command in built.problems:
-            print(f"note: {what}{f' ({command})' if command else ''}", file=sys.stderr)
-        print(f"{built.num_runs} runs, {size_of(out) / 1e6:.1f} MB in {out}", file=sys.stderr)
         if arguments.benchmark:
-            seconds = measure_opening(built.page)
-            print(f"opens in {statistics.median(seconds):.2f} s, the median of {len(seconds)}: from the request to the")
-            print("first figure, in a headless Chromium")
+            with tempfile.TemporaryDirectory() as temporary:
+                many = write_many_runs(results, Path(temporary) / "results", arguments.benchmark)
+                seconds = measure_opening(build(Dashboard(many, Path(temporary) / "dashboard", [], [])))
+            print(f"opens in {statistics.median(seconds):.2f} s, the median of {len(seconds)}")
+            return 0
+        page = build(dashboard)
         if arguments.pictures:
-            for path in take_pictures(built.page, arguments.pictures):
+            for path in take_pictures(page, arguments.pictures):
                 print(path)
-        print(built.page.absolute().as_uri(), flush=True)
+        print(page.absolute().as_uri(), flush=True)
         if arguments.watch:
             follow(dashboard)
-    except OSError as error:
+    except (ResultError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -58,6 +58,9 @@ TINY_BENCHMARK = (
 # FILE::TEST (with all its parameters) below tests/. `make test` runs everything.
 SLOW = (
     "analysis/calibration",
+    "analysis/dashboard/test_build.py::test_500_runs_take_at_most_15_mb_and_a_small_index",
+    "analysis/dashboard/test_build.py::test_committed_results_have_a_page",
+    "analysis/dashboard/test_page.py",
     "analysis/draw",
     "analysis/statistics/test_selection.py",
     "analysis/test_build.py",
@@ -151,6 +154,7 @@ LONGEST = (
     "training/test_commonsense_run.py",
     "model/test_table.py",
     "training/test_distributed.py",
+    "analysis/dashboard/test_page.py",
     "sweeps/test_terminals.py",
     "test_scripts.py",
     "training/test_stability.py",
@@ -159,6 +163,7 @@ LONGEST = (
     "training/storage/test_resume.py",
     "training/watch/test_stop_signal.py",
     "sweeps/test_command.py",
+    "analysis/dashboard/test_build.py",
     "training/test_loggers.py",
 )
 

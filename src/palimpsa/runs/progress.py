@@ -170,7 +170,7 @@ class SweepProgress:
 
 
 def read_jobs(directory: Path) -> dict[str, dict[str, Any]]:
-    """The jobs of a progress directory by file, in the order in which they last wrote: that of their ends, for ended ones.
+    """The jobs of a progress directory by file, in the order in which they last wrote: ended ones as they ended.
 
     A file that is no job's, or cannot be read at the moment, is left out.
     """

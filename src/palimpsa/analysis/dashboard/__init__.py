@@ -6,6 +6,6 @@
 which reads what is written here by script tags, since a page of file:// may not fetch. `memory_page` makes a page of one
 inspection of a memory.
 
-It imports the rest of palimpsa.analysis, palimpsa.config and palimpsa.runs; `evaluation` and scripts import it. Of wandb it takes the
-messages that a .wandb file consists of, late.
+It imports the rest of palimpsa.analysis, palimpsa.config and palimpsa.runs; `evaluation` and scripts import it. Of
+wandb it takes the messages that a .wandb file consists of, late.
 """

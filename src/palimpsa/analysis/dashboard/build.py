@@ -81,6 +81,7 @@ class Dashboard:
         self.folder = Folder(self.out, self.scrubber)
         self._cache = Cache()
         self._described: dict[str, tuple[Any, list[dict[str, Any]], list[Any]]] = {}
+        self._written: dict[str, tuple[Any, ...]] = {}
         self._last, self._built = "", ""
 
     def build(self) -> Built:
@@ -99,8 +100,7 @@ class Dashboard:
         for group, config in shared.items():
             self.folder.write_data(f"data/configs/{group}.js", f"config {group}", config)
         for run in runs:
-            page = run_page(run, shared[config_group(run)])
-            self.folder.write_data(f"data/runs/{run.id}.js", f"run {run.id}", page)
+            self._write_run(run, shared[config_group(run)])
         index = {
             "runs": {"columns": list(COLUMNS), "rows": [table_row(run) for run in runs]},
             "experiments": experiments,
@@ -129,6 +129,17 @@ class Dashboard:
             self._built = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.folder.write_data("data/index.js", "index", index | {"built": self._built})
         self.folder.write_data("data/version.js", "version", {"built": self._built, "watched": self.watched})
+
+    def _write_run(self, run: PageRun, shared: list[list[str]]) -> None:
+        """Writes a run's file, unless it was written of the very same curves, directory and config before."""
+        name = f"data/runs/{run.id}.js"
+        known = self._written.get(run.id)
+        # Frames cannot be compared by ==.
+        if known is not None and known[0] is run.curve and known[1:] == (run.folder, run.rows, run.config, shared):
+            self.folder.keep(name)
+            return
+        self.folder.write_data(name, f"run {run.id}", run_page(run, shared))
+        self._written[run.id] = (run.curve, run.folder, run.rows, run.config, shared)
 
     def _describe(self, sources: Sequence[Source], runs: Sequence[PageRun], problems: Problems) -> list[dict[str, Any]]:
         """The experiments of all sources; their learning dynamics go to files of their own."""

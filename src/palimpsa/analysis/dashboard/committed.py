@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
 
 from palimpsa.runs.read import read_curves_csv, read_runs_csv
-from palimpsa.runs.schema import CURVE_COLUMNS, RUN_COLUMNS, ResultError
+from palimpsa.runs.schema import CURVE_COLUMNS, RUN_COLUMNS, RUN_KEY, ResultError
 
 Value = TypeVar("Value")
 
@@ -44,6 +44,7 @@ class Cache:
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, Path], tuple[Any, Any]] = {}
+        self._sources: dict[Path, Source] = {}
 
     def get(self, kind: str, path: Path, files: list[Path], read: Callable[[], Value]) -> Value:
         """What `read` returns or has returned for these files, as they are now.
@@ -56,6 +57,13 @@ class Cache:
             known = stamp, read()
             self._found[kind, path] = known
         return known[1]
+
+    def same_source(self, folder: Path, source: Source) -> Source:
+        """The source of a folder that was read before, where it is of the very same frames."""
+        known = self._sources.get(folder)
+        if known is None or known.rows is not source.rows or known.curves is not source.curves:
+            known = self._sources[folder] = source
+        return known
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -77,6 +85,16 @@ class Source:
     rows: pd.DataFrame
     curves: pd.DataFrame
 
+    @cached_property
+    def runs(self) -> list[tuple[list[dict[str, Any]], pd.DataFrame | None]]:
+        """The rows of each run, None for an empty cell, and its curves, None where there are none."""
+        curves: dict[Any, pd.DataFrame] = dict(iter(self.curves.groupby(RUN_KEY))) if len(self.curves) else {}
+        cells = self.rows.astype(object)
+        rows: dict[Any, list[dict[str, Any]]] = {}
+        for row in cells.where(cells.notna(), None).to_dict("records"):
+            rows.setdefault(tuple(row[name] for name in RUN_KEY), []).append({str(name): row[name] for name in row})
+        return [(own, curves.get(key)) for key, own in rows.items()]
+
 
 def no_runs() -> pd.DataFrame:
     """runs.csv without a row."""
@@ -96,7 +114,7 @@ def read_committed(results: Path, problems: Problems, cache: Cache) -> list[Sour
         rows = problems.attempt("overview", partial(_read, runs_file, read_runs_csv, cache), no_runs())
         curves = problems.attempt("dynamics", partial(_read, curves_file, read_curves_csv, cache), no_curves())
         if len(rows):
-            sources.append(Source(folder.name, rows, curves))
+            sources.append(cache.same_source(folder, Source(folder.name, rows, curves)))
     return sorted(sources, key=lambda source: (-len(source.rows), source.name))
 
 

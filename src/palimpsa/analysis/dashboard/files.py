@@ -57,6 +57,10 @@ class Folder:
             write_atomic(path, content)
             self._known[name] = content
 
+    def keep(self, name: str) -> None:
+        """Says of a file that was written before that it is still right."""
+        self.written.add(name)
+
     def write_page(self) -> None:
         """Copies the page, its style and scripts, and plotly's script, once for all pages. Raises OSError."""
         for file in PAGE.iterdir():

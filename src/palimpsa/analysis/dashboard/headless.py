@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import pandas as pd
+
 from palimpsa.runs.files import write_atomic
+from palimpsa.runs.read import cells_of, read_curves_csv, read_runs_csv
+from palimpsa.runs.schema import RUN_KEY
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -81,6 +85,24 @@ def open_page(
     tab = context.new_page()
     tab.goto(f"{page.absolute().as_uri()}{address}", wait_until="commit")
     return tab
+
+
+def write_many_runs(results: Path, folder: Path, num_runs: int) -> Path:
+    """A folder of results with so many runs at least: those of results/mqar again and again, under other seeds.
+
+    Raises:
+        ResultError: results/mqar has no runs.csv or curves.csv, or none that can be read.
+    """
+    runs, curves = read_runs_csv(results / "mqar/runs.csv"), read_curves_csv(results / "mqar/curves.csv")
+    each = len(runs.loc[:, RUN_KEY].drop_duplicates())
+    shifts = [1000 * copy for copy in range(-(-num_runs // max(each, 1)))]
+    for name, frame in (("runs", runs), ("curves", curves)):
+        again = pd.concat([frame.assign(seed=frame["seed"] + shift) for shift in shifts])
+        write_atomic(folder / f"mqar/{name}.csv", cells_of(again).to_csv(index=False, lineterminator="\n"))
+    for other in ("kernels", "training", "illustrations"):
+        if (results / other).is_dir():
+            shutil.copytree(results / other, folder / other)
+    return folder
 
 
 def measure_opening(page: Path, repeats: int = 5) -> list[float]:

@@ -20,7 +20,8 @@ from palimpsa.runs.schema import ResultError
 RUNNING, UNFINISHED, UNREADABLE = "running", "unfinished", "unreadable"
 
 
-@dataclass(frozen=True)
+# Compared as what it is, one reading of a directory: frames have no ==.
+@dataclass(frozen=True, eq=False)
 class RunFolder:
     """One run directory.
 

@@ -82,13 +82,12 @@ def gather_runs(
     runs: list[PageRun] = []
     by_result: dict[RunKey, PageRun] = {}
     for source in sources:
-        curves = {_as_tuple(key): own for key, own in source.curves.groupby(RUN_KEY)} if len(source.curves) else {}
-        for rows in _rows_by_run(source.rows):
-            run = PageRun(source.name, rows)
-            run.curve = curves.get(run.key)
+        for rows, curve in source.runs:
+            run = PageRun(source.name, rows, curve)
             runs.append(run)
             by_result[_result_of(rows[0])] = run
-    offline_by_id = {run.run_id: run for run in offline}
+    # A run records below its own directory, in wandb/offline-run-*.
+    offline_by_place = {folder.resolve().parents[1]: run for run in offline for folder in run.folders}
     seen: dict[str, int] = {}
     for folder in folders:
         rows = folder.rows or [_row_of_unknown(folder)]
@@ -99,19 +98,15 @@ def gather_runs(
             seen[run.id] = run.occurrence + 1
             runs.append(run)
         run.folder = folder
-        uploaded = offline_by_id.get(str(rows[0].get("config_hash")))
+        recorded = offline_by_place.get(folder.path.resolve())
         if folder.history is not None:
             run.curve = folder.history
-        elif uploaded is not None and len(uploaded.history):
+        elif recorded is not None and len(recorded.history):
             # A run writes its history.csv when it ends; W&B's file grows with it.
-            run.curve = uploaded.history
+            run.curve = recorded.history
     for run in runs:
         run.config = _config_of(run, scrubber)
     return runs
-
-
-def _as_tuple(key: Any) -> RunKey:
-    return tuple(key)
 
 
 def local_source(runs: Iterable[PageRun]) -> Source:
@@ -124,14 +119,6 @@ def local_source(runs: Iterable[PageRun]) -> Source:
         if run.curve is not None and len(run.curve)
     ]
     return Source(THIS_MACHINE, frame, pd.concat(frames, ignore_index=True) if frames else no_curves())
-
-
-def _rows_by_run(frame: pd.DataFrame) -> list[list[dict[str, Any]]]:
-    rows: dict[RunKey, list[dict[str, Any]]] = {}
-    kept = frame.astype(object)
-    for row in kept.where(kept.notna(), None).to_dict("records"):
-        rows.setdefault(tuple(row[name] for name in RUN_KEY), []).append({str(name): row[name] for name in row})
-    return list(rows.values())
 
 
 def _result_of(row: Mapping[str, Any]) -> RunKey:

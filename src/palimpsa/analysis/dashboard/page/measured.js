@@ -57,7 +57,7 @@
     const { table, charts } = Dashboard.get("index").finetuning;
     return [
       element("h1", {}, "Fine-tuning"),
-      element("p", { class: "answer" }, "Does a trained model gain when it is made metaplastic and trained on, compared with the same model trained on as it was?"),
+      element("p", { class: "answer" }, "Does a trained model gain when it is made metaplastic and trained on, compared with the same model trained on as it was? The table has the differences, and how sure they are."),
       problemList("finetuning"),
       table.rows.length ? plainTable(table) : null,
       element("div", { class: "grid" }, charts.map((chart) => Plots.indexChart(chart))),

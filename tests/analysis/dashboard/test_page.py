@@ -1,0 +1,328 @@
+"""The page in a headless Chromium: its views, its addresses, at two widths, and what axe-core says of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from palimpsa.analysis.collect.result_files import collect, write_collected
+from palimpsa.analysis.dashboard.build import Dashboard
+from palimpsa.analysis.dashboard.headless import NARROW, WIDE, find_browser, open_browser, wait_until_drawn
+from palimpsa.analysis.dashboard.privacy import Scrubber
+
+ROOT = Path(__file__).resolve().parents[3]
+HOSTILE = '<img src=x onerror="alert(1)"><b>bold</b> $\\frac{1}{2}$ &amp; =1+1'
+VIEWS = (
+    *("overview", "rates", "dynamics", "runs", "compare", "running", "speed"),
+    *("language", "finetuning", "memory", "wandb"),
+)
+
+try:
+    import playwright.sync_api  # noqa: F401
+
+    find_browser()
+    REASON = ""
+except (ImportError, OSError) as error:
+    REASON = f"no browser to open the page in: {error}"
+pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with open_browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def site(run_writer, write_offline_run, tmp_path_factory) -> Path:
+    """A folder with a committed experiment, failed and unfinished runs, a sweep at work, W&B runs and benchmarks."""
+    root = tmp_path_factory.mktemp("site")
+    add_run = run_writer(root)
+    for model, accuracy in (("palimpsa_d", 0.9), ("gla", 0.8)):
+        for lr in (3e-3, 1e-2):
+            for seed in (1, 2):
+                add_run(model=model, lr=lr, seed=seed, validation=[accuracy, accuracy - 10 * lr])
+    write_collected(collect([root / "runs"], root / "mqar"), root / "mqar")
+    shutil.rmtree(root / "runs")
+    add_run(model="palimpsa_m", seed=7, status="failed", test=[None, None])
+    hostile = add_run(model="mamba2", seed=8)
+    result = json.loads((hostile / "result.json").read_text())
+    result["run"]["label"] = result["config"]["model"]["label"] = HOSTILE
+    (hostile / "result.json").write_text(json.dumps(result))
+    growing = add_run(model="gla", seed=9)
+    config = json.loads((growing / "result.json").read_text())["config"]
+    (growing / "config.json").write_text(json.dumps(config))
+    for name in ("result.json", "history.csv"):
+        (growing / name).unlink()
+    write_offline_run(growing / "wandb/offline-run-20261130_000000-x", "x", ended=False, name=HOSTILE)
+    (root / "runs/.progress").mkdir()
+    (root / "runs/.progress/num_jobs").write_text("4")
+    job = {"name": "gla lr 0.001 seed 9", "status": "running", "step": 30, "total": 120, "note": HOSTILE, "written": 1}
+    (root / "runs/.progress/a.json").write_text(json.dumps(job))
+    for name in ("kernels", "training", "illustrations"):
+        shutil.copytree(ROOT / "results" / name, root / name)
+    dashboard = Dashboard(root, root / "dashboard", [root / "runs"], [root / "runs"], scrubber=Scrubber())
+    dashboard.build()
+    return root
+
+
+class Tab:
+    """The page in a window of its own, which must print no error and ask for nothing but files."""
+
+    def __init__(self, browser: Any, site: Path, size: tuple[int, int], theme: str = "light") -> None:
+        self.context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=theme)
+        self.page = self.context.new_page()
+        self.address = (site / "dashboard/index.html").as_uri()
+        self.errors: list[str] = []
+        self.page.on("console", lambda said: self.errors.append(said.text) if said.type in ("error", "warning") else 0)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        self.page.on(
+            "request",
+            lambda asked: None if asked.url.startswith(("file:", "data:", "blob:")) else self.errors.append(asked.url),
+        )
+
+    def go(self, address: str = "") -> Any:
+        """Opens an address as a colleague would, from nothing, and waits for what is in sight."""
+        self.page.goto("about:blank")
+        self.page.goto(f"{self.address}{address}")
+        view = address.removeprefix("#").partition("?")[0].partition("/")[0] or "overview"
+        self.page.wait_for_selector(f'#main[data-view="{view}"]')
+        wait_until_drawn(self.page)
+        return self.page
+
+    def num_drawn(self) -> int:
+        return self.page.locator(".plot[data-drawn]").count()
+
+
+@pytest.fixture
+def tab(browser, site) -> Iterator[Callable[..., Tab]]:
+    tabs: list[Tab] = []
+
+    def make(size: tuple[int, int] = WIDE, theme: str = "light") -> Tab:
+        tabs.append(Tab(browser, site, size, theme))
+        return tabs[-1]
+
+    yield make
+    for one in tabs:
+        assert one.errors == []
+        one.context.close()
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=lambda size: f"{size[0]}px")
+def test_every_view_is_drawn_says_what_it_answers_and_fits(size, tab):
+    shown = tab(size)
+    with_figures = set()
+    for view in VIEWS:
+        page = shown.go(f"#{view}")
+        assert page.locator("h1").count() == 1
+        answer = page.locator(".answer").inner_text()
+        assert answer.endswith((".", "!")), view
+        assert "?" in answer, view
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
+        if shown.num_drawn():
+            with_figures.add(view)
+    assert with_figures >= {"overview", "rates", "dynamics", "speed"}
+
+
+@pytest.mark.parametrize(("size", "theme"), [(WIDE, "light"), (NARROW, "dark")], ids=["1280px-light", "390px-dark"])
+def test_axe_reports_no_serious_violation(size, theme, tab):
+    from axe_core_python.sync_playwright import Axe
+
+    shown = tab(size, theme)
+    run = next(iter(shown.go().evaluate("Results.runs().filter((run) => run.curve).map((run) => run.id)")))
+    found = {}
+    for view in (*VIEWS, f"run/{run}"):
+        page = shown.go(f"#{view}")
+        # Tables that are folded away count too.
+        page.evaluate("[...document.querySelectorAll('details')].slice(0, 2).forEach((one) => (one.open = true))")
+        page.wait_for_timeout(50)
+        for violation in Axe().run(page)["violations"]:
+            if violation["impact"] in ("serious", "critical"):
+                nodes = [(node["html"][:150], node["failureSummary"][:200]) for node in violation["nodes"][:2]]
+                found[f"{view}: {violation['id']}"] = nodes
+    assert found == {}
+
+
+def test_few_figures_are_drawn_at_load_and_the_others_when_they_are_seen(tab):
+    shown = tab()
+    page = shown.go("#dynamics")
+    at_first, all_of_them = shown.num_drawn(), page.locator(".plot").count()
+    assert 1 <= at_first <= 3 < all_of_them
+    page.locator(".plot").last.scroll_into_view_if_needed()
+    wait_until_drawn(page)
+    assert shown.num_drawn() > at_first
+
+
+def test_a_dot_leads_to_its_run_and_the_table_of_the_figure_does_too(tab):
+    shown = tab()
+    page = shown.go()
+    # plotly tells of a click on a dot by this event; its place on the screen is plotly's.
+    page.evaluate(
+        """() => {
+          const plot = document.querySelector(".plot");
+          const dots = plot.data.find((trace) => trace.mode === "markers");
+          plot.emit("plotly_click", { points: [{ customdata: dots.customdata[0] }] });
+        }"""
+    )
+    page.wait_for_selector('#main[data-view="run"]')
+    wait_until_drawn(page)
+    text = page.locator("main").inner_text()
+    assert "f00dfeed" in text
+    assert "optimizer.beta1" in text or "protocol hash" in text
+    assert shown.num_drawn() >= 1
+    page = shown.go()
+    page.locator("figure details summary").first.click()
+    page.locator("figure tbody a").first.click()
+    page.wait_for_selector('#main[data-view="run"]')
+
+
+def test_the_table_searches_filters_sorts_and_remembers_it_in_its_address(tab):
+    shown = tab()
+    page = shown.go("#runs")
+    rows = page.locator("tbody tr")
+    assert rows.count() == 11
+    page.keyboard.press("/")
+    page.keyboard.type("gla 0.01")
+    assert rows.count() == 2
+    page.get_by_label("status").select_option("finished")
+    page.get_by_role("button", name="seed").click()
+    page.get_by_role("button", name="seed").click()
+    assert page.locator("tbody tr td:nth-child(4)").all_inner_texts() == ["1", "2"]
+    assert page.locator("th[aria-sort=ascending]").inner_text().startswith("seed")
+    address = page.evaluate("location.hash")
+    assert address == "#runs?search=gla+0.01&sort=seed&status=finished"
+    again = tab().go(address)
+    assert again.locator("tbody tr").count() == 2
+    assert again.locator("#search").input_value() == "gla 0.01"
+    # Arrow keys go from row to row.
+    again.locator("tbody a").first.focus()
+    again.keyboard.press("ArrowDown")
+    assert again.evaluate("document.activeElement === document.querySelectorAll('tbody a')[1]")
+    again.keyboard.press("Enter")
+    again.wait_for_selector('#main[data-view="run"]')
+
+
+def test_two_runs_are_picked_and_compared_by_what_differs(tab):
+    shown = tab()
+    page = shown.go("#runs?search=palimpsa-d&sort=-lr")
+    boxes = page.locator("tbody input[type=checkbox]")
+    for place in (3, 0, 1):
+        # Of three the first gives way.
+        boxes.nth(place).check()
+    assert [box.is_checked() for box in boxes.all()] == [True, True, False, False]
+    page.get_by_role("link", name="Compare Palimpsa-D").click()
+    page.wait_for_selector('#main[data-view="compare"]')
+    wait_until_drawn(page)
+    keys = page.locator("table").first.locator("tbody th").all_inner_texts()
+    assert "seed" in keys
+    assert not {"lr", "model"} & set(keys)
+    address = page.evaluate("location.hash")
+    assert tab().go(address).locator("h2").first.inner_text() == page.locator("h2").first.inner_text()
+    assert page.locator(".plot").first.evaluate("plot => plot.data.length") == 2
+
+
+def test_a_field_of_the_map_lists_its_runs(tab):
+    page = tab().go("#rates")
+    page.locator("figure details summary").first.click()
+    page.locator("figure tbody a").first.click()
+    page.wait_for_selector('#main[data-view="run"]')
+
+
+def test_single_heads_are_chosen_by_layer_and_head(tab):
+    shown = tab()
+    page = shown.go("#dynamics")
+    page.get_by_label("Layer", exact=True).select_option("1")
+    page.wait_for_function("location.hash.includes('layer=1')")
+    page.get_by_label("Head", exact=True).select_option("0")
+    page.wait_for_function("location.hash.includes('head=0')")
+    page.wait_for_function("[...document.querySelectorAll('.legend')].pop().children.length === 1")
+    assert page.locator(".legend").last.inner_text().strip() == "layer 1, head 0"
+
+
+def test_labels_with_html_and_formulas_are_shown_as_they_are(tab):
+    shown = tab()
+    for view in ("", "#runs", "#running", "#wandb", "#rates"):
+        page = shown.go(view)
+        assert page.locator("main b, main img[src=x]").count() == 0
+    page = shown.go("#runs?search=frac")
+    assert page.locator("tbody a").inner_text() == HOSTILE
+    page.locator("tbody a").click()
+    page.wait_for_selector('#main[data-view="run"]')
+    wait_until_drawn(page)
+    # In plotly's texts too, whose own markup they would be.
+    names = page.evaluate(
+        "[...document.querySelectorAll('.plot')].flatMap((plot) => (plot.data || []).map((one) => one.name))"
+    )
+    assert names[0].startswith("&lt;img src=x")
+    assert page.locator("main .plot b, main .plot img, main .plot a").count() == 0
+
+
+def test_the_theme_is_switched_and_figures_with_it(tab):
+    shown = tab(theme="light")
+    page = shown.go()
+    before = page.evaluate("document.querySelector('.plot').layout.font.color")
+    page.get_by_role("button", name="Dark").click()
+    assert page.get_attribute("#theme", "aria-pressed") == "true"
+    page.wait_for_function(f"document.querySelector('.plot').layout.font.color !== '{before}'")
+    page.reload()
+    page.wait_for_selector("#main[data-view]")
+    assert page.get_attribute("html", "data-theme") == "dark"
+    dark = tab(theme="dark").go()
+    assert dark.get_attribute("#theme", "aria-pressed") == "true"
+
+
+def test_running_shows_bars_reasons_and_growing_curves(tab):
+    shown = tab(NARROW)
+    page = shown.go("#running")
+    assert page.get_by_role("progressbar").count() == 2
+    assert page.locator("progress").last.evaluate("bar => bar.value / bar.max") == 0.25
+    text = page.locator("main").inner_text()
+    assert "RuntimeError: the loss is nan" in text
+    assert page.locator(".plot").count() == 1
+
+
+def test_an_address_of_a_run_that_is_gone_says_so(tab):
+    page = tab().go("#run/000000000000")
+    assert page.locator("h1").inner_text() == "No such run"
+    assert tab().go("#nothing").locator("h1").inner_text() == "No such view"
+
+
+def test_an_open_page_takes_in_what_is_built_again(browser, run_writer, tmp_path):
+    """As make dashboard WATCH=1 does it."""
+    add_run = run_writer(tmp_path)
+    add_run(seed=1)
+    dashboard = Dashboard(tmp_path, tmp_path / "dashboard", [tmp_path / "runs"], [], watched=True, scrubber=Scrubber())
+    dashboard.build()
+    own = Tab(browser, tmp_path, WIDE)
+    page = own.go("#runs")
+    assert page.locator("tbody tr").count() == 1
+    add_run(seed=2)
+    dashboard.build()
+    page.wait_for_function("document.querySelectorAll('tbody tr').length === 2")
+    dashboard.watched = False
+    dashboard.build()
+    page.wait_for_function("document.getElementById('state').textContent === 'no longer followed'")
+    assert own.errors == []
+    own.context.close()
+
+
+def test_500_runs_draw_few_figures_at_load(browser, tmp_path):
+    """How long that takes is for scripts/dashboard.py --benchmark 500 to say, on a machine with nothing else to do."""
+    from palimpsa.analysis.dashboard.headless import write_many_runs
+
+    results = write_many_runs(ROOT / "results", tmp_path / "results", 500)
+    Dashboard(results, results / "dashboard", [], [], scrubber=Scrubber()).build()
+    own = Tab(browser, results, WIDE)
+    page = own.go()
+    assert page.evaluate("Results.runs().length") >= 500
+    assert 1 <= own.num_drawn() <= 2
+    page = own.go("#runs")
+    assert page.locator("tbody tr").count() == 100
+    assert own.errors == []
+    own.context.close()
