@@ -124,6 +124,7 @@ mqar: check-scale setup ## Reproduce Figures 2 and 3 (MQAR): train, collect, plo
 
 figures: setup ## Draw the figures, count the models, write the numbers of README again (no GPU, no network)
 	$(PY) scripts/plot_figures.py --results results/mqar $(SCALE_ARG)
+	$(if $(wildcard results/recipe/runs.csv),$(PY) scripts/plot_figures.py --results results/recipe)
 	$(PY) scripts/illustrate.py --results results/illustrations
 	$(PY) scripts/describe_models.py --out docs/models.md
 	$(if $(wildcard results/kernels/operators_*.csv results/kernels/throughput_*.csv),$(PY) scripts/plot_benchmark.py --results results/kernels)

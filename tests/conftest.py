@@ -85,6 +85,7 @@ SLOW = (
     "evaluation/test_harness.py",
     "evaluation/test_interruption.py",
     "evaluation/test_kinds_of_models.py",
+    "evaluation/test_lengths.py",
     "evaluation/test_pretraining.py",
     "evaluation/test_scoring.py",
     "finetuning",

@@ -20,7 +20,8 @@ from palimpsa.analysis.evaluation_tables import zero_shot_summary
 from palimpsa.analysis.finetuning.tables import finetuning_summary
 from palimpsa.analysis.plasticity_costs import plasticity_costs
 from palimpsa.analysis.pretraining_costs import pretraining_costs
-from palimpsa.analysis.selection_table import selection_table
+from palimpsa.analysis.recipe.lengths_table import beyond_table, interference_table
+from palimpsa.analysis.recipe.selection_table import selection_table
 from palimpsa.analysis.statistics.learning_rate import (
     at_chosen_rates,
     choose_learning_rates,
@@ -217,6 +218,8 @@ TEXT_BLOCKS: dict[str, Callable[[Path], str]] = {
     "long_context_summary": long_context_summary,
     "scratch_summary": scratch_summary,
     "selection_table": selection_table,
+    "beyond_table": beyond_table,
+    "interference_table": interference_table,
     "plasticity_costs": plasticity_costs,
     "operator_speed_table": operator_speed_table,
     "throughput_summary": throughput_summary,

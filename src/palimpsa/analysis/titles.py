@@ -3,7 +3,18 @@
 DEMONSTRATION = {"laptop": "laptop scale: demonstrates the pipeline"}
 _VARIANTS = {
     "mqar_ablation": "ablations of Palimpsa-D",
+    "mqar_authors": "from scratch by the authors' recipe",
+    "mqar_authors_1024": "from scratch by the authors' recipe, L 1,024",
+    "mqar_authors_long": "from scratch by the authors' recipe, 60 epochs",
+    "mqar_authors_very_small": "from scratch by the authors' recipe, very small forgetting",
+    "mqar_bf16": "curriculum protocol, all in bf16",
+    "mqar_forced": "curriculum protocol, A and d's bias decay by 0.1",
+    "mqar_forced_strong": "curriculum protocol, A and d's bias decay by 0.3",
+    "mqar_forced_weak": "curriculum protocol, A and d's bias decay by 0.01",
+    "mqar_interference": "curriculum protocol with interference",
+    "mqar_kept": "curriculum protocol, again",
     "mqar_long": "curriculum protocol with four times the steps at the last length",
+    "mqar_scratch_1024": "scratch protocol, L 1,024",
 }
 
 

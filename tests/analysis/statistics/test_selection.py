@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from palimpsa.analysis.selection_table import PROTOCOLS, selection_table
+from palimpsa.analysis.recipe.selection_table import PROTOCOLS, selection_table
 from palimpsa.analysis.statistics.learning_rate import one_experiment
 from palimpsa.analysis.statistics.selection import BEST, BEST_WITHOUT, READINGS, VALIDATION, gap_of, selected_gaps
 from palimpsa.config.compose import CONFIG_DIR

@@ -52,18 +52,19 @@ def selected_gaps(rows: pd.DataFrame, model: str, twin: str) -> dict[tuple[int, 
         BEST_WITHOUT: best_per_seed(own.loc[~own["seed"].isin(LEFT_OUT)]),
     }
     gaps: dict[tuple[int, int], Mapping[str, Gap]] = {}
-    for stage, all_rates in finished_stages(own).groupby(STAGE):
+    finished = finished_stages(own)
+    for seq_len, num_pairs in sorted(set(finished[STAGE].itertuples(index=False, name=None))):
+        all_rates = finished.loc[(finished["seq_len"] == seq_len) & (finished["num_pairs"] == num_pairs)]
         seeds = [set(all_rates.loc[all_rates["model"] == name, "seed"]) for name in (model, twin)]
         if not all(seeds):
             continue
         found = {}
         for reading in READINGS if seeds == [ALL_SEEDS, ALL_SEEDS] else READINGS[:2]:
-            at = dots[reading].merge(pd.DataFrame([stage], columns=STAGE), on=STAGE)
+            at = dots[reading].loc[dots[reading]["seq_len"].eq(seq_len) & dots[reading]["num_pairs"].eq(num_pairs)]
             samples = [at.loc[at["model"] == name, "test_accuracy"].to_numpy(dtype=float) for name in (model, twin)]
             # The rate that validation chose may have been run to the end of another stage alone.
             if all(map(len, samples)):
                 found[reading] = gap_of(*samples)
-        seq_len, num_pairs = stage
         gaps[int(seq_len), int(num_pairs)] = found
     return gaps
 

@@ -73,7 +73,7 @@ def selection_table(results: Path) -> str:
         "sample). The second and third readings select on the number that they report."
     )
     if missing:
-        caption += f" Not run yet, each by `scripts/train.py +experiment=NAME`: {', '.join(missing)}."
+        caption += f" Not run yet, each an experiment of `scripts/train.py`: {', '.join(missing)}."
     return "\n".join([*lines, "", textwrap.fill(caption, 118, break_on_hyphens=False)])
 
 
@@ -82,8 +82,8 @@ def _rows_of(path: Path, task: str) -> pd.DataFrame | None:
     if not path.exists():
         return None
     runs = read_runs_csv(path)
-    has_runs = ((runs["task"] == task) & (runs["scale"] == SCALE)).any()
-    return one_experiment(runs, task, SCALE) if has_runs else None
+    known = set(runs[["task", "scale"]].itertuples(index=False, name=None))
+    return one_experiment(runs, task, SCALE) if (task, SCALE) in known else None
 
 
 def _gap_text(gap: Gap | None) -> str:
