@@ -37,7 +37,9 @@ def trained(tiny_config, *overrides):
 
 
 @pytest.mark.parametrize("model", ["palimpsa_d", "palimpsa_m", "gated_deltanet", "transformer"])
-@pytest.mark.parametrize("stages", [TWO_STAGES, EPOCHS], ids=["two", "epochs"])
+@pytest.mark.parametrize(
+    "stages", [TWO_STAGES, EPOCHS, (*EPOCHS, "recipe=mqar_authors")], ids=["two", "epochs", "epochs-authors"]
+)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_graphs_change_no_bit(tiny_config, model, stages, compiled):
     settings = (f"model={model}", *stages, f"trainer.compile={str(compiled).lower()}")
