@@ -58,16 +58,19 @@ def test_each_reading_takes_what_it_says():
     assert selected_gaps(rows.loc[rows["model"] == "twin"], "ours", "twin") == {}
 
 
-def test_an_interval_is_students_of_independent_samples():
+def test_an_interval_is_welchs_of_independent_samples():
     generator = np.random.default_rng(0)
     ours, theirs = generator.normal(0.8, 0.1, 8), generator.normal(0.7, 0.1, 8)
-    gap = gap_of(ours, theirs)
-    assert gap.margin == pytest.approx(2.3646 * np.sqrt(ours.var(ddof=1) / 8 + theirs.var(ddof=1) / 8), rel=1e-3)
+    error = np.sqrt(ours.var(ddof=1) / 8 + theirs.var(ddof=1) / 8)
+    # Of 14 degrees of freedom where both vary alike, of 7 where one does alone.
+    assert gap_of(ours, ours + 0.1).margin == pytest.approx(2.1448 * ours.std(ddof=1) / 2, rel=1e-3)
+    assert gap_of(ours, np.full(8, 0.5)).margin == pytest.approx(2.3646 * ours.std(ddof=1) / 8**0.5, rel=1e-3)
+    assert 2.1448 * error < gap_of(ours, theirs).margin < 2.3646 * error
     assert np.isnan(gap_of(ours, theirs[:1]).margin)
-    # It holds the true difference 95 times of 100 or more.
+    # It holds the true difference 95 times of 100, about.
     draws = generator.normal(0, 1, (400, 2, 6))
     holds = [abs(found.mean) <= found.margin for found in (gap_of(*pair) for pair in draws)]
-    assert np.mean(holds) > 0.93
+    assert 0.93 < np.mean(holds) < 0.98
 
 
 def test_a_protocol_has_rows_once_it_has_runs_and_its_command_before(tmp_path):
@@ -77,7 +80,7 @@ def test_a_protocol_has_rows_once_it_has_runs_and_its_command_before(tmp_path):
     (tmp_path / "mqar" / "runs.csv").write_text(text)
     before = selection_table(tmp_path)
     assert "`recipe_f`" in before
-    assert "| curriculum, L 1,024 | Palimpsa-D minus D w/o Meta | 8 | 1.2 ± 7.2 | 0.6 ± 4.7 | 3.8 ± 4.1 |" in before
+    assert "| curriculum, L 1,024 | Palimpsa-D minus D w/o Meta | 8 | 1.2 ± 6.6 | 0.6 ± 4.2 | 3.8 ± 3.6 |" in before
     (tmp_path / "recipe" / "runs.csv").write_text(text.replace("mqar_curriculum", "mqar_forced"))
     after = selection_table(tmp_path)
     assert "`recipe_f`" not in after

@@ -69,8 +69,8 @@ def selection_table(results: Path) -> str:
                     cells.append([name, f"{labels[model]} minus {labels[twin]}", _seeds_text(seeds), *texts])
     lines = markdown_table(["protocol", "difference", "seeds", *READINGS], cells)
     caption = (
-        "Points of test accuracy, with 95% intervals of unpaired seeds (Student's, degrees of freedom of the smaller "
-        "sample). The second and third readings select on the number that they report."
+        "Points of test accuracy, with 95% intervals of unpaired seeds (Welch's). The second and third readings select "
+        "on the number that they report."
     )
     if missing:
         caption += f" Not run yet, each an experiment of `scripts/train.py`: {', '.join(missing)}."
