@@ -2,6 +2,8 @@
 
 # B batch, T time, H heads, K key dim, V value dim, G precisions a head, N sequences
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -159,13 +161,23 @@ def test_the_shares_of_an_output_add_up_to_one():
     assert (shares.triu(1) == 0).all()
 
 
-def test_what_was_just_stored_into_an_empty_memory_is_recalled():
-    """Its cosine is 1; a value that others lie over is recalled less."""
-    memory = random_memory(1)
-    similarity = follow(memory, 0).recall_similarity()
-    assert similarity[0, 0].item() == pytest.approx(1)
-    assert similarity.triu(1).isnan().sum() == T * (T - 1) / 2
-    assert similarity[-1, 0] < 0.9
+@pytest.mark.parametrize("form", FORMS)
+def test_a_key_recalls_its_own_value_as_a_query_would(form):
+    """The share is that of an output whose query is the key; all of it where nothing else was stored."""
+    memory = random_memory(FORMS[form])
+    path = follow(memory, 0)
+    own = path.own_recall()
+    assert own[0, 0].item() == pytest.approx(1)
+    assert own.triu(1).isnan().sum() == T * (T - 1) / 2
+    for t, s in ((20, 3), (36, 36), (36, 0)):
+        asked = path.q.clone()
+        asked[t] = path.k[s]
+        assert own[t, s].item() == pytest.approx(replace(path, q=asked).shares([t])[0, s].item())
+
+
+def test_nothing_is_recalled_across_the_start_of_a_document():
+    path = follow(random_memory(V, batch=1), 0, 0, torch.tensor([0, 20, T]))
+    assert (path.own_recall()[20:, :20] == 0).all()
 
 
 def test_a_query_reads_the_token_that_stored_its_key():

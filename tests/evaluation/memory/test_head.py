@@ -48,19 +48,24 @@ def test_where_nothing_is_left_no_token_has_a_share(head, path):
     assert (head.consolidation(nothing, True) == 0).all()
 
 
-def test_recall_is_averaged_over_what_is_of_the_same_age(head):
-    nan = math.nan
-    similarity = torch.tensor([[1.0, nan, nan], [0.8, 0.6, nan], [0.4, 0.2, 0.1]])
-    torch.testing.assert_close(head.recall_by_age(similarity, None), torch.tensor([1.7 / 3, 0.5, 0.4]))
-    only_first = head.recall_by_age(similarity, torch.tensor([0]))
-    torch.testing.assert_close(only_first, torch.tensor([1.0, 0.8, 0.4]))
-    assert head.recalled_age(only_first) == 1
+def test_recall_is_averaged_over_what_is_of_the_same_age_by_its_size(head, path):
+    """A token that writes nothing counts for nothing."""
+    own, sizes = path.own_recall(), path.k.norm(dim=1) * path.v.norm(dim=1)
+    by_age = head.recall_by_age(path)
+    assert by_age[29].item() == pytest.approx(own[29, 0].item())
+    assert by_age[28].item() == pytest.approx(
+        ((own[28, 0] * sizes[0] + own[29, 1] * sizes[1]) / sizes[:2].sum()).item()
+    )
+    k = path.k.clone()
+    k[1] = 0
+    without = replace(path, k=k)
+    assert head.recall_by_age(without)[28].item() == pytest.approx(without.own_recall()[28, 0].item())
 
 
 @pytest.mark.parametrize(
     ("by_age", "age"),
-    [([0.9, 0.8, 0.4, 0.9], 1), ([0.4, 0.9], None), ([0.9, math.nan, 0.7], 2), ([0.5], 0)],
-    ids=["falls", "never", "a gap", "just"],
+    [([0.9, 0.8, 0.4, 0.9], 1), ([0.4, 0.9], None), ([0.9, math.nan, 0.7], 0), ([0.5], 0)],
+    ids=["falls", "never", "unknown", "just"],
 )
 def test_the_age_is_the_last_before_recall_first_fails(head, by_age, age):
     assert head.recalled_age(torch.tensor(by_age)) == age
@@ -76,7 +81,7 @@ def test_long_sequences_are_put_together_by_the_rules(head):
     q, k, v, beta = (torch.randn(1, T, 1, size, generator=generator) for size in (6, 6, 8, 8))
     memory = LinearMemory(q, k, v, torch.full((1, T, 1), -0.01), 1.0, beta.abs(), torch.ones(1))
     path = follow_head(memory, 0)
-    details = head.head_details(path, memory.log_decay[0, :, 0], None, path.recall_similarity(), True)
+    details = head.head_details(path, memory.log_decay[0, :, 0], True)
     assert [len(row) for row in details["attribution"]] == [*range(1, 81)]
     for row in details["attribution"]:
         assert sum(row) == pytest.approx(1, abs=0.02)

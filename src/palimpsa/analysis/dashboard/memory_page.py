@@ -40,9 +40,10 @@ WORDS = (
     ),
     (
         "recalled up to an age",
-        "The memory is asked for every stored token by that token's own key, after each later token; the cosine of the "
-        "answer and of the stored value is averaged over all tokens of the same age (of recall tasks, those that can "
-        "have stored a pair). The age is the last up to which that mean has not been below the dashed line.",
+        "The memory is asked for every stored token by that token's own key, after each later token. Of what it "
+        "answers, the part that is that token's own value is an attribution as above; it is averaged over all tokens "
+        "of the same age, each counting by the size |k_s| |v_s| of what it wrote. The age is the last up to which at "
+        "least half of the answer is its own.",
     ),
     ("metaplasticity", "(I_max - I_min) / I_min of the importances at the end."),
 )

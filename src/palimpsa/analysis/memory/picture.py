@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -19,8 +20,9 @@ from palimpsa.analysis.style import MODEL_STYLES
 from palimpsa.config.text import one_line, shortened
 
 BLUE, ORANGE = MODEL_STYLES["palimpsa_d"].color, MODEL_STYLES["palimpsa_m"].color
-# Tokens of a line of text, and lines: what comes later is told, not drawn.
-PER_LINE, MAX_LINES = 32, 6
+# Tokens of a line of text, of a short and of a long one, and lines: of what is too long the end is drawn, which shows
+# what is left.
+PER_LINE, PER_LONG_LINE, MAX_LINES = 32, 48, 6
 # Characters of a token.
 PIECE = 5
 
@@ -33,7 +35,7 @@ def memory_picture(content: dict[str, Any]) -> Figure:
     """
     head = shown_head(content)
     details, has_importance = head["details"], content["model"]["has_importance"]
-    lines = min(MAX_LINES, -(-len(content["sequence"]["pieces"]) // PER_LINE))
+    lines = _lines(len(content["sequence"]["pieces"]))[1]
     with figure_style():
         figure = new_figure(11.6, 7.5 + 0.34 * lines)
         rows = figure.add_gridspec(3, 1, height_ratios=[0.34 * lines + 0.5, 4.3, 2.3])
@@ -75,15 +77,16 @@ def _draw_text(axes: Axes, content: dict[str, Any], head: dict[str, Any]) -> Non
     """Tokens on a ground the darker the more of what is left at the end is theirs."""
     pieces = content["sequence"]["pieces"]
     shares = np.array(head["details"]["consolidation"], dtype=float) * len(pieces)
-    drawn = min(len(pieces), PER_LINE * MAX_LINES)
-    lines = -(-drawn // PER_LINE)
-    ground = np.full((lines, PER_LINE), np.nan)
-    ground.flat[:drawn] = shares[:drawn]
+    width, lines = _lines(len(pieces))
+    # A line begins at a multiple of its width.
+    first = max(0, -(-len(pieces) // width) - lines) * width
+    ground = np.full((lines, width), np.nan)
+    ground.flat[: len(pieces) - first] = shares[first:]
     most = max(2.0, float(np.nanmax(shares)))
     image = axes.imshow(ground, cmap="Blues", vmin=0, vmax=most, aspect="auto")
     marks = _marks(content["queries"])
-    for i in range(drawn):
-        place, share = (i % PER_LINE, i // PER_LINE), shares[i]
+    for i in range(first, len(pieces)):
+        place, share = ((i - first) % width, (i - first) // width), shares[i]
         text = shortened(one_line(pieces[i]) or "␣", PIECE)
         axes.text(
             *place,
@@ -95,12 +98,12 @@ def _draw_text(axes: Axes, content: dict[str, Any], head: dict[str, Any]) -> Non
             color="white" if share > 0.55 * most else "#222222",
         )
     axes.set_xticks([])
-    axes.set_yticks(range(lines), [str(PER_LINE * i) for i in range(lines)], fontsize=8)
+    axes.set_yticks(range(lines), [str(first + width * i) for i in range(lines)], fontsize=8)
     axes.tick_params(length=0)
     axes.grid(False)
     axes.spines[:].set_visible(False)
     of_what = "importance" if content["model"]["has_importance"] else "memory"
-    more = f"; {len(pieces) - drawn:,} later tokens are not drawn" if drawn < len(pieces) else ""
+    more = f"; {first:,} earlier tokens are not drawn" if first else ""
     asked = "; ? asks, ✗ is answered wrongly" if marks else ""
     axes.set_title(
         f"Consolidated tokens: each one's share of the {of_what} left at the end; bold: an equal share and more"
@@ -108,8 +111,15 @@ def _draw_text(axes: Axes, content: dict[str, Any], head: dict[str, Any]) -> Non
         loc="left",
     )
     bar = axes.figure.colorbar(image, ax=axes, pad=0.01, fraction=0.012, aspect=8)
-    bar.set_ticks([0, 1, most], labels=["0", "1", f"{most:.1f}"])
+    ticks = {0: "0", most: f"{most:.1f}"} | ({1: "1"} if most < 5 else {})
+    bar.set_ticks(list(ticks), labels=list(ticks.values()))
     bar.set_label("× equal", fontsize=8)
+
+
+def _lines(num_tokens: int) -> tuple[int, int]:
+    """Tokens of a line, and how many lines are drawn."""
+    width = PER_LINE if num_tokens <= 2 * PER_LINE else PER_LONG_LINE
+    return width, min(MAX_LINES, -(-num_tokens // width))
 
 
 def _marks(queries: dict[str, Any] | None) -> dict[int, str]:
@@ -142,7 +152,7 @@ def _draw_attribution(axes: Axes, content: dict[str, Any], head: dict[str, Any])
         own = head["own_pair"]["share"]
         title += f"\n{own:.0%} of queries read their own pair (outlined); {queries['chance']:.0%} would by chance"
     axes.set_title(title, loc="left")
-    _color_bar(axes, image, PercentFormatter(1))
+    _color_bar(axes, image).ax.yaxis.set_major_formatter(PercentFormatter(1))
 
 
 def _draw_importance(axes: Axes, content: dict[str, Any], details: dict[str, Any]) -> None:
@@ -156,13 +166,15 @@ def _draw_importance(axes: Axes, content: dict[str, Any], details: dict[str, Any
     axes.set_xlabel("after token")
     axes.set_ylabel("entries, the most important at the end first")
     axes.set_title("Importance of the memory's entries", loc="left")
-    _color_bar(axes, image, lambda value, _: f"{value:,g}")
+    bar = _color_bar(axes, image)
+    if isinstance(norm, LogNorm):
+        log_axis(bar.ax)
 
 
-def _color_bar(axes: Axes, image: ScalarMappable, text: Any) -> None:
+def _color_bar(axes: Axes, image: ScalarMappable) -> Colorbar:
     bar = axes.figure.colorbar(image, ax=axes, pad=0.015, fraction=0.046)
-    bar.ax.yaxis.set_major_formatter(text)
     bar.ax.tick_params(labelsize=8)
+    return bar
 
 
 def _say_nothing(axes: Axes, text: str) -> None:
@@ -193,17 +205,16 @@ def _draw_curves(axes: list[Axes], content: dict[str, Any], head: dict[str, Any]
     known = np.isfinite(values)
     recall.plot(np.array(middle)[known], values[known], color=BLUE, linewidth=1.3)
     recall.axhline(content["recalled"], color="#666666", linewidth=0.9, linestyle="--")
-    recall.set_ylim(min(0.0, float(values[known].min())) - 0.03, 1.03)
-    recall.set_title(_recall_title(head, content["recalled"]), loc="left")
+    recall.set_ylim(-0.03, 1.03)
+    recall.set_title(_recall_title(head["recalled_age"]), loc="left")
     for one, label in ((window, "token"), (step, "token"), (variance, "token"), (recall, "age (tokens)")):
         one.set_xlabel(label)
         one.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    recall.set_ylabel("cosine")
+    recall.set_ylabel("own share of the answer")
 
 
-def _recall_title(head: dict[str, Any], least: float) -> str:
-    age = head["recalled_age"]
-    return f"Recall by age: below {least:g} at once" if age is None else f"Recall: at least {least:g} up to age {age}"
+def _recall_title(age: int | None) -> str:
+    return "Recall by age: less than half" if age is None else f"Recalled up to age {age:,}"
 
 
 def _numbers(curve: list[float | None]) -> np.ndarray:

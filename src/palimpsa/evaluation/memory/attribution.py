@@ -41,10 +41,9 @@ class HeadPath:
     earlier: Tensor
     scale: float
 
-    def weights(self, t: int, query: Tensor | None = None) -> Tensor:
-        """w_ts, [S, G]: what a query [K] at time t weighs each written value with; None: the token's own query."""
-        query = self.q[t] if query is None else query
-        return self.scale * torch.einsum("k,kg,sk->sg", query, 1 / self.importance[t], self.decay[t] * self.k)
+    def weights(self, t: int) -> Tensor:
+        """w_ts, [S, G]: what the query at time t weighs each written value with."""
+        return self.scale * (self.decay[t] * self.k) @ (self.q[t][:, None] / self.importance[t])
 
     def contributions(self, t: int) -> Tensor:
         """w_ts v_s, [S, V]; with `remainder` they add up to the output o_t."""
@@ -68,18 +67,30 @@ class HeadPath:
         """
         rows = []
         for t in range(len(self.q)) if times is None else times:
-            o = self.output(t)
+            contributions = self.contributions(t)
+            o = contributions.sum(0) + self.remainder(t)
             length = o.square().sum()
-            rows.append(self.contributions(t) @ o / length if length > 0 else torch.zeros_like(self.decay[t, :, 0]))
+            rows.append(contributions @ o / length if length > 0 else torch.zeros_like(contributions[:, 0]))
         return torch.stack(rows)
 
-    def recall_similarity(self) -> Tensor:
-        """[T, S]: cosine of the value stored at s and of what its key k_s recalls at t >= s; NaN for t < s."""
+    def own_recall(self) -> Tensor:
+        """[T, S]: the token's own share of what its key k_s recalls at t >= s; NaN for t < s.
+
+        The key asks as a query does: r_ts = k_s (M_t / I_t), whose part from s itself is along r_ts as in `shares`. 1:
+        nothing but what was stored; 0: none of it.
+        """
         found = torch.full(self.decay.shape[:2], torch.nan, dtype=torch.float64)
+        written = torch.zeros_like(self.earlier[0])
         for t in range(len(self.q)):
-            memory = torch.einsum("sk,sv->kv", self.decay[t] * self.k, self.v) + self.earlier[t]
-            recalled = self.k[: t + 1] @ (memory / repeat_for_rows(self.importance[t], self.v.shape[-1]))
-            found[t, : t + 1] = torch.cosine_similarity(recalled, self.v[: t + 1], dim=-1)
+            # What decays to nothing from the token before: a sequence that starts.
+            kept = self.decay[t, t - 1][:, None] if t else 0
+            written = kept * written + self.k[t][:, None] * self.v[t]
+            k, v = self.k[: t + 1], self.v[: t + 1]
+            recalled = k @ ((written + self.earlier[t]) / repeat_for_rows(self.importance[t], v.shape[-1]))
+            own = repeat_for_rows((self.decay[t, : t + 1] * k.square()) @ (1 / self.importance[t]), v.shape[-1]) * v
+            lengths = recalled.square().sum(1)
+            shares = (own * recalled).sum(1) / lengths
+            found[t, : t + 1] = torch.where(lengths > 0, shares, 0.0)
         return found
 
     def variance(self) -> Tensor:

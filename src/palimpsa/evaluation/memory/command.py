@@ -50,12 +50,16 @@ def _inspect(options: argparse.Namespace) -> None:
         raise ConfigError(f"--name: got {options.name!r}, expected letters, digits, '_', '-', '+' and '.'")
     if options.name is not None and options.out is not None:
         raise ConfigError(f"--name: got {options.name!r} beside --out {options.out}, expected one of them")
-    # Here and not above, torch.
+    # Here and not above.
+    import torch
+
     from palimpsa.analysis.memory.inspection_file import NAME as INSPECTION
     from palimpsa.evaluation.memory.inspection import check_places, inspect_memory
     from palimpsa.evaluation.memory.source import load_source, task_sequence, text_sequence
     from palimpsa.runs.files import whole_folder
 
+    # All products are small: where others use the machine too, threads that wait for each other take ten times as long.
+    torch.set_num_threads(1)
     source = load_source(options.checkpoint.expanduser())
     check_places(source.model, options.layer, options.head)
     folder = options.out or RESULTS / (options.name or source.name)

@@ -17,7 +17,7 @@ from palimpsa.mixers.layers import windows
 # Of a heat map. More rows or columns than these are put together.
 MAX_COLUMNS = 80
 MAX_ROWS = 32
-# A value counts as recalled while the cosine with what its key recalls is at least this.
+# A value counts as recalled while at least this share of what its key recalls is its own.
 RECALLED = 0.5
 # Of each output, the tokens that brought most of it.
 NUM_LARGEST = 3
@@ -63,54 +63,39 @@ def consolidation(path: HeadPath, has_importance: bool) -> Tensor:
     return left / total if total > 0 else left
 
 
-def recall_by_age(similarity: Tensor, stored: Tensor | None) -> Tensor:
-    """[T]: the mean of similarity [T, S] over what was stored so many tokens ago: at 0, by the token itself.
+def recall_by_age(path: HeadPath) -> Tensor:
+    """[T]: the mean of `own_recall` over what was stored so many tokens ago: at 0, by the token itself.
 
-    stored: [n] positions that count; None: all.
+    A token counts by the size |k_s| |v_s| of what it wrote. NaN where nothing of this age wrote anything.
     """
-    count = torch.zeros(len(similarity), dtype=torch.bool)
-    count[slice(None) if stored is None else stored] = True
-    masked = similarity.masked_fill(~count[None], torch.nan)
-    return torch.stack([masked.diagonal(-age).nanmean() for age in range(len(similarity))])
+    own, sizes = path.own_recall(), path.k.norm(dim=1) * path.v.norm(dim=1)
+    means = []
+    for age in range(len(own)):
+        weights = sizes[: len(own) - age]
+        means.append((own.diagonal(-age) * weights).sum() / weights.sum())
+    return torch.stack(means)
 
 
 def recalled_age(by_age: Tensor) -> int | None:
-    """The last age up to which the mean similarity is at least `RECALLED`; None where it is not so at once.
-
-    An age that nothing has, between what is stored, is left out.
-    """
-    last = None
-    for age, similarity in enumerate(by_age.tolist()):
-        if not math.isnan(similarity):
-            if similarity < RECALLED:
-                break
-            last = age
-    return last
+    """The last age up to which the mean is at least `RECALLED`; None where it is not so at once."""
+    fails = (~(by_age >= RECALLED)).nonzero()
+    first = int(fails[0]) if len(fails) else len(by_age)
+    return first - 1 if first else None
 
 
-def head_summary(
-    path: HeadPath, log_decay: Tensor, stored: Tensor | None, similarity: Tensor, has_importance: bool
-) -> dict[str, Any]:
-    """The numbers of a head.
-
-    Args:
-        log_decay: [T] or [T, K].
-        stored: see `recall_by_age`.
-        similarity: [T, S].
-    """
+def head_summary(path: HeadPath, log_decay: Tensor, has_importance: bool) -> dict[str, Any]:
+    """The numbers of a head, of log_decay [T] or [T, K]."""
     end = path.importance[-1]
     return {
         "window_mean": rounded(windows(log_decay).mean().item()),
         "metaplasticity": rounded(((end.max() - end.min()) / end.min()).item()) if has_importance else None,
-        "recalled_age": recalled_age(recall_by_age(similarity, stored)),
+        "recalled_age": recalled_age(recall_by_age(path)),
         "step_size_end": rounded((1 / end).mean().item()),
         "variance_mean": rounded(path.variance().mean().item()),
     }
 
 
-def head_details(
-    path: HeadPath, log_decay: Tensor, stored: Tensor | None, similarity: Tensor, has_importance: bool
-) -> dict[str, Any]:
+def head_details(path: HeadPath, log_decay: Tensor, has_importance: bool) -> dict[str, Any]:
     """The curves and maps of a head; arguments as of `head_summary`."""
     T = len(path.q)
     times = edges(T, MAX_COLUMNS)
@@ -118,7 +103,6 @@ def head_details(
     shares = path.shares()
     largest = shares.topk(min(NUM_LARGEST, T))
     window = windows(log_decay)
-    by_age = recall_by_age(similarity, stored)
     return {
         "window": _means(window if window.ndim == 1 else window.mean(1), times),
         "step_size": {
@@ -129,7 +113,7 @@ def head_details(
         "variance": _means(path.variance(), times),
         "importance": _entries(path.importance, times) if has_importance else None,
         "consolidation": rounded(consolidation(path, has_importance)),
-        "recall_by_age": _means(by_age, times),
+        "recall_by_age": _means(recall_by_age(path), times),
         "attribution": _cells(shares, times),
         "largest": [
             [[s, one] for s, one in zip(places, values, strict=True) if s <= t]

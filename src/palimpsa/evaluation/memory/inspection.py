@@ -59,17 +59,17 @@ def inspect_memory(
     model = source.model
     check_places(model, layer, head)
     layers = read_layers(source, sequence.tokens[None])
+    outputs = [operator_output(memory) for memory in layers.memories]
     bindings, places = sequence.bindings, list(_places(model))
     reads = {} if bindings is None else own_reads(source, bindings)
-    stored = None if bindings is None else _writers(model, bindings)[0].any(0).nonzero()[:, 0]
     heads: dict[Place, dict[str, Any]] = {}
     errors = []
     for place in places:
         memory = layers.memories[place.layer]
         path = follow_head(memory, place.head)
-        errors.append(_attribution_error(path, memory, place.head))
-        arguments = (path, memory.log_decay[0, :, place.head], stored, path.recall_similarity(), _adds(memory))
-        heads[place] = {**place._asdict(), **head_summary(*arguments)}
+        errors.append(_attribution_error(path, outputs[place.layer][0, :, place.head]))
+        summary = head_summary(path, memory.log_decay[0, :, place.head], _adds(memory))
+        heads[place] = {**place._asdict(), **summary}
         if bindings is not None:
             own, offsets = reads[place]
             heads[place]["own_pair"] = {
@@ -81,9 +81,8 @@ def inspect_memory(
     asked = [one for one in ranked if layer in (None, one.layer) and head in (None, one.head)]
     for place in asked[:MAX_DETAILED]:
         memory = layers.memories[place.layer]
-        path = follow_head(memory, place.head)
-        arguments = (path, memory.log_decay[0, :, place.head], stored, path.recall_similarity(), _adds(memory))
-        heads[place]["details"] = head_details(*arguments)
+        path, log_decay = follow_head(memory, place.head), memory.log_decay[0, :, place.head]
+        heads[place]["details"] = head_details(path, log_decay, _adds(memory))
     mixer = next(model.mixers())
     sizes = {"num_layers": len(layers.memories), "num_heads": mixer.num_heads}
     found = provenance("cpu")
@@ -201,10 +200,9 @@ def _telling(head: dict[str, Any]) -> tuple[float, float]:
     return own, -1 if head["recalled_age"] is None else head["recalled_age"]
 
 
-def _attribution_error(path: HeadPath, memory: LinearMemory, head: int) -> float:
-    """The largest difference between attributions added up and the operator's output, in parts of its largest."""
+def _attribution_error(path: HeadPath, expected: Tensor) -> float:
+    """The largest difference of attributions added up from the operator's output [T, V], in parts of its largest."""
     added = torch.stack([path.output(t) for t in range(len(path.q))])
-    expected = operator_output(memory)[0, :, head].double()
     return ((added - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
 
 
