@@ -64,10 +64,10 @@ def test_recall_is_averaged_over_what_is_of_the_same_age_by_its_size(head, path)
 
 @pytest.mark.parametrize(
     ("by_age", "age"),
-    [([0.9, 0.8, 0.4, 0.9], 1), ([0.4, 0.9], None), ([0.9, math.nan, 0.7], 0), ([0.5], 0)],
-    ids=["falls", "never", "unknown", "just"],
+    [([0.9, 0.8, 0.4, 0.9], 1), ([-0.1, 0.9], None), ([0.9, math.nan, 0.7], 0), ([0.5], 0), ([0.2, 0.1, 0.1], 2)],
+    ids=["falls", "never", "unknown", "one", "just"],
 )
-def test_the_age_is_the_last_before_recall_first_fails(head, by_age, age):
+def test_the_age_is_the_last_before_recall_first_falls_below_half(head, by_age, age):
     assert head.recalled_age(torch.tensor(by_age)) == age
 
 

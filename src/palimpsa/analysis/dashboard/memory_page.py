@@ -39,11 +39,11 @@ WORDS = (
         "With a decay for each key channel, the mean over channels. Its mean is ruled by the tokens that forget least.",
     ),
     (
-        "recalled up to an age",
+        "recall by age",
         "The memory is asked for every stored token by that token's own key, after each later token. Of what it "
         "answers, the part that is that token's own value is an attribution as above; it is averaged over all tokens "
-        "of the same age, each counting by the size |k_s| |v_s| of what it wrote. The age is the last up to which at "
-        "least half of the answer is its own.",
+        "of the same age, each counting by the size |k_s| |v_s| of what it wrote. Recall halves after "
+        "the last age up to which that share is at least half of what it is at age 0, when the token itself is read.",
     ),
     ("metaplasticity", "(I_max - I_min) / I_min of the importances at the end."),
 )

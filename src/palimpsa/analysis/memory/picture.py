@@ -204,7 +204,9 @@ def _draw_curves(axes: list[Axes], content: dict[str, Any], head: dict[str, Any]
     values = _numbers(details["recall_by_age"])
     known = np.isfinite(values)
     recall.plot(np.array(middle)[known], values[known], color=BLUE, linewidth=1.3)
-    recall.axhline(content["recalled"], color="#666666", linewidth=0.9, linestyle="--")
+    if head["recall_at_once"] is not None:
+        half = content["recalled"] * head["recall_at_once"]
+        recall.axhline(half, color="#666666", linewidth=0.9, linestyle="--")
     recall.set_ylim(-0.03, 1.03)
     recall.set_title(_recall_title(head["recalled_age"]), loc="left")
     for one, label in ((window, "token"), (step, "token"), (variance, "token"), (recall, "age (tokens)")):
@@ -214,7 +216,7 @@ def _draw_curves(axes: list[Axes], content: dict[str, Any], head: dict[str, Any]
 
 
 def _recall_title(age: int | None) -> str:
-    return "Recall by age: less than half" if age is None else f"Recalled up to age {age:,}"
+    return "Recall by age: none at once" if age is None else f"Recall halves after age {age:,}"
 
 
 def _numbers(curve: list[float | None]) -> np.ndarray:

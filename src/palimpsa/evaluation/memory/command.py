@@ -133,7 +133,7 @@ def _told(content: dict[str, Any]) -> list[str]:
         age = head["recalled_age"]
         words = [
             f"N_t {'infinite' if head['window_mean'] is None else format(head['window_mean'], ',.4g')}",
-            "not recalled" if age is None else f"recalled up to age {age}",
+            "not recalled" if age is None else f"recall halves after age {age:,}",
         ]
         if "own_pair" in head:
             words.append(f"{head['own_pair']['share']:.0%} of queries read their own pair")

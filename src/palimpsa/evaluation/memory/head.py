@@ -17,7 +17,7 @@ from palimpsa.mixers.layers import windows
 # Of a heat map. More rows or columns than these are put together.
 MAX_COLUMNS = 80
 MAX_ROWS = 32
-# A value counts as recalled while at least this share of what its key recalls is its own.
+# A value counts as recalled while its share of what its key recalls is at least this part of what it is at once.
 RECALLED = 0.5
 # Of each output, the tokens that brought most of it.
 NUM_LARGEST = 3
@@ -77,19 +77,21 @@ def recall_by_age(path: HeadPath) -> Tensor:
 
 
 def recalled_age(by_age: Tensor) -> int | None:
-    """The last age up to which the mean is at least `RECALLED`; None where it is not so at once."""
-    fails = (~(by_age >= RECALLED)).nonzero()
-    first = int(fails[0]) if len(fails) else len(by_age)
-    return first - 1 if first else None
+    """The last age up to which the mean is at least `RECALLED` of that at age 0; None where that is not above 0."""
+    if not by_age[0] > 0:
+        return None
+    fails = (~(by_age >= RECALLED * by_age[0])).nonzero()
+    return int(fails[0]) - 1 if len(fails) else len(by_age) - 1
 
 
 def head_summary(path: HeadPath, log_decay: Tensor, has_importance: bool) -> dict[str, Any]:
     """The numbers of a head, of log_decay [T] or [T, K]."""
-    end = path.importance[-1]
+    end, by_age = path.importance[-1], recall_by_age(path)
     return {
         "window_mean": rounded(windows(log_decay).mean().item()),
         "metaplasticity": rounded(((end.max() - end.min()) / end.min()).item()) if has_importance else None,
-        "recalled_age": recalled_age(recall_by_age(path)),
+        "recall_at_once": rounded(by_age[0].item()),
+        "recalled_age": recalled_age(by_age),
         "step_size_end": rounded((1 / end).mean().item()),
         "variance_mean": rounded(path.variance().mean().item()),
     }
