@@ -62,6 +62,7 @@ SLOW = (
     "analysis/dashboard/test_build.py::test_committed_results_have_a_page",
     "analysis/dashboard/test_page.py",
     "analysis/draw",
+    "analysis/memory",
     "analysis/statistics/test_selection.py",
     "analysis/test_build.py",
     "analysis/test_committed.py",
