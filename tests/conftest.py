@@ -82,6 +82,7 @@ SLOW = (
     "conversion",
     "evaluation/calibration/test_calibrate.py",
     "evaluation/memory/test_command.py",
+    "evaluation/memory/test_views.py",
     "evaluation/test_evaluate.py",
     "evaluation/test_harness.py",
     "evaluation/test_interruption.py",

@@ -207,7 +207,7 @@ def _draw_curves(axes: list[Axes], content: dict[str, Any], head: dict[str, Any]
     if head["recall_at_once"] is not None:
         half = content["recalled"] * head["recall_at_once"]
         recall.axhline(half, color="#666666", linewidth=0.9, linestyle="--")
-    recall.set_ylim(-0.03, 1.03)
+    recall.set_ylim(bottom=min(0.0, float(np.nanmin(np.append(values, 0.0)))))
     recall.set_title(_recall_title(head["recalled_age"]), loc="left")
     for one, label in ((window, "token"), (step, "token"), (variance, "token"), (recall, "age (tokens)")):
         one.set_xlabel(label)
