@@ -167,6 +167,7 @@ def test_every_yaml_is_of_a_group_that_a_test_knows():
     found = {path.relative_to(CONFIG_DIR).parts[0] for path in CONFIG_DIR.rglob("*.yaml")}
     groups = {"model", "size", "task", "scale", "optimizer", "recipe", "source", "trainer", "logger", "sweep"}
     alone = {"benchmark", "train.yaml", "benchmark.yaml", "prepare_text.yaml", "evaluate.yaml"}
-    # See tests/finetuning.
+    # See tests/evaluation/calibration and tests/finetuning.
+    alone |= {"calibrate.yaml"}
     alone |= {"finetune.yaml", "demonstrate.yaml", "demonstration"}
     assert found == groups | alone | {"experiment", "hydra"}

@@ -18,7 +18,7 @@ def calibrate(*arguments: object) -> int:
 @pytest.fixture
 def run_and_measure(tmp_path):
     """The command, with results below tmp_path."""
-    return lambda *arguments: calibrate(*SMALL, *arguments, f"results_dir={tmp_path}")
+    return lambda *arguments: calibrate(*SMALL, *arguments, f"results_dir={tmp_path}/calibration")
 
 
 def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -181,7 +181,7 @@ def test_train_trains_measures_and_goes_on(start_script, tmp_path, tiny_override
     own = [one for one in tiny_overrides if not one.startswith("trainer.checkpoint_every")]
     words = [
         *("train", "+experiment=calibration", "scale=laptop", "trainer=cpu", *own),
-        *("model=palimpsa_d", "seed=1,2", f"results_dir={tmp_path}", *SMALL),
+        *("model=palimpsa_d", "seed=1,2", f"results_dir={tmp_path}/calibration", *SMALL),
     ]
     done = start_script("calibrate.py", *words)
     assert done.wait() == 0, done.err

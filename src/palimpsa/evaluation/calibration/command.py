@@ -83,7 +83,7 @@ def calibrate_trained(overrides: Sequence[str], configs: Sequence[dict[str, Any]
         _calibrate(finished, [*overrides, f"results_dir='{results_dir}'"])
         from palimpsa.training.recording.figures import record_results
 
-        record_results(configs[0]["logger"], Path(results_dir) / "calibration")
+        record_results(configs[0]["logger"], Path(results_dir))
     return code
 
 
@@ -105,7 +105,7 @@ def _calibrate(places: Sequence[Path], overrides: Sequence[str]) -> None:
     # What is wrong with the last of them is told before the first is measured.
     subjects = [read_subject(place, settings) for place in places]
     made_by = provenance("gpu" if device.type == "cuda" else "cpu")
-    folder = Path(config.results_dir) / "calibration"
+    folder = Path(config.results_dir)
     known = Measured(folder, settings, made_by, {subject.run["scale"] for subject in subjects}, fresh=config.fresh)
     console = plain_console(soft_wrap=True)
     columns = (

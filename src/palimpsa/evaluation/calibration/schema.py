@@ -41,7 +41,7 @@ class CalibrateConfig:
     Args:
         device: auto is the GPU, where there is one.
         fresh: forget the rows of the scales that are measured, where they are of another revision or other settings.
-        results_dir: calibration/ is made in it.
+        results_dir: calibration.csv, reliability.csv and what is drawn of them are made in it; of `train` the runs too.
     """
 
     device: str = key(choices=("auto", "cpu", "cuda"))
