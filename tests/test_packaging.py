@@ -88,7 +88,7 @@ def test_wheel_metadata_names_licence_and_python(wheel):
         fields = Parser().parsestr(archive.read(name).decode())
     assert fields["License-Expression"] == "MIT"
     assert set(fields["Requires-Python"].split(",")) == {">=3.11", "<3.13"}
-    assert set(fields.get_all("Provides-Extra")) == {"dev", "experiments", "slurm", "ray", "text"}
+    assert set(fields.get_all("Provides-Extra")) == {"dev", "experiments", "slurm", "ray", "text", "workspaces"}
     # What a folder of transformers is loaded with.
     needed = [line for line in fields.get_all("Requires-Dist") if "extra ==" not in line]
     assert {re.split(r"[^a-z-]", line)[0] for line in needed} == {"torch", "transformers", "triton", "fla-core"}
