@@ -51,7 +51,7 @@ def test_jobs_that_end_together_are_told_in_the_order_of_their_ends(capsys):
 
 def test_a_single_run_tells_its_end(capsys):
     job = JobProgress.from_environment("alone", 10)
-    job.tell("compiles")
+    job.update(0, "compiles")
     job.update(5, "loss 1.0")
     job.finish("finished", "L 16: 90%")
     assert capsys.readouterr().err == "alone: compiles\nalone: finished, L 16: 90%\n"

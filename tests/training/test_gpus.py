@@ -160,8 +160,7 @@ def test_a_run_tells_that_it_compiles_before_it_does(own_tmp):
     run = SimpleNamespace(
         device=torch.device("cuda"),
         trainer=SimpleNamespace(world_size=1),
-        curriculum=SimpleNamespace(done=False),
-        _tell=told.append,
+        curriculum=SimpleNamespace(done=False, report=lambda step, note: told.append(note)),
         _warm_up=lambda: told.append("warmed up"),
     )
     TrainingModule.on_fit_start(cast("TrainingModule", run))

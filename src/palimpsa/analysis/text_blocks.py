@@ -16,8 +16,8 @@ import pandas as pd
 from palimpsa.analysis.calibration.tables import calibration_summary
 from palimpsa.analysis.collect.benchmark_columns import BASELINE, OPERATORS, PASSES
 from palimpsa.analysis.collect.benchmark_files import read_operator_csv, read_training_csv
-from palimpsa.analysis.evaluation_tables import zero_shot_summary
 from palimpsa.analysis.finetuning.tables import finetuning_summary
+from palimpsa.analysis.language.evaluation_tables import zero_shot_summary
 from palimpsa.analysis.plasticity_costs import plasticity_costs
 from palimpsa.analysis.pretraining_costs import pretraining_costs
 from palimpsa.analysis.recipe.lengths_table import beyond_table, interference_table

@@ -49,7 +49,7 @@ def _evaluate(arguments: list[str]) -> None:
     # Before all that follows is imported, since a GPU's kernels are compiled meanwhile.
     model = load_evaluated(config)
     from palimpsa.analysis.collect.evaluation_files import add_evaluation
-    from palimpsa.analysis.evaluation_report import build_evaluation, print_evaluation
+    from palimpsa.analysis.language.evaluation_report import build_evaluation, print_evaluation
     from palimpsa.evaluation.harness import HarnessModel, run_harness
     from palimpsa.evaluation.long_range import LongRange
     from palimpsa.evaluation.models.scoring import Scorer

@@ -51,13 +51,9 @@ class JobProgress:
         return cls(os.environ.get(DIRECTORY_VARIABLE), name, total)
 
     def update(self, step: int, note: str) -> None:
-        """Tells the step and a few words about it."""
+        """Tells the step and a few words about it; before the first, of step 0, by a line if no sweep draws a bar."""
         self._write("running", step, note)
-
-    def tell(self, note: str) -> None:
-        """Tells what takes long before the first step: on the run's bar, or as a line where no sweep draws one."""
-        self._write("running", 0, note)
-        if self.alone:
+        if self.alone and step == 0:
             plain_console(stderr=True).print(f"{self.name}: {note}", soft_wrap=True)
 
     def finish(self, status: str, note: str) -> None:

@@ -29,7 +29,7 @@ class Curriculum(L.Callback):
         task: whose stages; weights are carried over.
         step_log: of the training steps; each validation adds a row to those of every `log_every` steps.
         validation_every, log_every: optimiser steps between them, counted within a stage.
-        report: told of every row.
+        report: told of every row, and of what takes long before step 1 as step 0.
         accumulate: Lightning's batches to a step.
 
     Attributes:

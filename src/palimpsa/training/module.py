@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -39,7 +38,6 @@ class TrainingModule(L.LightningModule):
         accumulate: parts of a process's share of a step, one batch of Lightning's each, whose gradients are added.
         guard: told of every step before it is taken; None: nobody is, and the host does not wait for the loss.
         model_config: what the model was built from, as plain containers; kept in checkpoints, to tell whose they are.
-        tell: told in a few words what takes long before the first step.
     """
 
     def __init__(
@@ -54,7 +52,6 @@ class TrainingModule(L.LightningModule):
         final_lr_share: float = 0.0,
         accumulate: int = 1,
         guard: LossGuard | None = None,
-        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -65,7 +62,6 @@ class TrainingModule(L.LightningModule):
         self.final_lr_share = final_lr_share
         self.accumulate = accumulate
         self.guard = guard
-        self._tell = tell
         self._step_loss: Tensor | float = 0.0
         self.model_config = model_config
         self._is_whole_batch = True
@@ -160,8 +156,9 @@ class TrainingModule(L.LightningModule):
         if self.device.type == "cuda" and self.trainer.world_size == 1 and not self.curriculum.done:
             # Libraries choose their kernels by timing what they are called with first: this, not the probe's few
             # contexts. What one process has chosen the next finds on disk; two at a time might round differently.
-            with machine_lock("tuning", lambda: self._tell("waits for another run, which chooses its kernels")):
-                self._tell("compiles and chooses its kernels, minutes on a machine that has not done so before")
+            report = self.curriculum.report
+            with machine_lock("tuning", lambda: report(0, "waits for another run, which chooses its kernels")):
+                report(0, "compiles and chooses its kernels, minutes on a machine that has not done so before")
                 self._warm_up()
 
     def _warm_up(self) -> None:

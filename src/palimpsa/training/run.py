@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -76,7 +76,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
                 finished = directory.claim(stored)
                 if finished is None:
                     show_bar = config.trainer.progress_bar and progress.alone
-                    result = _train(config, task, directory, progress.update, progress.tell, show_bar=show_bar)
+                    result = _train(config, task, directory, progress.update, show_bar=show_bar)
                     progress.finish("finished", _summary(task, result))
                     return result
     except Exception as error:
@@ -104,7 +104,6 @@ def _train(
     task: Task[Any, Any],
     directory: RunDirectory,
     report: Report = ignore,
-    tell: Callable[[str], None] = lambda _: None,
     *,
     show_bar: bool = False,
 ) -> dict[str, Any]:
@@ -113,7 +112,7 @@ def _train(
         for note in task.notes:
             print_once(note)
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
-    training = TrainingRun(config, task, directory, report, tell)
+    training = TrainingRun(config, task, directory, report)
 
     def record(status: str, error: str | None, summary: dict[str, Any]) -> dict[str, Any]:
         stages = training.curriculum.finished_stages
@@ -145,20 +144,13 @@ class TrainingRun:
         config: configs/train.yaml, composed and checked.
         task: what `build_task` makes of it.
         directory: for the checkpoint and the loggers.
-        report: told the step and a few words at every row of the curves.
-        tell: told in a few words what takes long before the first step.
+        report: told the step and a few words at every row of the curves, and step 0 with what takes long before it.
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        task: Task[Any, Any],
-        directory: RunDirectory,
-        report: Report = ignore,
-        tell: Callable[[str], None] = lambda _: None,
+        self, config: TrainConfig, task: Task[Any, Any], directory: RunDirectory, report: Report = ignore
     ) -> None:
         self.config = config
-        self._tell = tell
         self.task = task
         if config.trainer.cuda_graphs:
             task.capture = Replay
@@ -214,7 +206,6 @@ class TrainingRun:
             final_lr_share=config.task.final_lr_share,
             accumulate=trainer_config.accumulate,
             guard=next(iter(guards), None),
-            tell=self._tell,
         )
         probe = MemoryProbe(
             self.curriculum, self.step_log, every=trainer_config.probe_every, num_examples=trainer_config.num_probe

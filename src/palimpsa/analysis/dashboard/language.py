@@ -12,12 +12,12 @@ from palimpsa.analysis.collect.evaluation_files import read_evaluation_csv
 from palimpsa.analysis.dashboard.committed import Problems
 from palimpsa.analysis.dashboard.files import rounded
 from palimpsa.analysis.dashboard.speed import chart, looks_of_names
-from palimpsa.analysis.evaluation_tables import PANELS, caption, table_cells
 from palimpsa.analysis.finetuning.comparison import Comparison, compare
 from palimpsa.analysis.finetuning.pairs import FILE, read_pairs
 from palimpsa.analysis.finetuning.strength import PANELS as STRENGTH_PANELS
 from palimpsa.analysis.finetuning.strength import read_strengths
 from palimpsa.analysis.finetuning.tables import MEASURES
+from palimpsa.analysis.language.evaluation_tables import PANELS, caption, table_cells
 
 COMPARISON_COLUMNS = (
     *("demonstration", "model", "measure", "at", "pairs", "trained", "trained on", "converted", "difference"),

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from palimpsa.analysis.draw.canvas import MAX_LABEL, figure_style, heading, new_figure
-from palimpsa.analysis.evaluation_tables import PANELS
+from palimpsa.analysis.language.evaluation_tables import PANELS
 from palimpsa.analysis.style import ModelStyle, family_styles
 from palimpsa.config.text import shortened
 

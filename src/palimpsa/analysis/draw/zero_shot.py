@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from palimpsa.analysis.draw.canvas import MAX_LABEL, figure_style, heading, new_figure
-from palimpsa.analysis.evaluation_tables import TASKS
-from palimpsa.analysis.published_numbers import PUBLISHED
+from palimpsa.analysis.language.evaluation_tables import TASKS
+from palimpsa.analysis.language.published_numbers import PUBLISHED
 from palimpsa.analysis.style import family_styles
 from palimpsa.config.text import shortened
 

@@ -10,7 +10,7 @@ from palimpsa.analysis.collect.evaluation_files import read_evaluation_csv
 from palimpsa.analysis.draw.canvas import save_figure
 from palimpsa.analysis.draw.long_range import long_range_figure
 from palimpsa.analysis.draw.zero_shot import zero_shot_figure
-from palimpsa.analysis.evaluation_tables import PANELS, TASKS, caption, subtitle, table_cells, to_markdown
+from palimpsa.analysis.language.evaluation_tables import PANELS, TASKS, caption, subtitle, table_cells, to_markdown
 from palimpsa.config.process import plain_console
 from palimpsa.runs.files import write_all_atomic
 

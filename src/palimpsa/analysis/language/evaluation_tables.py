@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from palimpsa.analysis.collect.evaluation_files import read_evaluation_csv
-from palimpsa.analysis.published_numbers import PUBLISHED
+from palimpsa.analysis.language.published_numbers import PUBLISHED
 from palimpsa.analysis.tables import count_text, markdown_table
 from palimpsa.config.text import markdown_text
 

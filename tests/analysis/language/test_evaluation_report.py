@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from palimpsa.analysis.collect.evaluation_files import COLUMNS, add_evaluation, read_evaluation_csv
-from palimpsa.analysis.evaluation_report import build_evaluation
-from palimpsa.analysis.evaluation_tables import caption, table_cells, to_markdown, zero_shot_summary
-from palimpsa.analysis.published_numbers import PUBLISHED
+from palimpsa.analysis.language.evaluation_report import build_evaluation
+from palimpsa.analysis.language.evaluation_tables import caption, table_cells, to_markdown, zero_shot_summary
+from palimpsa.analysis.language.published_numbers import PUBLISHED
 from palimpsa.runs.schema import ResultError
 
 

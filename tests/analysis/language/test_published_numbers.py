@@ -1,6 +1,6 @@
 """Numbers that were copied by hand from papers: what can be seen of a wrong digit."""
 
-from palimpsa.analysis.published_numbers import PUBLISHED
+from palimpsa.analysis.language.published_numbers import PUBLISHED
 
 SEVEN = ("lambada_openai", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "social_iqa")
 
