@@ -13,6 +13,12 @@ from palimpsa.training.run import run
 from .test_private import records
 
 
+@pytest.fixture(autouse=True)
+def data_folder(tmp_path, monkeypatch):
+    """Where wandb keeps what it makes up itself, else below the home directory."""
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb_data"))
+
+
 def artifacts(found: list) -> dict[str, dict[str, str]]:
     """The files of each artifact, by the artifact's type: where they lie, by their name in it."""
     logged = [record.artifact for record in found if record.WhichOneof("record_type") == "artifact"]
