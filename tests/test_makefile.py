@@ -125,6 +125,7 @@ def test_help_is_the_default_goal_and_lists_every_public_target(checkout):
         "lint",
         "mqar",
         "figures",
+        "dashboard",
         "sweep",
         "bench",
         "prepare-text",
@@ -160,6 +161,12 @@ def test_whatever_the_fast_tests_leave_out_is_there(slow_entries):
         path, _, test = entry.partition("::")
         assert (ROOT / "tests" / path).exists(), entry
         assert not test or f"\ndef {test}(" in (ROOT / "tests" / path).read_text(), entry
+
+
+def test_the_dashboard_is_built_once_or_followed(checkout):
+    words = "scripts/dashboard.py --results results"
+    assert commands(checkout.make("-n", "dashboard").stdout) == [words]
+    assert commands(checkout.make("-n", "dashboard", "WATCH=1", "ARGS=--out x").stdout) == [f"{words} --watch --out x"]
 
 
 def test_mqar_reproduces_its_sweep_at_laptop_scale_without_a_gpu(checkout):

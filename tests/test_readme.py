@@ -138,6 +138,9 @@ def run(checkout, tiny_overrides, tiny_benchmark):
             # As if another machine had made the runs.
             shutil.copytree(checkout.root / "results/runs", checkout.root / "gathered")
             return checkout.run(line, ())
+        if line == "make dashboard":
+            run_line("make mqar")
+            return checkout.run(line, ())
         if "prepare_text" in line:
             return checkout.run(line, ())
         if line == "make pretrain":
@@ -186,6 +189,10 @@ def test_command_runs(line, run):
         assert "results/kernels/figure5_cpu.png" in done.stdout
     if "collect_results" in line:
         assert "results/mqar/runs.csv" in done.stdout
+    if line == "make dashboard":
+        page = done.stdout.splitlines()[-1]
+        assert page.startswith("file:///")
+        assert page.endswith("/results/dashboard/index.html")
     if line == "make pretrain":
         assert "a sample: " in done.stdout
     if "finetune" in line:

@@ -219,6 +219,24 @@ def test_inspections_of_memories_are_listed(tmp_path, build):
     assert (tmp_path / "dashboard" / entry["picture"]).is_file()
 
 
+def test_the_script_ends_with_the_address_and_tells_what_is_missing(add_run, tmp_path, run_script):
+    add_run()
+    code, out, err = run_script("dashboard.py", "--results", ".", "--out", "pages here")
+    assert code == 0
+    assert out == f"{(tmp_path / 'pages here/index.html').as_uri()}\n"
+    assert "1 runs, " in err
+    assert "make bench" in err
+    assert (tmp_path / "pages here/data/index.js").is_file()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, run_script):
+    (tmp_path / "taken").write_text("a file")
+    code, out, err = run_script("dashboard.py", "--results", ".", "--out", "taken")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith("error: ")
+    assert "taken" in err.splitlines()[-1]
+
+
 def test_numbers_of_any_kind_become_json():
     found = plain_data({"a": [float("nan"), float("inf"), 1.5, None, True], "b": ("x\x00",)})
     assert found == {"a": [None, None, 1.5, None, True], "b": ["x\N{REPLACEMENT CHARACTER}"]}

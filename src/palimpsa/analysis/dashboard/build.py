@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -186,7 +187,9 @@ class Dashboard:
         """Every folder of memory/ with an inspection: its name, its page where one can be made, and its picture."""
         inspections = []
         for file in sorted((self.results / "memory").glob("*/inspection.json")):
-            name, place = file.parent.name, f"memory/{len(inspections)}"
+            name = file.parent.name
+            # Whatever the folder is called, and the same address when there are more.
+            place = f"memory/{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:12]}"
             entry: dict[str, Any] = {"name": name, "page": None, "picture": None}
             if importlib.util.find_spec(MEMORY_PAGE) is not None:
                 write_page = importlib.import_module(MEMORY_PAGE).write_page

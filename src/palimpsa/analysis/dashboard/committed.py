@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
+from palimpsa.config.errors import ConfigError
 from palimpsa.runs.read import read_curves_csv, read_runs_csv
 from palimpsa.runs.schema import CURVE_COLUMNS, RUN_COLUMNS, RUN_KEY, ResultError
 
@@ -34,7 +35,7 @@ class Problems:
         """What `read` returns; `otherwise`, and a line, where a file cannot be read."""
         try:
             return read()
-        except (ResultError, OSError) as error:
+        except (ResultError, ConfigError, OSError) as error:
             self.add(view, str(error), command)
             return otherwise
 

@@ -71,7 +71,7 @@ def _on_dark(color: str) -> str:
     """The colour on a dark page: one that is nearly black as light as it is dark.
 
     >>> _on_dark("#0072B2"), _on_dark("#001F3F")
-    ('#0072B2', '#c0e0ff')
+    ('#0072B2', '#c0dfff')
     """
     red, green, blue = (int(color[place : place + 2], 16) / 255 for place in (1, 3, 5))
     if 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 >= _DARKEST:
@@ -204,7 +204,7 @@ def _dynamics(curves: pd.DataFrame, place: Mapping[str, int]) -> list[dict[str, 
     models = []
     for model, own in sorted(curves.groupby("model"), key=lambda item: place[str(item[0])]):
         series = {
-            name: _mean_data(own, name, MAX_MEAN_POINTS, geometric=name in MEMORY, whole=True)
+            name: _mean_data(own, name, MAX_MEAN_POINTS, geometric=name in MEMORY, band=name in MEMORY)
             for name in ("loss", *MEMORY)
         }
         heads = {name: _mean_data(own, name, MAX_HEAD_POINTS, geometric=True) for name in head_columns(own)}
@@ -219,12 +219,12 @@ def _dynamics(curves: pd.DataFrame, place: Mapping[str, int]) -> list[dict[str, 
     return models
 
 
-def _mean_data(own: pd.DataFrame, column: str, most: int, *, geometric: bool, whole: bool = False) -> list[Any]:
-    """Steps and means, of a whole model also the ends of the band of one standard deviation; empty without a record."""
+def _mean_data(own: pd.DataFrame, column: str, most: int, *, geometric: bool, band: bool = False) -> list[Any]:
+    """Steps and means, with a band also its ends, one standard deviation away; empty without a record."""
     if not np.isfinite(own[column].to_numpy(dtype=float)).any():
         return []
     curve = spread_out(mean_curve(own, column, geometric=geometric), most)
     columns = [rounded(curve["mean"], 4)]
-    if whole:
+    if band:
         columns += [rounded(curve["low"], 4), rounded(curve["high"], 4)]
     return [rounded(curve["step"], 15), *columns] if len(curve) else []

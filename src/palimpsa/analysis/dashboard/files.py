@@ -53,9 +53,12 @@ class Folder:
         """Writes a file. Raises OSError."""
         self.written.add(name)
         path = self.path / name
-        if self._known.get(name) != content or not path.exists():
+        if self._known.get(name) == content and path.exists():
+            return
+        # Of an earlier build, of another process: most of it is the same.
+        if not path.is_file() or path.read_bytes() != content:
             write_atomic(path, content)
-            self._known[name] = content
+        self._known[name] = content
 
     def keep(self, name: str) -> None:
         """Says of a file that was written before that it is still right."""

@@ -31,7 +31,7 @@ _SHAPES = (
     re.compile(r"(?<=://)[^\s/@]+:[^\s/@]+(?=@)"),
 )
 _HOMES = re.compile(r"(?:/home|/Users)/[^/\s'\"]+|/ro{2}t(?=[/\s'\"]|$)")
-_HOLDER = re.compile(r"process (\d+) on [^\s)]+")
+_HOLDER = re.compile(r"process (\d+) on [^\s),;]+")
 _ADDRESS = re.compile(r"[\w.+\-]+@[\w\-]+(?:\.[\w\-]+)+")
 # Names that tell nobody apart, and ones so short that words of other meanings hold them.
 _COMMON_NAMES = {"root", "user", "users", "localhost", "admin", "runner", "ubuntu", "debian", "container", "docker"}

@@ -104,6 +104,7 @@ const Learning = (() => {
   function everyRun(own, [length], place, measure) {
     const [words, column] = MEASURES[measure];
     const cells = own.cells.filter((cell) => cell[2] === place);
+    const rates = [...new Set(cells.map((cell) => cell[1]))];
     const traces = () => own.models.map((model, entry) => {
       const runs = cells.filter((cell) => cell[0] === entry).flatMap((cell) => cell[3].filter((run) => run[column] !== null).map((run) => [cell[1], run]));
       // Runs of one rate side by side.
@@ -114,7 +115,7 @@ const Learning = (() => {
       title: `Every run at length ${length.toLocaleString("en")}: ${words} by learning rate`,
       describe: `Every run at length ${length}, ${words} against learning rate; the maps' tables have the same runs.`,
       traces,
-      layout: () => ({ xaxis: { type: "log", title: { text: "learning rate" } }, yaxis: { tickformat: ".0%", title: { text: words }, range: [-0.03, 1.04] } }),
+      layout: () => ({ xaxis: { type: "log", title: { text: "learning rate" }, tickvals: rates, ticktext: rates.map(Numbers.short) }, yaxis: { tickformat: ".0%", title: { text: words } } }),
       legend: own.models.map((model) => ({ label: model.label, look: model, kind: "bar" })),
       onClick: (point) => Results.run(point.customdata) && (location.hash = Address.write("run", [point.customdata])),
     });
@@ -149,7 +150,7 @@ const Learning = (() => {
     const look = (entry) => own.models[entry.model];
     const figures = Object.entries(QUANTITIES).map(([name, [title, unit, scale]]) => {
       const lines = models.filter((entry) => entry[name]).map((entry) => ({ label: look(entry).label, look: look(entry), x: entry[name][0], y: entry[name][1], low: entry[name][2], high: entry[name][3] }));
-      return lines.length ? Plots.lineFigure({ title: `${title}; mean over seeds, band of one standard deviation`, x: { title: "training step", scale: "linear" }, y: { title: unit, scale }, lines }) : null;
+      return lines.length ? Plots.lineFigure({ title: `${title}; mean over seeds${name === "loss" ? "" : ", band of one standard deviation"}`, x: { title: "training step", scale: "linear" }, y: { title: unit, scale }, lines }) : null;
     });
     const withHeads = models.filter((entry) => Object.keys(entry.heads).length);
     const chosen = withHeads.find((entry) => look(entry).model === options.get("model")) || withHeads[0];

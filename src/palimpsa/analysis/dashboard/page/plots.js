@@ -147,6 +147,21 @@ const Plots = (() => {
     return details;
   }
 
+  // Ticks in plain numbers of a logarithmic axis of up to three decades; plotly's own of more.
+  function logTicks(all) {
+    const values = all.filter((value) => value > 0);
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    if (!values.length || high > 1000 * low) return {};
+    const steps = high > 10 * low ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 6, 8];
+    const tickvals = [];
+    for (let power = Math.floor(Math.log10(low)) - 1; power <= Math.ceil(Math.log10(high)); power += 1) {
+      tickvals.push(...steps.map((step) => Number((step * 10 ** power).toPrecision(3))));
+    }
+    const large = (value) => [[1e9, "G"], [1e6, "M"], [1e4, "k"]].find(([size]) => value >= size);
+    const ticktext = tickvals.map((value) => (large(value) ? `${value / (large(value)[1] === "k" ? 1e3 : large(value)[0])}${large(value)[1]}` : String(value)));
+    return { tickvals, ticktext };
+  }
+
   // Lines: [{ label, look, x, y, low, high, text, id, entry }]; axes: { title, scale }.
   function lineFigure({ title, x, y, lines, height, describe, onClick, table }) {
     const scale = { log2: { type: "log" }, log: { type: "log" }, linear: {}, category: { type: "category" }, percent: { tickformat: ".0%" } };
@@ -166,9 +181,7 @@ const Plots = (() => {
         const band = (values, fill) => ({ entry, type: "scatter", mode: "lines", x: seen.map((place) => line.x[place]), y: seen.map((place) => values[place]), line: { width: 0 }, hoverinfo: "skip", ...fill });
         return [band(line.low, {}), band(line.high, { fill: "tonexty", fillcolor: `${own}26` }), main];
       });
-    // Of a few decades 1, 2 and 5 alone have labels.
-    const values = lines.flatMap((line) => line.y).filter((value) => value > 0);
-    const steps = y.scale === "log" && values.length && Math.max(...values) < 1000 * Math.min(...values) ? { dtick: "D2" } : {};
+    const steps = y.scale === "log" ? logTicks(lines.flatMap((line) => line.y)) : {};
     const layout = () => ({ xaxis: { title: { text: plain(x.title) }, ...scale[x.scale], ...ticks() }, yaxis: { title: { text: plain(y.title) }, ...scale[y.scale], ...steps } });
     const columns = [{ name: "line", key: "label" }, { name: x.title, key: "x", number: true }, { name: y.title, key: "y", number: true }];
     const rows = () => lines.flatMap((line) => line.x.map((value, place) => ({ label: line.label, x: value, y: line.y[place] })));
@@ -179,7 +192,7 @@ const Plots = (() => {
       traces,
       layout,
       onClick,
-      legend: lines.map((line) => ({ label: line.label, look: line.look })),
+      legend: lines.length > 1 ? lines.map((line) => ({ label: line.label, look: line.look })) : [],
       describe: describe || `${title}: ${y.title} against ${x.title}. ${ends}.`.slice(0, 600),
       table: table || { columns, rows },
     });
