@@ -80,6 +80,8 @@ def test_wheel_holds_real_files_and_nothing_beside_the_package(wheel):
     # What source=sample reads, with its licence beside it.
     sample = {i.filename for i in infos if i.filename.startswith("palimpsa/text/sample/")}
     assert {name.rpartition("/")[2] for name in sample} == {"README.md", "persuasion.txt"}
+    page = {i.filename for i in infos if i.filename.startswith("palimpsa/analysis/dashboard/page/")}
+    assert {Path(name).name for name in page} == {one.name for one in (PACKAGE / "analysis/dashboard/page").iterdir()}
 
 
 def test_wheel_metadata_names_licence_and_python(wheel):

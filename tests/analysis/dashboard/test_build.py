@@ -95,6 +95,19 @@ def test_dynamics_are_those_of_figure_3_by_model_and_head(example_results, tmp_p
     assert all(a <= b <= c for a, b, c in zip(low, means, high, strict=True) if a is not None)
 
 
+def test_runs_that_have_a_loss_and_no_accuracy_are_compared_by_it(add_run, tmp_path, build):
+    for lr, loss in ((1e-3, 3.5), (1e-2, 3.0)):
+        folder = add_run(task="commonsense", lr=lr)
+        result = json.loads((folder / "result.json").read_text())
+        stage = {"stage": 0, "steps": 8, "ended_by": "cap", "validation_loss": loss, "validation_perplexity": 20.0}
+        (folder / "result.json").write_text(json.dumps(result | {"stages": [stage]}))
+    built = build(tmp_path)
+    (experiment,) = built.index["experiments"]
+    assert experiment["losses"] == [{"label": "Palimpsa-D", "rates": [[0.001, 3.5, 1], [0.01, 3, 1]]}]
+    assert (experiment["stages"], experiment["bars"], experiment["dots"]) == ([], [], [])
+    assert [(run["loss"], run["accuracy"]) for run in built.runs] == [(3.5, None), (3, None)]
+
+
 def test_a_run_that_is_in_runs_csv_and_on_the_disk_is_one_run_with_its_whole_config(add_run, tmp_path, build):
     add_run(seed=1)
     write_collected(collect([tmp_path / "runs"], tmp_path / "mqar"), tmp_path / "mqar")
