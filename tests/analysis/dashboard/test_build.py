@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
+from palimpsa.analysis.collect.evaluation_files import add_evaluation
 from palimpsa.analysis.collect.result_files import collect, write_collected
-from palimpsa.analysis.dashboard.build import size_of
+from palimpsa.analysis.dashboard.build import MEMORY_PAGE, size_of
 from palimpsa.analysis.dashboard.files import PAGE, plain_data
+from palimpsa.analysis.finetuning.pairs import add_pairs
+from palimpsa.analysis.finetuning.strength import add_strengths
 from palimpsa.runs.read import read_runs_csv
+from palimpsa.runs.schema import ResultError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -106,6 +113,38 @@ def test_runs_that_have_a_loss_and_no_accuracy_are_compared_by_it(add_run, tmp_p
     assert experiment["losses"] == [{"label": "Palimpsa-D", "rates": [[0.001, 3.5, 1], [0.01, 3, 1]]}]
     assert (experiment["stages"], experiment["bars"], experiment["dots"]) == ([], [], [])
     assert [(run["loss"], run["accuracy"]) for run in built.runs] == [(3.5, None), (3, None)]
+
+
+def test_language_models_and_fine_tuning_are_told_where_they_are_measured(tmp_path, build):
+    model = {"name": "gla_44m", "label": "GLA <44M>", "scale": "h200", "seed": 1, "lr": 1e-3, "steps": 8, "tokens": 1e9}
+    model |= {"num_parameters": 44_000_000, "max_length": 4096, "dtype": "bf16", "lm_eval": "0.4.13", "stderr": 0.01}
+    scores = [
+        {**model, "measure": "piqa", "at": "all", "metric": "acc", "value": 0.6},
+        *({**model, "measure": "rare_bigrams", "at": at, "metric": "nats", "value": 2.5} for at in ("1to8", "9to64")),
+    ]
+    add_evaluation(tmp_path / "commonsense", scores)
+    pair = {"demonstration": "recall", "scale": "laptop", "model": "gla", "label": "GLA", "steps": 8}
+    pair |= {"measure": "accuracy", "at": "64"}
+    arms = [(seed, arm) for seed in (1, 2) for arm in ("source", "continued", "converted")]
+    add_pairs(
+        tmp_path / "finetuning",
+        [{**pair, "seed": seed, "arm": arm, "value": 0.1 * seed + 0.1 * len(arm)} for seed, arm in arms],
+    )
+    strength = {"name": "gla", "label": "GLA", "task": "recall", "at": "64", "metric": "accuracy"}
+    add_strengths(tmp_path / "finetuning", [{**strength, "strength": s, "value": s / 2} for s in (0.0, 1.0)])
+    built = build(tmp_path)
+    assert not {"language", "finetuning"} & {view for view, _, _ in built.index["problems"]}
+    table = built.index["language"]["table"]
+    ours = dict(zip(table["columns"], table["rows"][0], strict=True))
+    assert (ours["model"], ours["PIQA"]) == ("GLA <44M>", "60.0 ± 1.0")
+    assert [row[0] for row in table["rows"][1:]]
+    (chart,) = built.index["language"]["charts"]
+    assert (chart["lines"][0]["x"], chart["lines"][0]["y"]) == (["1 to 8", "9 to 64"], [2.5, 2.5])
+    ((_, _, measure, at, num_pairs, *numbers),) = built.index["finetuning"]["table"]["rows"]
+    assert (measure, at, num_pairs) == ("accuracy, %", "64", 2)
+    assert numbers[:4] == [75, 105, 105, 0]
+    (chart,) = built.index["finetuning"]["charts"]
+    assert (chart["lines"][0]["x"], chart["lines"][0]["y"]) == ([0, 1], [0, 0.5])
 
 
 def test_a_run_that_is_in_runs_csv_and_on_the_disk_is_one_run_with_its_whole_config(add_run, tmp_path, build):
@@ -230,6 +269,33 @@ def test_inspections_of_memories_are_listed(tmp_path, build):
     (entry,) = build(tmp_path).index["memory"]
     assert entry["name"] == "mqar_seed_1"
     assert (tmp_path / "dashboard" / entry["picture"]).is_file()
+
+
+def test_an_inspections_page_is_written_by_its_own_module_once(tmp_path, build, monkeypatch):
+    (tmp_path / "memory/a").mkdir(parents=True)
+    (tmp_path / "memory/b").mkdir()
+    for name in "ab":
+        (tmp_path / f"memory/{name}/inspection.json").write_text("{}")
+    calls = []
+
+    def write_page(inspection_folder: Path, out_html: Path, plotly_js: str) -> None:
+        calls.append(inspection_folder.name)
+        if inspection_folder.name == "b":
+            raise ResultError(f"{inspection_folder}: no inspection")
+        out_html.write_text(f"{(out_html.parent / plotly_js).resolve()}")
+
+    module = types.ModuleType(MEMORY_PAGE)
+    module.__spec__ = importlib.machinery.ModuleSpec(MEMORY_PAGE, None)
+    vars(module)["write_page"] = write_page
+    monkeypatch.setitem(sys.modules, MEMORY_PAGE, module)
+    built = build(tmp_path)
+    first, second = built.index["memory"]
+    assert (built.out / first["page"]).read_text() == str((built.out / "plotly.min.js").resolve())
+    assert second["page"] is None
+    assert "memory/b: no inspection" in built.problems()
+    # Neither has changed; the one that could not be read is tried again.
+    built.dashboard.build()
+    assert calls == ["a", "b", "b"]
 
 
 def test_the_script_ends_with_the_address_and_tells_what_is_missing(add_run, tmp_path, run_script):

@@ -192,10 +192,8 @@ class Dashboard:
             place = f"memory/{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:12]}"
             entry: dict[str, Any] = {"name": name, "page": None, "picture": None}
             if importlib.util.find_spec(MEMORY_PAGE) is not None:
-                write_page = importlib.import_module(MEMORY_PAGE).write_page
                 page = self.out / f"{place}.html"
-                page.parent.mkdir(parents=True, exist_ok=True)
-                problems.attempt("memory", partial(write_page, file.parent, page, f"../{PLOTLY}"), None)
+                problems.attempt("memory", partial(self._write_memory_page, file, page), None)
                 entry["page"] = f"{place}.html" if page.exists() else None
             if (file.parent / "inspection.png").is_file():
                 self.folder.write_bytes(f"{place}.png", (file.parent / "inspection.png").read_bytes())
@@ -205,6 +203,12 @@ class Dashboard:
             command = "python scripts/inspect_memory.py CHECKPOINT"
             problems.add("memory", f"{self.results / 'memory'}: no memory has been inspected yet", command)
         return inspections
+
+    def _write_memory_page(self, inspection: Path, page: Path) -> None:
+        """One inspection's page, where the inspection is another one than at the last build."""
+        write_page = importlib.import_module(MEMORY_PAGE).write_page
+        page.parent.mkdir(parents=True, exist_ok=True)
+        self._cache.get("memory", page, [inspection], partial(write_page, inspection.parent, page, f"../{PLOTLY}"))
 
     def _progress(self, runs: Sequence[PageRun]) -> dict[str, Any]:
         """The sweep at work, and of this machine's runs how many stand where."""

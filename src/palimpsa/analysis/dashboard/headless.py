@@ -138,7 +138,8 @@ def _two_runs(browser: Browser, page: Path) -> tuple[str, str]:
     tab = open_page(browser, page)
     tab.wait_for_selector("#main[data-view]", timeout=TIMEOUT_MS)
     script = """() => {
-      const runs = Results.runs().filter((run) => run.curve && run.scale === "h200" && run.task === "mqar_curriculum");
+      const first = Results.runs().find((run) => run.curve);
+      const runs = Results.runs().filter((run) => run.curve && run.source === first.source && run.task === first.task);
       return [runs[0], runs[runs.length - 1]].map((run) => (run ? run.id : ""));
     }"""
     first, last = tab.evaluate(script)

@@ -10,7 +10,9 @@
   let built = null;
 
   function listViews() {
-    const items = Dashboard.views.filter((view) => view.title).map((view) => element("li", {}, element("a", { href: `#${view.name}`, "data-view": view.name }, view.title)));
+    const items = Dashboard.views
+      .filter((view) => view.title)
+      .map((view) => element("li", {}, element("a", { href: `#${view.name}`, "data-view": view.name }, view.title)));
     document.getElementById("views").replaceChildren(...items);
   }
 
@@ -25,9 +27,21 @@
     }
     let content;
     try {
-      content = view ? await view.draw(address) : [element("h1", {}, "No such view"), element("p", {}, link("Overview", "#overview"))];
+      content = view
+        ? await view.draw(address)
+        : [element("h1", {}, "No such view"), element("p", {}, link("Overview", "#overview"))];
     } catch (error) {
-      content = [element("h1", {}, "This view cannot be drawn"), element("p", { class: "problems" }, `${error.message}. `, "Build the dashboard again: ", element("code", {}, "make dashboard"))];
+      console.error(error);
+      content = [
+        element("h1", {}, "This view cannot be drawn"),
+        element(
+          "p",
+          { class: "problems" },
+          `${error.message}. `,
+          "Build the dashboard again: ",
+          element("code", {}, "make dashboard"),
+        ),
+      ];
     }
     // Another view was asked for meanwhile.
     if (own !== numShown) return;
@@ -117,7 +131,12 @@
       search.focus();
     }
   });
-  window.addEventListener("error", (event) => {
-    if (event.target && event.target.src && /data\/index\.js/.test(event.target.src)) main.replaceChildren(element("p", {}, "data/index.js is missing: make dashboard builds it."));
-  }, true);
+  window.addEventListener(
+    "error",
+    (event) => {
+      if (event.target && event.target.src && /data\/index\.js/.test(event.target.src))
+        main.replaceChildren(element("p", {}, "data/index.js is missing: make dashboard builds it."));
+    },
+    true,
+  );
 })();

@@ -44,7 +44,9 @@ function facts(pairs) {
     { class: "facts" },
     pairs
       .filter(([, value]) => value !== null && value !== undefined && value !== "")
-      .map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value instanceof Node ? value : String(value)))),
+      .map(([name, value]) =>
+        element("div", {}, element("dt", {}, name), element("dd", {}, value instanceof Node ? value : String(value))),
+      ),
   );
 }
 
@@ -55,11 +57,21 @@ function problemList(view = null) {
   const items = rows.map(([, what, command]) =>
     element("li", {}, what, command ? [". ", element("code", {}, command), " makes it."] : null),
   );
-  if (view !== null) return element("div", { class: "problems" }, element("h2", {}, "Missing or not readable"), element("ul", {}, items));
+  if (view !== null)
+    return element(
+      "div",
+      { class: "problems" },
+      element("h2", {}, "Missing or not readable"),
+      element("ul", {}, items),
+    );
   return element(
     "details",
     { class: "problems" },
-    element("summary", {}, `${rows.length} ${rows.length === 1 ? "thing is" : "things are"} missing or could not be read`),
+    element(
+      "summary",
+      {},
+      `${rows.length} ${rows.length === 1 ? "thing is" : "things are"} missing or could not be read`,
+    ),
     element("ul", {}, items),
   );
 }
@@ -82,10 +94,16 @@ function sortableTable(columns, rows, options = {}) {
     element("thead", {}, element("tr", {}, heads)),
     body,
   );
-  const region = element("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": options.caption }, table);
+  const region = element(
+    "div",
+    { class: "scroll", role: "region", tabindex: "0", "aria-label": options.caption },
+    table,
+  );
 
   function cellClass(column) {
-    return [column.number && "number", column.wide && "wide", column.nowrap && "nowrap"].filter(Boolean).join(" ") || null;
+    return (
+      [column.number && "number", column.wide && "wide", column.nowrap && "nowrap"].filter(Boolean).join(" ") || null
+    );
   }
 
   function change(column) {
@@ -127,7 +145,9 @@ function sortableTable(columns, rows, options = {}) {
       ),
     );
     if (!rows.length) {
-      body.append(element("tr", {}, element("td", { colspan: String(columns.length) }, options.empty || "Nothing to show.")));
+      body.append(
+        element("tr", {}, element("td", { colspan: String(columns.length) }, options.empty || "Nothing to show.")),
+      );
     }
     heads.forEach((head, place) => {
       const key = columns[place].key;

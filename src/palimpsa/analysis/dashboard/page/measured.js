@@ -4,38 +4,146 @@
 (() => {
   // ---- the sweep that is at work
   async function drawRunning() {
-    const { total, ended, jobs, failed, statuses, not_ended: notEnded, not_finished: notFinished } = Dashboard.get("index").progress;
-    const bar = (name, value, most, note) => element("li", {}, element("span", {}, name), element("progress", { value: String(value), max: String(Math.max(most, 1)), "aria-label": name }), element("span", { class: "about" }, `${Numbers.grouped(value)} of ${Numbers.grouped(most)}${note ? `: ${note}` : ""}`));
-    const growing = notEnded.map((id) => Results.run(id)).filter((run) => run && run.curve).slice(0, 12);
+    const {
+      total,
+      ended,
+      jobs,
+      failed,
+      statuses,
+      not_ended: notEnded,
+      not_finished: notFinished,
+    } = Dashboard.get("index").progress;
+    const bar = (name, value, most, note) =>
+      element(
+        "li",
+        {},
+        element("span", {}, name),
+        element("progress", { value: String(value), max: String(Math.max(most, 1)), "aria-label": name }),
+        element(
+          "span",
+          { class: "about" },
+          `${Numbers.grouped(value)} of ${Numbers.grouped(most)}${note ? `: ${note}` : ""}`,
+        ),
+      );
+    const growing = notEnded
+      .map((id) => Results.run(id))
+      .filter((run) => run && run.curve)
+      .slice(0, 12);
     const pages = await Promise.all(growing.map((run) => Results.details(run.id)));
-    const lines = growing.map((run, place) => ({ label: Results.runName(run), look: Learning.palette(place), curve: pages[place].curve.loss })).filter((line) => line.curve && line.curve[0].length);
-    const reasons = [...failed.map(([name, reason]) => [name, reason]), ...notFinished.map((id) => [runLink(id), (Results.run(id) || {}).error || ""])];
+    const lines = growing
+      .map((run, place) => ({
+        label: Results.runName(run),
+        look: Experiments.palette(place),
+        curve: pages[place].curve.loss,
+      }))
+      .filter((line) => line.curve && line.curve[0].length);
+    const reasons = [
+      ...failed.map(([name, reason]) => [name, reason]),
+      ...notFinished.map((id) => [runLink(id), (Results.run(id) || {}).error || ""]),
+    ];
     return [
       element("h1", {}, "Running now"),
-      element("p", { class: "answer" }, "How far is the sweep, and which run failed and why? ", element("code", {}, "make dashboard WATCH=1"), " keeps this page up to date while runs go."),
+      element(
+        "p",
+        { class: "answer" },
+        "How far is the sweep, and which run failed and why? ",
+        element("code", {}, "make dashboard WATCH=1"),
+        " keeps this page up to date while runs go.",
+      ),
       problemList("running"),
-      element("section", {}, element("h2", {}, "The sweep"), total ? element("ul", { class: "bars" }, bar("all runs", ended, total), jobs.map((job) => bar(job.name, job.step, job.total, job.note))) : element("p", {}, "No sweep is at work in these run directories.")),
-      statuses.length ? element("section", {}, element("h2", {}, "Run directories of this machine"), facts(statuses.map(([status, count]) => [status, count]))) : null,
-      notEnded.length ? element("p", {}, "Not ended: ", notEnded.slice(0, 30).flatMap((id, place) => [place ? ", " : "", runLink(id)])) : null,
-      element("section", {}, element("h2", {}, "What failed, and why"), reasons.length ? element("ul", {}, reasons.map(([name, reason]) => element("li", {}, name, ": ", reason))) : element("p", {}, "Nothing.")),
-      lines.length ? Plots.lineFigure({ title: "Training loss of runs that have not ended", x: { title: "training step", scale: "linear" }, y: { title: "nats", scale: "log" }, lines: lines.map(({ label, look, curve }) => ({ label, look, x: curve[0], y: curve[1] })) }) : notEnded.length ? element("p", {}, "Curves of runs that have not ended come from their offline W&B files; logger=csv writes none.") : null,
+      element(
+        "section",
+        {},
+        element("h2", {}, "The sweep"),
+        total
+          ? element(
+              "ul",
+              { class: "bars" },
+              bar("all runs", ended, total),
+              jobs.map((job) => bar(job.name, job.step, job.total, job.note)),
+            )
+          : element("p", {}, "No sweep is at work in these run directories."),
+      ),
+      statuses.length
+        ? element(
+            "section",
+            {},
+            element("h2", {}, "Run directories of this machine"),
+            facts(statuses.map(([status, count]) => [status, count])),
+          )
+        : null,
+      notEnded.length
+        ? element(
+            "p",
+            {},
+            "Not ended: ",
+            notEnded.slice(0, 30).flatMap((id, place) => [place ? ", " : "", runLink(id)]),
+          )
+        : null,
+      element(
+        "section",
+        {},
+        element("h2", {}, "What failed, and why"),
+        reasons.length
+          ? element(
+              "ul",
+              {},
+              reasons.map(([name, reason]) => element("li", {}, name, ": ", reason)),
+            )
+          : element("p", {}, "Nothing."),
+      ),
+      lines.length
+        ? Plots.lineFigure({
+            title: "Training loss of runs that have not ended",
+            x: { title: "training step", scale: "linear" },
+            y: { title: "nats", scale: "log" },
+            lines: lines.map(({ label, look, curve }) => ({ label, look, x: curve[0], y: curve[1] })),
+          })
+        : notEnded.length
+          ? element(
+              "p",
+              {},
+              "Curves of runs that have not ended come from their offline W&B files; logger=csv writes none.",
+            )
+          : null,
     ];
   }
 
   function entries(list) {
     return list.map((entry) =>
-      element("section", {}, element("h2", {}, entry.title), element("p", { class: "about" }, entry.subtitle), element("div", { class: "grid" }, entry.charts.map((chart) => Plots.indexChart(chart))), entry.tables.map(folded)),
+      element(
+        "section",
+        {},
+        element("h2", {}, entry.title),
+        element("p", { class: "about" }, entry.subtitle),
+        element(
+          "div",
+          { class: "grid" },
+          entry.charts.map((chart) => Plots.indexChart(chart)),
+        ),
+        entry.tables.map(folded),
+      ),
     );
   }
 
   function folded(table) {
-    return element("details", { class: "numbers" }, element("summary", {}, `${table.title}: the whole table`), plainTable(table));
+    return element(
+      "details",
+      { class: "numbers" },
+      element("summary", {}, `${table.title}: the whole table`),
+      plainTable(table),
+    );
   }
 
   function drawSpeed() {
     return [
       element("h1", {}, "Speed"),
-      element("p", { class: "answer" }, "What does each operator and each training step cost, and how does it grow with the sequence? Lower is faster, except for throughput."),
+      element(
+        "p",
+        { class: "answer" },
+        "What does each operator and each training step cost, and how does it grow with the " +
+          "sequence? Lower is faster, except for throughput.",
+      ),
       problemList("speed"),
       ...entries(Dashboard.get("index").speed),
     ];
@@ -45,11 +153,20 @@
     const { caption, table, charts } = Dashboard.get("index").language;
     return [
       element("h1", {}, "Language models"),
-      element("p", { class: "answer" }, "How good are the language models at tasks they were not trained for, and at using what they read long ago? Published numbers stand beside ours."),
+      element(
+        "p",
+        { class: "answer" },
+        "How good are the language models at tasks they were not trained for, and at using what " +
+          "they read long ago? Published numbers stand beside ours.",
+      ),
       problemList("language"),
       plainTable(table),
       caption ? element("p", { class: "about" }, caption) : null,
-      element("div", { class: "grid" }, charts.map((chart) => Plots.indexChart(chart))),
+      element(
+        "div",
+        { class: "grid" },
+        charts.map((chart) => Plots.indexChart(chart)),
+      ),
     ];
   }
 
@@ -57,10 +174,19 @@
     const { table, charts } = Dashboard.get("index").finetuning;
     return [
       element("h1", {}, "Fine-tuning"),
-      element("p", { class: "answer" }, "Does a trained model gain when it is made metaplastic and trained on, compared with the same model trained on as it was? The table has the differences, and how sure they are."),
+      element(
+        "p",
+        { class: "answer" },
+        "Does a trained model gain when it is made metaplastic and trained on, compared with the same model trained " +
+          "on as it was? The table has the differences, and how sure they are.",
+      ),
       problemList("finetuning"),
       table.rows.length ? plainTable(table) : null,
-      element("div", { class: "grid" }, charts.map((chart) => Plots.indexChart(chart))),
+      element(
+        "div",
+        { class: "grid" },
+        charts.map((chart) => Plots.indexChart(chart)),
+      ),
     ];
   }
 
@@ -68,12 +194,26 @@
     const inspections = Dashboard.get("index").memory;
     return [
       element("h1", {}, "Memories"),
-      element("p", { class: "answer" }, "What did a head keep of a real sequence, and what does a query read from which token? Each inspection has a page of its own."),
+      element(
+        "p",
+        { class: "answer" },
+        "What did a head keep of a real sequence, and what does a query read from which " +
+          "token? Each inspection has a page of its own.",
+      ),
       problemList("memory"),
-      element("div", { class: "pictures" }, inspections.map((one) => {
-        const inner = [one.picture ? element("img", { src: one.picture, alt: `What ${one.name} kept`, loading: "lazy" }) : null, element("span", {}, one.name)];
-        return one.page || one.picture ? element("a", { href: one.page || one.picture }, inner) : element("p", {}, `${one.name}: inspection.json without a picture`);
-      })),
+      element(
+        "div",
+        { class: "pictures" },
+        inspections.map((one) => {
+          const inner = [
+            one.picture ? element("img", { src: one.picture, alt: `What ${one.name} kept`, loading: "lazy" }) : null,
+            element("span", {}, one.name),
+          ];
+          return one.page || one.picture
+            ? element("a", { href: one.page || one.picture }, inner)
+            : element("p", {}, `${one.name}: inspection.json without a picture`);
+        }),
+      ),
     ];
   }
 
@@ -89,12 +229,23 @@
       { name: "uploaded by", key: "line", show: (line) => element("code", { class: "command" }, line) },
     ];
     const names = ["id", "name", "project", "group", "files", "rows", "ended", "line"];
-    const rows = Dashboard.get("index").wandb.map((row) => Object.fromEntries(names.map((name, place) => [name, row[place]])));
+    const rows = Dashboard.get("index").wandb.map((row) =>
+      Object.fromEntries(names.map((name, place) => [name, row[place]])),
+    );
     return [
       element("h1", {}, "Offline W&B runs"),
-      element("p", { class: "answer" }, "Which runs has Weights & Biases recorded on this machine without uploading them, and which command uploads each? A resumed run has several files and one line."),
+      element(
+        "p",
+        { class: "answer" },
+        "Which runs has Weights & Biases recorded on this machine without uploading them, and which command " +
+          "uploads each? A resumed run has several files and one line.",
+      ),
       problemList("wandb"),
-      sortableTable(columns, rows, { caption: "Offline W&B runs", quiet: true, empty: "None was found. Runs are recorded so with logger=wandb, the default." }),
+      sortableTable(columns, rows, {
+        caption: "Offline W&B runs",
+        quiet: true,
+        empty: "None was found. Runs are recorded so with logger=wandb, the default.",
+      }),
     ];
   }
 

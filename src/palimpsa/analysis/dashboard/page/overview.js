@@ -1,23 +1,37 @@
 // The overview: each experiment's figure, a run behind every dot, and the pictures that no runs stand behind.
 "use strict";
 
-const Overview = (() => {
-  const LOWEST = 0;
-
+(() => {
   function draw() {
     const runs = Results.runs();
     const failed = runs.filter((run) => run.status === "failed" || run.status === "diverged").length;
     const experiments = Results.experiments();
+    const { progress } = Dashboard.get("index");
     const counts = facts([
       ["runs", link(Numbers.grouped(runs.length), "#runs")],
-      ["failed or diverged", failed ? link(String(failed), Address.write("runs", [], { status: "not finished" })) : "none"],
+      [
+        "failed or diverged",
+        failed ? link(String(failed), Address.write("runs", [], { status: "not finished" })) : "none",
+      ],
+      [
+        "left in the sweep",
+        progress.total ? link(`${progress.total - progress.ended} of ${progress.total}`, "#running") : null,
+      ],
       ["experiments", experiments.length],
-      ["offline W&B runs", Dashboard.get("index").wandb.length ? link(String(Dashboard.get("index").wandb.length), "#wandb") : "none"],
+      [
+        "offline W&B runs",
+        Dashboard.get("index").wandb.length ? link(String(Dashboard.get("index").wandb.length), "#wandb") : "none",
+      ],
       ["built", Dashboard.get("index").built.replace("T", " ").replace("+00:00", " UTC")],
     ]);
     return [
       element("h1", {}, "What was trained, and what came out"),
-      element("p", { class: "answer" }, "Which model recalls how much? Each bar is a model's mean, each dot one run: choose a dot to see its config, commit and curves."),
+      element(
+        "p",
+        { class: "answer" },
+        "Which model recalls how much? Each bar is a model's mean, each dot one run: choose " +
+          "a dot to see its config, commit and curves.",
+      ),
       counts,
       problemList(),
       ...experiments.map(card),
@@ -27,15 +41,44 @@ const Overview = (() => {
 
   function card(experiment) {
     const links = [link("learning rates", Address.write("rates", [experiment.id]))];
-    if (experiment.dynamics !== null) links.push(link("learning dynamics", Address.write("dynamics", [experiment.id])));
-    links.push(link(`all ${experiment.num_runs} runs`, Address.write("runs", [], { source: experiment.source, task: experiment.task, scale: experiment.scale })));
+    if (experiment.dynamics !== null)
+      links.push(link("learning dynamics (Figure 3)", Address.write("dynamics", [experiment.id])));
+    links.push(
+      link(
+        `all ${experiment.num_runs} runs`,
+        Address.write("runs", [], { source: experiment.source, task: experiment.task, scale: experiment.scale }),
+      ),
+    );
     return element(
       "section",
       {},
       element("h2", {}, experiment.title),
-      element("p", { class: "about" }, `${experiment.subtitle} · results of ${experiment.source}. `, links.flatMap((one, place) => (place ? [" · ", one] : [one]))),
-      experiment.notes.length ? element("details", {}, element("summary", {}, `${experiment.notes.length} notes`), element("ul", {}, experiment.notes.map((note) => element("li", {}, note)))) : null,
-      experiment.bars.length ? barFigure(experiment) : element("p", {}, "No run of it has a test accuracy: ", link("see its runs", Address.write("runs", [], { task: experiment.task }))),
+      element(
+        "p",
+        { class: "about" },
+        `${experiment.subtitle} · results of ${experiment.source}. `,
+        links.flatMap((one, place) => (place ? [" · ", one] : [one])),
+      ),
+      experiment.notes.length
+        ? element(
+            "details",
+            {},
+            element("summary", {}, `${experiment.notes.length} notes`),
+            element(
+              "ul",
+              {},
+              experiment.notes.map((note) => element("li", {}, note)),
+            ),
+          )
+        : null,
+      experiment.bars.length
+        ? barFigure(experiment)
+        : element(
+            "p",
+            {},
+            "No run of it has a test accuracy: ",
+            link("see its runs", Address.write("runs", [], { task: experiment.task })),
+          ),
     );
   }
 
@@ -57,8 +100,17 @@ const Overview = (() => {
           x: own.map((bar) => bar[1] + shift(entry)),
           y: own.map((bar) => bar[2]),
           width: 0.9 * width,
-          error_y: { type: "data", array: own.map((bar) => bar[3] || 0), color: Plots.color("--text"), thickness: 1, width: 2 },
-          marker: { color: Plots.lineColor(model), pattern: { shape: model.pattern, fgcolor: Plots.color("--panel"), fillmode: "overlay", size: 5 } },
+          error_y: {
+            type: "data",
+            array: own.map((bar) => bar[3] || 0),
+            color: Plots.color("--text"),
+            thickness: 1,
+            width: 2,
+          },
+          marker: {
+            color: Plots.lineColor(model),
+            pattern: { shape: model.pattern, fgcolor: Plots.color("--panel"), fillmode: "overlay", size: 5 },
+          },
           customdata: own.map((bar) => `${bar[5]} seeds, ${bar[6]} failed`),
           hovertemplate: `${Plots.plain(model.label)}, lr ${Numbers.short(model.lr)}<br>mean %{y:.1%}, %{customdata}<extra></extra>`,
         };
@@ -66,7 +118,8 @@ const Overview = (() => {
       models.forEach((model, entry) => {
         const own = dots.filter((dot) => dot[0] === entry);
         const seeds = [...new Set(own.map((dot) => dot[3]))].sort((a, b) => a - b);
-        const spread = (seed) => (seeds.length > 1 ? (seeds.indexOf(seed) / (seeds.length - 1) - 0.5) * 0.6 * width : 0);
+        const spread = (seed) =>
+          seeds.length > 1 ? (seeds.indexOf(seed) / (seeds.length - 1) - 0.5) * 0.6 * width : 0;
         made.push({
           entry,
           type: "scatter",
@@ -82,8 +135,14 @@ const Overview = (() => {
       return made;
     };
     const layout = () => ({
-      xaxis: { title: { text: "sequence length (tokens)" }, tickvals: stages.map((_, place) => place), ticktext: stages.map(stageName), range: [-0.5, stages.length - 0.5], showgrid: false },
-      yaxis: { title: { text: "test accuracy" }, tickformat: ".0%", range: [LOWEST, 1.04] },
+      xaxis: {
+        title: { text: "sequence length (tokens)" },
+        tickvals: stages.map((_, place) => place),
+        ticktext: stages.map(stageName),
+        range: [-0.5, stages.length - 0.5],
+        showgrid: false,
+      },
+      yaxis: { title: { text: "test accuracy" }, tickformat: ".0%", range: [0, 1.04] },
       barmode: "overlay",
     });
     const columns = [
@@ -93,19 +152,35 @@ const Overview = (() => {
       { name: "test accuracy", key: "accuracy", number: true, show: Numbers.percent },
       { name: "run", key: "run", show: (id) => runLink(id, "open") },
     ];
-    const rows = () => dots.map((dot) => ({ label: models[dot[0]].label, length: stages[dot[1]][0], seed: dot[3], accuracy: dot[2], run: dot[4] }));
+    const rows = () =>
+      dots.map((dot) => ({
+        label: models[dot[0]].label,
+        length: stages[dot[1]][0],
+        seed: dot[3],
+        accuracy: dot[2],
+        run: dot[4],
+      }));
     const best = stages.map((stage, place) => {
       const own = bars.filter((bar) => bar[1] === place && bar[2] !== null).sort((a, b) => b[2] - a[2])[0];
       return own ? `${models[own[0]].label} is best at length ${stage[0]} with ${Numbers.percent(own[2])}` : "";
     });
     return Plots.figure({
-      title: "Test accuracy by sequence length: bars are means over seeds at each model's chosen learning rate, whiskers one standard deviation",
+      title:
+        "Figure 2, test accuracy by length: bars are means over seeds at each model's chosen learning rate, " +
+        "whiskers one standard deviation",
       describe: `Test accuracy of ${models.length} models at ${stages.length} lengths. ${best.filter(Boolean).join("; ")}. The table below has every run.`,
       height: 360,
       traces,
       layout,
-      legend: models.map((model) => ({ label: `${model.label}, lr ${Numbers.short(model.lr)}`, look: model, kind: "bar" })),
-      onClick: (point) => typeof point.customdata === "string" && Results.run(point.customdata) && (location.hash = Address.write("run", [point.customdata])),
+      legend: models.map((model) => ({
+        label: `${model.label}, lr ${Numbers.short(model.lr)}`,
+        look: model,
+        kind: "bar",
+      })),
+      onClick: (point) =>
+        typeof point.customdata === "string" &&
+        Results.run(point.customdata) &&
+        (location.hash = Address.write("run", [point.customdata])),
       table: { columns, rows },
     });
   }
@@ -118,10 +193,20 @@ const Overview = (() => {
       {},
       element("h2", {}, "Illustrations"),
       element("p", { class: "about" }, "Computed without training, by make figures."),
-      element("div", { class: "pictures" }, found.map((one) => element("a", { href: one.file }, element("img", { src: one.file, alt: `${one.title} (opens alone)`, loading: "lazy" }), element("span", {}, one.title)))),
+      element(
+        "div",
+        { class: "pictures" },
+        found.map((one) =>
+          element(
+            "a",
+            { href: one.file },
+            element("img", { src: one.file, alt: `${one.title} (opens alone)`, loading: "lazy" }),
+            element("span", {}, one.title),
+          ),
+        ),
+      ),
     );
   }
 
   Dashboard.views.push({ name: "overview", title: "Overview", draw });
-  return { stageName };
 })();

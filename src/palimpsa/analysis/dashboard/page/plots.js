@@ -26,28 +26,32 @@ const Plots = (() => {
 
   // The script of plotly, 5 MB of it, is read once the first figure is in sight.
   function loadPlotly() {
-    plotly = plotly || new Promise((resolve, reject) => {
-      const script = document.createElement("script");
-      script.src = "plotly.min.js";
-      script.onload = () => resolve(window.Plotly);
-      script.onerror = () => reject(new Error("plotly.min.js is missing beside this page"));
-      document.head.append(script);
-    });
+    plotly =
+      plotly ||
+      new Promise((resolve, reject) => {
+        const script = document.createElement("script");
+        script.src = "plotly.min.js";
+        script.onload = () => resolve(window.Plotly);
+        script.onerror = () => reject(new Error("plotly.min.js is missing beside this page"));
+        document.head.append(script);
+      });
     return plotly;
   }
 
   function watch(node, draw) {
-    observer = observer || new IntersectionObserver(
-      (entries) => {
-        for (const entry of entries) {
-          if (entry.isIntersecting) {
-            observer.unobserve(entry.target);
-            entry.target.drawWhenSeen();
+    observer =
+      observer ||
+      new IntersectionObserver(
+        (entries) => {
+          for (const entry of entries) {
+            if (entry.isIntersecting) {
+              observer.unobserve(entry.target);
+              entry.target.drawWhenSeen();
+            }
           }
-        }
-      },
-      { rootMargin: "150px" },
-    );
+        },
+        { rootMargin: "150px" },
+      );
     node.drawWhenSeen = draw;
     observer.observe(node);
   }
@@ -58,7 +62,11 @@ const Plots = (() => {
   }
 
   function layoutOf(own, height) {
-    const axes = Object.fromEntries(Object.entries(own).filter(([key]) => /^[xy]axis/.test(key)).map(([key, value]) => [key, axis(value)]));
+    const axes = Object.fromEntries(
+      Object.entries(own)
+        .filter(([key]) => /^[xy]axis/.test(key))
+        .map(([key, value]) => [key, axis(value)]),
+    );
     return {
       height,
       margin: { l: 48, r: 12, t: 10, b: 44 },
@@ -82,8 +90,17 @@ const Plots = (() => {
     area.setAttribute("aria-label", options.describe || options.title);
     const hidden = new Set();
     const note = element("p", { class: "error", hidden: true });
-    const legend = options.legend && options.legend.length > 0 ? legendList(options.legend, hidden, () => redraw()) : null;
-    const made = element("figure", {}, element("figcaption", {}, options.title), area, note, legend, asTable(options.table, options.title));
+    const legend =
+      options.legend && options.legend.length > 0 ? legendList(options.legend, hidden, () => redraw()) : null;
+    const made = element(
+      "figure",
+      {},
+      element("figcaption", {}, options.title),
+      area,
+      note,
+      legend,
+      asTable(options.table, options.title),
+    );
 
     async function redraw() {
       if (!area.isConnected) return;
@@ -92,7 +109,11 @@ const Plots = (() => {
         if (!area.isConnected) return;
         const traces = options.traces().filter((trace) => !hidden.has(trace.entry));
         traces.forEach((trace) => delete trace.entry);
-        await Plotly.react(area, traces, layoutOf(options.layout(), options.height || 340), { displayModeBar: false, responsive: true, scrollZoom: false });
+        await Plotly.react(area, traces, layoutOf(options.layout(), options.height || 340), {
+          displayModeBar: false,
+          responsive: true,
+          scrollZoom: false,
+        });
         if (!drawn.has(area)) {
           drawn.add(area);
           area.redraw = redraw;
@@ -111,7 +132,8 @@ const Plots = (() => {
   function swatch({ look, kind }) {
     const space = "http://www.w3.org/2000/svg";
     const svg = document.createElementNS(space, "svg");
-    for (const [key, value] of Object.entries({ width: 22, height: 12, "aria-hidden": "true", focusable: "false" })) svg.setAttribute(key, value);
+    for (const [key, value] of Object.entries({ width: 22, height: 12, "aria-hidden": "true", focusable: "false" }))
+      svg.setAttribute(key, value);
     const line = document.createElementNS(space, "line");
     const dashes = { solid: "", dash: "6 3", dot: "2 2", dashdot: "6 2 2 2" };
     const own = { x1: 0, x2: 22, y1: 6, y2: 6, stroke: lineColor(look), "stroke-width": kind === "bar" ? 10 : 2.5 };
@@ -134,7 +156,10 @@ const Plots = (() => {
       });
       list.append(element("li", {}, button));
     });
-    list.refresh = () => [...list.querySelectorAll("button")].forEach((button, place) => button.firstChild.replaceWith(swatch(entries[place])));
+    list.refresh = () =>
+      [...list.querySelectorAll("button")].forEach((button, place) =>
+        button.firstChild.replaceWith(swatch(entries[place])),
+      );
     return list;
   }
 
@@ -142,7 +167,8 @@ const Plots = (() => {
     if (!table) return null;
     const details = element("details", { class: "numbers" }, element("summary", {}, "The numbers as a table"));
     details.addEventListener("toggle", () => {
-      if (details.open && details.children.length === 1) details.append(sortableTable(table.columns, table.rows(), { caption: title, page: 50 }));
+      if (details.open && details.children.length === 1)
+        details.append(sortableTable(table.columns, table.rows(), { caption: title, page: 50 }));
     });
     return details;
   }
@@ -157,14 +183,27 @@ const Plots = (() => {
     for (let power = Math.floor(Math.log10(low)) - 1; power <= Math.ceil(Math.log10(high)); power += 1) {
       tickvals.push(...steps.map((step) => Number((step * 10 ** power).toPrecision(3))));
     }
-    const large = (value) => [[1e9, "G"], [1e6, "M"], [1e4, "k"]].find(([size]) => value >= size);
-    const ticktext = tickvals.map((value) => (large(value) ? `${value / (large(value)[1] === "k" ? 1e3 : large(value)[0])}${large(value)[1]}` : String(value)));
+    const large = (value) =>
+      [
+        [1e9, "G"],
+        [1e6, "M"],
+        [1e4, "k"],
+      ].find(([size]) => value >= size);
+    const ticktext = tickvals.map((value) =>
+      large(value) ? `${value / (large(value)[1] === "k" ? 1e3 : large(value)[0])}${large(value)[1]}` : String(value),
+    );
     return { tickvals, ticktext };
   }
 
   // Lines: [{ label, look, x, y, low, high, text, id, entry }]; axes: { title, scale }.
   function lineFigure({ title, x, y, lines, height, describe, onClick, table }) {
-    const scale = { log2: { type: "log" }, log: { type: "log" }, linear: {}, category: { type: "category" }, percent: { tickformat: ".0%" } };
+    const scale = {
+      log2: { type: "log" },
+      log: { type: "log" },
+      linear: {},
+      category: { type: "category" },
+      percent: { tickformat: ".0%" },
+    };
     const ticks = () => {
       if (x.scale !== "log2") return {};
       const values = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
@@ -175,16 +214,46 @@ const Plots = (() => {
     const traces = () =>
       lines.flatMap((line, entry) => {
         const own = lineColor(line.look);
-        const main = { entry, type: "scatter", mode, x: line.x, y: line.y, name: plain(line.label), line: { color: own, dash: line.look.dash, width: 2 }, marker: { size: 5 }, customdata: line.x.map(() => line.id || null), hovertemplate: `${plain(line.label)}<br>%{x}: %{y:.4~g}<extra></extra>` };
+        const main = {
+          entry,
+          type: "scatter",
+          mode,
+          x: line.x,
+          y: line.y,
+          name: plain(line.label),
+          line: { color: own, dash: line.look.dash, width: 2 },
+          marker: { size: 5 },
+          customdata: line.x.map(() => line.id || null),
+          hovertemplate: `${plain(line.label)}<br>%{x}: %{y:.4~g}<extra></extra>`,
+        };
         if (!line.low) return [main];
-        const seen = line.x.map((_, place) => place).filter((place) => line.low[place] !== null && line.high[place] !== null);
-        const band = (values, fill) => ({ entry, type: "scatter", mode: "lines", x: seen.map((place) => line.x[place]), y: seen.map((place) => values[place]), line: { width: 0 }, hoverinfo: "skip", ...fill });
+        const seen = line.x
+          .map((_, place) => place)
+          .filter((place) => line.low[place] !== null && line.high[place] !== null);
+        const band = (values, fill) => ({
+          entry,
+          type: "scatter",
+          mode: "lines",
+          x: seen.map((place) => line.x[place]),
+          y: seen.map((place) => values[place]),
+          line: { width: 0 },
+          hoverinfo: "skip",
+          ...fill,
+        });
         return [band(line.low, {}), band(line.high, { fill: "tonexty", fillcolor: `${own}26` }), main];
       });
     const steps = y.scale === "log" ? logTicks(lines.flatMap((line) => line.y)) : {};
-    const layout = () => ({ xaxis: { title: { text: plain(x.title) }, ...scale[x.scale], ...ticks() }, yaxis: { title: { text: plain(y.title) }, ...scale[y.scale], ...steps } });
-    const columns = [{ name: "line", key: "label" }, { name: x.title, key: "x", number: true }, { name: y.title, key: "y", number: true }];
-    const rows = () => lines.flatMap((line) => line.x.map((value, place) => ({ label: line.label, x: value, y: line.y[place] })));
+    const layout = () => ({
+      xaxis: { title: { text: plain(x.title) }, ...scale[x.scale], ...ticks() },
+      yaxis: { title: { text: plain(y.title) }, ...scale[y.scale], ...steps },
+    });
+    const columns = [
+      { name: "line", key: "label" },
+      { name: x.title, key: "x", number: true },
+      { name: y.title, key: "y", number: true },
+    ];
+    const rows = () =>
+      lines.flatMap((line) => line.x.map((value, place) => ({ label: line.label, x: value, y: line.y[place] })));
     const ends = lines.map((line) => `${line.label} ends at ${Numbers.short(line.y[line.y.length - 1])}`).join("; ");
     return figure({
       title,
@@ -216,5 +285,17 @@ const Plots = (() => {
     for (const list of document.querySelectorAll(".legend")) list.refresh();
   }
 
-  return { figure, lineFigure, indexChart, clear, changeTheme, plain, wrapped, color, lineColor, isDark, numDrawn: () => drawn.size };
+  return {
+    figure,
+    lineFigure,
+    indexChart,
+    clear,
+    changeTheme,
+    plain,
+    wrapped,
+    color,
+    lineColor,
+    isDark,
+    numDrawn: () => drawn.size,
+  };
 })();
