@@ -143,6 +143,7 @@ WRITERS = {
     "plot_benchmark": (["--results", "OUT"], "against_length_nvidia-h200.png"),
     "plot_evaluation": (["--results", "OUT"], "evaluation.md"),
     "illustrate": (["--results", "OUT"], "architecture.json"),
+    "dashboard": (["--results", "OUT", "--out", "OUT"], "data/index.js"),
     "describe_models": (["--out", "OUT/models.md"], "models.md"),
     "write_numbers": (["OUT/README.md", "--results", str(ROOT / "results")], "README.md"),
     "benchmark": (["results_dir=OUT", "cases=[table]", "operators=[palimpsa]"], "operators_cpu.csv"),

@@ -88,16 +88,21 @@ def open_page(
 
 
 def write_many_runs(results: Path, folder: Path, num_runs: int) -> Path:
-    """A folder of results with so many runs at least: those of results/mqar again and again, under other seeds.
+    """A folder of results with so many runs: those of results/mqar again and again, under other seeds.
 
     Raises:
         ResultError: results/mqar has no runs.csv or curves.csv, or none that can be read.
     """
     runs, curves = read_runs_csv(results / "mqar/runs.csv"), read_curves_csv(results / "mqar/curves.csv")
-    each = len(runs.loc[:, RUN_KEY].drop_duplicates())
-    shifts = [1000 * copy for copy in range(-(-num_runs // max(each, 1)))]
+    keys = runs.loc[:, RUN_KEY].drop_duplicates()
+    shifts = [1000 * copy for copy in range(-(-num_runs // max(len(keys), 1)))]
+
+    def repeat(frame: pd.DataFrame) -> pd.DataFrame:
+        return pd.concat([frame.assign(seed=frame["seed"] + shift) for shift in shifts])
+
+    wanted = repeat(keys).head(num_runs)
     for name, frame in (("runs", runs), ("curves", curves)):
-        again = pd.concat([frame.assign(seed=frame["seed"] + shift) for shift in shifts])
+        again = repeat(frame).merge(wanted, on=RUN_KEY)
         write_atomic(folder / f"mqar/{name}.csv", cells_of(again).to_csv(index=False, lineterminator="\n"))
     for other in ("kernels", "training", "illustrations"):
         if (results / other).is_dir():
