@@ -23,7 +23,10 @@ MISTAKES = {
     "model=palimpsa_d_170m": ("model: got 'palimpsa_d_170m'", "did you mean 'lm/palimpsa_d_170m'"),
     "model=lm/palimpsa_170m": ("model/lm: got 'palimpsa_170m'", "palimpsa_d_170m, palimpsa_d_340m"),
     "scale=laptopp": ("scale: got 'laptopp'", "did you mean 'laptop'"),
-    "task=mqar": ("task: got 'mqar', expected one of commonsense, mqar_ablation, mqar_calibration, mqar_curriculum,",),
+    "task=mqar": (
+        "task: got 'mqar', expected one of commonsense, mqar_ablation, mqar_calibration, mqar_curriculum, "
+        "mqar_interference, mqar_scratch;",
+    ),
     "task.kind=mqa": ("task.kind: got 'mqa', expected one of mqar, commonsense; did you mean 'mqar'?",),
     "logger=wandbb": ("logger: got 'wandbb'", "did you mean 'wandb'"),
     "+sweep=mqar_figure3": ("sweep: got 'mqar_figure3'", "did you mean 'mqar_figure2'"),
