@@ -70,15 +70,15 @@ def build_workspace(entity: str, project: str, name: str, num_layers: int) -> An
     if num_layers < 1:
         raise ConfigError(f"--layers: got {num_layers}, expected >= 1")
     try:
-        import wandb_workspaces.reports.v2 as reports  # pyright: ignore[reportMissingImports]
-        import wandb_workspaces.workspaces as workspaces  # pyright: ignore[reportMissingImports]
+        import wandb_workspaces.reports.v2 as reports
+        import wandb_workspaces.workspaces as workspaces
     except ImportError as error:
         raise ConfigError(
             "wandb-workspaces is not installed, which lays panels out; pip install 'palimpsa[workspaces]'"
         ) from error
 
     def plot(panel: Panel) -> Any:
-        named = {"metric_regex": panel.regex} if panel.regex else {"y": list(panel.metrics)}
+        named: dict[str, Any] = {"metric_regex": panel.regex} if panel.regex else {"y": list(panel.metrics)}
         return reports.LinePlot(title=panel.title, x="Step", log_y=panel.log_y, **named)
 
     return workspaces.Workspace(
