@@ -1,6 +1,7 @@
 """What was measured as Markdown, for the results folder and for docs/calibration.md."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -106,5 +107,6 @@ def calibration_summary(results: Path) -> str:
     lines: list[str] = []
     for scale in sorted(set(rows["scale"]), key=lambda scale: (scale == "laptop", scale)):
         own = rows.loc[rows["scale"] == scale]
-        lines += [f"**{subtitle(scale)}.** {_origin(own)}", "", *calibration_table(load_results(own)), ""]
+        origin = textwrap.fill(f"**{subtitle(scale)}.** {_origin(own)}", 118, break_on_hyphens=False)
+        lines += [origin, "", *calibration_table(load_results(own)), ""]
     return "\n".join([*lines, CAPTION])
