@@ -109,4 +109,4 @@ def calibration_summary(results: Path) -> str:
         own = rows.loc[rows["scale"] == scale]
         origin = textwrap.fill(f"**{subtitle(scale)}.** {_origin(own)}", 118, break_on_hyphens=False)
         lines += [origin, "", *calibration_table(load_results(own)), ""]
-    return "\n".join([*lines, CAPTION])
+    return "\n".join([*lines, textwrap.fill(CAPTION, 118, break_on_hyphens=False)])
