@@ -4,7 +4,7 @@ import os
 import re
 
 # Of variables whose value is a secret.
-SECRETS = ("KEY", "TOKEN", "PASSWORD", "SECRET")
+SECRETS = ("KEY", "TOKEN", "PASSWORD", "PASSWD", "SECRET", "CREDENTIAL")
 HIDDEN = "[hidden]"
 # Fewer characters are a number or a word that any text may hold.
 _LEAST = 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +32,13 @@ class OfflineRun:
 
     @property
     def sync_line(self) -> str:
-        """What uploads it: of several folders wandb makes one run, in the order of their beginnings."""
-        return shlex.join(["wandb", "sync", *map(str, self.folders)])
+        """What uploads it: see `sync_line`."""
+        return sync_line(self.folders)
+
+
+def sync_line(folders: Iterable[Path]) -> str:
+    """What uploads the folders of a run: of several wandb makes one, in the order of their beginnings."""
+    return shlex.join(["wandb", "sync", *map(str, folders)])
 
 
 def find_offline_runs(root: Path | str) -> list[OfflineRun]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import json
+import re
 import shutil
 import sys
 import types
@@ -350,3 +351,14 @@ def test_committed_results_have_a_page(build, tmp_path):
     assert {view for view, _, _ in built.problems} <= {"language", "finetuning", "memory"}
     assert size_of(tmp_path / "out") <= 15e6
     assert built.num_runs >= 390
+
+
+def test_dark_is_the_same_by_the_system_and_by_the_button():
+    style = (PAGE / "dashboard.css").read_text(encoding="utf-8")
+    by_system, by_button = (
+        re.search(rf"{re.escape(selector)} {{(.*?)}}", style, re.DOTALL)
+        for selector in (':root:not([data-theme="light"])', ':root[data-theme="dark"]')
+    )
+    assert by_system is not None
+    assert by_button is not None
+    assert by_system[1].split() == by_button[1].split()

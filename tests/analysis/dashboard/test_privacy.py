@@ -47,6 +47,12 @@ def test_names_of_this_machine_are_known(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("name", ["DEPLOY_KEY", "HF_TOKEN_2", "AWS_ACCESS_KEY_ID", "DB_PASSWD", "MY_SECRETS"])
+def test_a_secret_of_the_environment_is_one_by_the_rule_of_what_runs_leave(name):
+    scrubber = Scrubber.of_this_machine({name: "plainsecretvalue"})
+    assert scrubber.text("with plainsecretvalue") == "with [secret]"
+
+
 def test_a_name_that_is_a_common_word_stays():
     """A container's root must not turn the root mean square into something else."""
     assert Scrubber(["root", "me"]).text("the root mean square of me") == "the root mean square of me"

@@ -35,6 +35,7 @@ from palimpsa.analysis.dashboard.runs import (
 from palimpsa.analysis.dashboard.speed import describe_speed
 from palimpsa.analysis.dashboard.wandb_files import OfflineRun, read_offline_runs
 from palimpsa.analysis.style import MODEL_STYLES
+from palimpsa.runs.offline_wandb import sync_line
 from palimpsa.runs.schema import DIVERGED, FAILED
 
 # Pictures that no runs stand behind: file and title.
@@ -224,7 +225,7 @@ class Dashboard:
 
 def _offline_row(run: OfflineRun) -> list[Any]:
     """id, name, project, group, files, rows of the history, whether it has ended, the command that uploads it."""
-    line = OfflineRun(run.run_id, "", "", "", [Path(folder_text(folder)) for folder in run.folders]).sync_line()
+    line = sync_line(Path(folder_text(folder)) for folder in run.folders)
     numbers = [len(run.folders), len(run.history), run.ended]
     return [run.run_id, run.name, run.project, run.group, *numbers, line]
 

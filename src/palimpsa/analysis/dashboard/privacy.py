@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from palimpsa.config.private import is_secret
+
 SECRET = "[secret]"
 # A name that ends so holds a secret; ids of special tokens are none.
 _SECRET_NAME = re.compile(
@@ -66,7 +68,7 @@ class Scrubber:
         home = None
         with contextlib.suppress(RuntimeError):
             home = str(Path.home())
-        return cls(names, [value for name, value in environment.items() if is_secret_name(name)], home)
+        return cls(names, [value for name, value in environment.items() if is_secret(name)], home)
 
     def add_names(self, names: Iterable[str]) -> None:
         """More names of users and machines, that a file turned out to hold."""
@@ -112,7 +114,7 @@ class Scrubber:
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether what is called so is a secret.
+    """Whether a key of a config, or what a text assigns to, is a secret by its name: not every token is one there.
 
     >>> [is_secret_name(name) for name in ("WANDB_API_KEY", "hf.token", "num_tokens", "prefix_token", "monkey")]
     [True, True, False, False, False]

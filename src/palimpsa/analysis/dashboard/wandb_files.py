@@ -7,7 +7,6 @@ a header of 7 bytes: a checksum, the length of what follows, and which piece it 
 from __future__ import annotations
 
 import json
-import shlex
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -60,10 +59,6 @@ class OfflineRun:
         if not self.histories:
             return pd.DataFrame({"step": []})
         return pd.concat(self.histories).groupby("step", as_index=False).last()
-
-    def sync_line(self) -> str:
-        """The command that uploads it."""
-        return shlex.join(["wandb", "sync", *map(str, self.folders)])
 
 
 def find_offline_folders(roots: list[Path]) -> list[Path]:
