@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from palimpsa.analysis.dashboard.wandb_files import read_offline_file
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.schema import typed
 from palimpsa.sweeps.plan import plan_command_line
@@ -22,6 +23,11 @@ def wandb_metrics(directory: Path) -> set[str]:
     from wandb.proto import wandb_internal_pb2
 
     (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
+    # Its service may still be writing when the run has ended.
+    deadline = time.monotonic() + 30
+    while not read_offline_file(file).ended:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     names: set[str] = set()
     for record_bytes in records(file.read_bytes()):
         record = wandb_internal_pb2.Record()
