@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from palimpsa.config.errors import ConfigError
-from palimpsa.config.schema import CommonsenseConfig, SweepAxes
+from palimpsa.config.schema import CommonsenseConfig, SweepAxes, typed
+from palimpsa.model.build import build_model
 from palimpsa.tasks.build import build_task
 from palimpsa.tasks.commonsense import CommonsenseTask
 from palimpsa.tasks.loss import row_losses
@@ -276,6 +277,31 @@ def test_validation_is_each_document_from_its_start(text):
         model.weight[3, 4] = math.nan
     with pytest.raises(FloatingPointError, match="the validation loss is nan"):
         task.evaluate(model, "validation", stage, CPU)
+
+
+def test_validation_compiles_nothing_as_each_of_its_rows_has_a_length_of_its_own(text, compose_config):
+    sizes = [
+        f"task.vocab_size={VOCAB}",
+        "scale.d_model=16",
+        "scale.num_heads=2",
+        "scale.head_k_dim=4",
+        "scale.head_v_dim=4",
+    ]
+    model = build_model(typed(compose_config("model=palimpsa_d", *sizes)).model, 1)
+    compiled = []
+
+    def count(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    for block in model.blocks:
+        block.compile(dynamic=False, backend=count)
+    shards = build_task(config(text), 1).shards["validation"]
+    measure = Perplexity(shards, context=16, num_tokens=400, tokens_at_a_time=23)
+    assert measure(model, CPU)["loss"] > 0
+    assert not compiled
+    model.hidden(torch.zeros((1, 16), dtype=torch.int64), cu_seqlens=torch.tensor([0, 16]))
+    assert compiled
 
 
 def test_the_losses_of_rows_average_to_their_mean():

@@ -89,7 +89,9 @@ class Perplexity:
                 continue
             positions, boundaries = batch.positions[0].numpy(), batch.cu_seqlens.numpy()
             on_device = batch.to(device)
-            logits = model(on_device.tokens, on_device.positions, cu_seqlens=on_device.cu_seqlens)
+            # Rows end where documents do: compiled code would be made anew for the length of each.
+            with torch.compiler.set_stance("force_eager"):
+                logits = model(on_device.tokens, on_device.positions, cu_seqlens=on_device.cu_seqlens)
             # Summed on the CPU: a GPU adds to bins in an order that differs from call to call.
             losses = row_losses(logits[0], on_device.labels).double().cpu().numpy()
             seen = positions - boundaries[np.searchsorted(boundaries, positions, side="right") - 1] + 1
