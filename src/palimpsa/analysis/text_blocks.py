@@ -18,6 +18,7 @@ from palimpsa.analysis.collect.benchmark_columns import BASELINE, OPERATORS, PAS
 from palimpsa.analysis.collect.benchmark_files import read_operator_csv, read_training_csv
 from palimpsa.analysis.finetuning.tables import finetuning_summary
 from palimpsa.analysis.language.evaluation_tables import zero_shot_summary
+from palimpsa.analysis.language.speed_table import evaluation_speed_table
 from palimpsa.analysis.plasticity_costs import plasticity_costs
 from palimpsa.analysis.pretraining_costs import pretraining_costs
 from palimpsa.analysis.recipe.lengths_table import beyond_table, interference_table
@@ -226,6 +227,7 @@ TEXT_BLOCKS: dict[str, Callable[[Path], str]] = {
     "training_speed_table": training_speed_table,
     "pretraining_costs": pretraining_costs,
     "zero_shot_summary": zero_shot_summary,
+    "evaluation_speed_table": evaluation_speed_table,
     "finetuning_summary": finetuning_summary,
     "calibration_summary": calibration_summary,
 }

@@ -85,10 +85,12 @@ def test_a_caption_says_what_the_numbers_are_of(tmp_path):
     add_evaluation(tmp_path, rows_of("a"))
     text = caption(read_evaluation_csv(tmp_path))
     assert "At most 1024 tokens are read before a target (max_length)" in text
-    assert "begins with token 2 (prefix token); bfloat16, lm-eval 0.4.13; one seed." in text
+    assert "begins with token 2 (prefix token); bfloat16, lm-eval 0.4.13; small scale; one seed." in text
     assert "demonstrates" not in text
     add_evaluation(tmp_path, rows_of("b", limit=50, seed=2))
-    assert "at most 50 items a task; demonstrates the pipeline; 2 seeds" in caption(read_evaluation_csv(tmp_path))
+    assert "at most 50 items a task; demonstrates the pipeline; small scale; 2 seeds" in caption(
+        read_evaluation_csv(tmp_path)
+    )
 
 
 def test_markdown_shows_somebodys_label_as_it_is_and_each_measure(tmp_path):

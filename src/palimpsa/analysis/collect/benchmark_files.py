@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from palimpsa.analysis.collect.benchmark_columns import (
+    EVALUATION_SPEED_COLUMNS,
     OPERATOR_COLUMNS,
     OPERATORS,
     PRETRAINING_COLUMNS,
@@ -45,6 +46,11 @@ def read_pretraining_csv(folder: Path, slug: str) -> pd.DataFrame:
     """The rows of pretraining_SLUG.csv, none where there is no such file. Raises ResultError naming the file."""
     path, columns = folder / f"pretraining_{slug}.csv", PRETRAINING_COLUMNS["pretraining"]
     return _read_columns(path, columns) if path.exists() else pd.DataFrame(columns=list(columns))
+
+
+def read_evaluation_speed_csv(folder: Path, slug: str) -> pd.DataFrame:
+    """The rows of evaluation_speed_SLUG.csv. Raises ResultError naming the file."""
+    return _read_columns(folder / f"evaluation_speed_{slug}.csv", EVALUATION_SPEED_COLUMNS["evaluation_speed"])
 
 
 def device_slugs(folder: Path, kinds: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from palimpsa.analysis.collect.evaluation_files import read_evaluation_csv
-from palimpsa.analysis.language.published_numbers import PUBLISHED
+from palimpsa.analysis.language.published_numbers import FEWEST_TOKENS, PUBLISHED
 from palimpsa.analysis.tables import count_text, markdown_table
 from palimpsa.config.text import markdown_text
 
@@ -36,6 +36,8 @@ PERPLEXITIES = {
     ("wikitext", "word_perplexity"): "WikiText ppl",
     ("lambada_openai", "perplexity"): "LAMBADA ppl",
 }
+# Of the fewest tokens that what is published was trained on: below it numbers are not compared with those.
+SMALL_SHARE = 0.1
 _ACCURACY_METRICS = {"hellaswag": "acc_norm", "arc_challenge": "acc_norm"}
 
 
@@ -49,6 +51,8 @@ def subtitle(rows: pd.DataFrame) -> str:
         parts.append("laptop scale")
     if parts:
         parts.append("demonstrates the pipeline")
+    if rows["tokens"].max() < SMALL_SHARE * FEWEST_TOKENS:
+        parts.append("small scale")
     if seeds:
         parts.append("one seed" if len(seeds) == 1 else f"{len(seeds)} seeds")
     return "; ".join(parts)

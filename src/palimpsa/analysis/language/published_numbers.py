@@ -3,6 +3,8 @@
 from typing import NamedTuple
 
 PAPER = "arXiv 2602.09075 and its draft"
+# That any of these models was trained on.
+FEWEST_TOKENS = 15e9
 
 
 class Published(NamedTuple):
