@@ -60,6 +60,7 @@ SLOW = (
     "analysis/calibration",
     "analysis/dashboard/test_build.py::test_500_runs_take_at_most_15_mb_and_a_small_index",
     "analysis/dashboard/test_build.py::test_committed_results_have_a_page",
+    "analysis/dashboard/test_inspection_page.py",
     "analysis/dashboard/test_page.py",
     "analysis/draw",
     "analysis/memory",

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.machinery
 import json
 import re
 import shutil
-import sys
-import types
 from pathlib import Path
 
 import pytest
 
 from palimpsa.analysis.collect.evaluation_files import add_evaluation
 from palimpsa.analysis.collect.result_files import collect, write_collected
-from palimpsa.analysis.dashboard.build import MEMORY_PAGE, size_of
+from palimpsa.analysis.dashboard.build import size_of
 from palimpsa.analysis.dashboard.files import PAGE, plain_data
+from palimpsa.analysis.dashboard.memory_page import write_page
 from palimpsa.analysis.finetuning.pairs import add_pairs
 from palimpsa.analysis.finetuning.strength import add_strengths
 from palimpsa.runs.read import read_runs_csv
-from palimpsa.runs.schema import ResultError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -272,28 +269,22 @@ def test_inspections_of_memories_are_listed(tmp_path, build):
     assert (tmp_path / "dashboard" / entry["picture"]).is_file()
 
 
-def test_an_inspections_page_is_written_by_its_own_module_once(tmp_path, build, monkeypatch):
-    (tmp_path / "memory/a").mkdir(parents=True)
+def test_an_inspections_page_is_written_once(tmp_path, build, monkeypatch):
+    shutil.copytree(ROOT / "results/memory/demonstration", tmp_path / "memory/a")
     (tmp_path / "memory/b").mkdir()
-    for name in "ab":
-        (tmp_path / f"memory/{name}/inspection.json").write_text("{}")
+    (tmp_path / "memory/b/inspection.json").write_text("{}")
     calls = []
 
-    def write_page(inspection_folder: Path, out_html: Path, plotly_js: str) -> None:
-        calls.append(inspection_folder.name)
-        if inspection_folder.name == "b":
-            raise ResultError(f"{inspection_folder}: no inspection")
-        out_html.write_text(f"{(out_html.parent / plotly_js).resolve()}")
+    def counted(folder: Path, *arguments) -> Path:
+        calls.append(folder.name)
+        return write_page(folder, *arguments)
 
-    module = types.ModuleType(MEMORY_PAGE)
-    module.__spec__ = importlib.machinery.ModuleSpec(MEMORY_PAGE, None)
-    vars(module)["write_page"] = write_page
-    monkeypatch.setitem(sys.modules, MEMORY_PAGE, module)
+    monkeypatch.setattr("palimpsa.analysis.dashboard.build.write_page", counted)
     built = build(tmp_path)
     first, second = built.index["memory"]
-    assert (built.out / first["page"]).read_text() == str((built.out / "plotly.min.js").resolve())
+    assert '<script src="../plotly.min.js"></script>' in (built.out / first["page"]).read_text()
     assert second["page"] is None
-    assert "memory/b: no inspection" in built.problems()
+    assert "memory/b/inspection.json" in built.problems()
     # Neither has changed; the one that could not be read is tried again.
     built.dashboard.build()
     assert calls == ["a", "b", "b"]

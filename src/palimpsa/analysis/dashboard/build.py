@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import importlib
-import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from palimpsa.analysis.dashboard.committed import Cache, Problems, Source, read_
 from palimpsa.analysis.dashboard.experiments import describe_experiments, look_of
 from palimpsa.analysis.dashboard.files import PLOTLY, Folder
 from palimpsa.analysis.dashboard.language import describe_finetuning, describe_language
+from palimpsa.analysis.dashboard.memory_page import write_page
 from palimpsa.analysis.dashboard.privacy import Scrubber
 from palimpsa.analysis.dashboard.progress import read_progress
 from palimpsa.analysis.dashboard.run_folders import RunFolder, read_run_folders
@@ -49,7 +48,6 @@ PALETTE = (
     *("palimpsa_d", "palimpsa_m", "gla", "gated_deltanet", "mamba2"),
     *("palimpsa_d_nometa", "transformer", "palimpsa_d_scalar"),
 )
-MEMORY_PAGE = "palimpsa.analysis.dashboard.memory_page"
 
 
 @dataclass
@@ -192,10 +190,9 @@ class Dashboard:
             # Whatever the folder is called, and the same address when there are more.
             place = f"memory/{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:12]}"
             entry: dict[str, Any] = {"name": name, "page": None, "picture": None}
-            if importlib.util.find_spec(MEMORY_PAGE) is not None:
-                page = self.out / f"{place}.html"
-                problems.attempt("memory", partial(self._write_memory_page, file, page), None)
-                entry["page"] = f"{place}.html" if page.exists() else None
+            page = self.out / f"{place}.html"
+            problems.attempt("memory", partial(self._write_memory_page, file, page), None)
+            entry["page"] = f"{place}.html" if page.exists() else None
             if (file.parent / "inspection.png").is_file():
                 self.folder.write_bytes(f"{place}.png", (file.parent / "inspection.png").read_bytes())
                 entry["picture"] = f"{place}.png"
@@ -207,9 +204,9 @@ class Dashboard:
 
     def _write_memory_page(self, inspection: Path, page: Path) -> None:
         """One inspection's page, where the inspection is another one than at the last build."""
-        write_page = importlib.import_module(MEMORY_PAGE).write_page
         page.parent.mkdir(parents=True, exist_ok=True)
-        self._cache.get("memory", page, [inspection], partial(write_page, inspection.parent, page, f"../{PLOTLY}"))
+        write = partial(write_page, inspection.parent, page, f"../{PLOTLY}", self.scrubber)
+        self._cache.get("memory", page, [inspection], write)
 
     def _progress(self, runs: Sequence[PageRun]) -> dict[str, Any]:
         """The sweep at work, and of this machine's runs how many stand where."""

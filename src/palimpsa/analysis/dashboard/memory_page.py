@@ -8,6 +8,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+from palimpsa.analysis.dashboard.privacy import Scrubber
 from palimpsa.analysis.memory.inspection_file import read_inspection
 from palimpsa.config.text import one_line, shortened
 from palimpsa.runs.files import write_atomic
@@ -49,13 +50,15 @@ WORDS = (
 )
 
 
-def write_page(folder: Path, out_html: Path, plotly_js: str) -> Path:
+def write_page(folder: Path, out_html: Path, plotly_js: str, scrubber: Scrubber | None = None) -> Path:
     """Writes the page of the inspection in a folder, whole or not at all.
 
     Args:
         folder: with inspection.json.
         out_html: the file to write.
         plotly_js: where the page finds plotly.min.js: an address relative to it.
+        scrubber: looks at what is said of the model and its origin, not at the text that was read; None: one that knows
+            this machine.
 
     Returns:
         `out_html`.
@@ -64,7 +67,9 @@ def write_page(folder: Path, out_html: Path, plotly_js: str) -> Path:
         ResultError: see `read_inspection`.
         OSError: where it cannot be written.
     """
+    scrubber = Scrubber.of_this_machine() if scrubber is None else scrubber
     content = read_inspection(folder)
+    content |= {key: scrubber.data(content[key]) for key in ("model", "provenance")}
     rules = content["rules"]
     slots = {
         "TITLE": html.escape(shortened(f"Memory of {one_line(content['model']['label'])}", 80)),
