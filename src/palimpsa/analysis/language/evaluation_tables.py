@@ -51,7 +51,7 @@ def subtitle(rows: pd.DataFrame) -> str:
         parts.append("laptop scale")
     if parts:
         parts.append("demonstrates the pipeline")
-    if float(rows["tokens"].max()) < SMALL_SHARE * FEWEST_TOKENS:
+    if rows["tokens"].to_numpy(dtype=float).max(initial=0) < SMALL_SHARE * FEWEST_TOKENS:
         parts.append("small scale")
     if seeds:
         parts.append("one seed" if len(seeds) == 1 else f"{len(seeds)} seeds")
