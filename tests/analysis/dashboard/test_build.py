@@ -150,12 +150,12 @@ def test_a_run_that_is_in_runs_csv_and_on_the_disk_is_one_run_with_its_whole_con
     write_collected(collect([tmp_path / "runs"], tmp_path / "mqar"), tmp_path / "mqar")
     add_run(seed=2)
     built = build(tmp_path)
-    assert [(run["source"], run["seed"]) for run in built.runs] == [("mqar", 1), ("this machine", 2)]
+    assert [(run["source"], run["seed"]) for run in built.runs] == [("mqar", 1), ("run directories", 2)]
     for run in built.runs:
         assert built.config_of(run)["optimizer.beta1"] == "0.9"
         assert built.page_of(run)["whole_config"]
         assert len(built.page_of(run)["curve"]["loss"][0]) > 10
-    assert [one["source"] for one in built.index["experiments"]] == ["mqar", "this machine"]
+    assert [one["source"] for one in built.index["experiments"]] == ["mqar", "run directories"]
 
 
 def test_configs_are_told_by_their_difference_and_come_back_whole(add_run, tmp_path, build):

@@ -21,7 +21,7 @@ from palimpsa.analysis.dashboard.progress import read_progress
 from palimpsa.analysis.dashboard.run_folders import RunFolder, read_run_folders
 from palimpsa.analysis.dashboard.runs import (
     COLUMNS,
-    THIS_MACHINE,
+    RUN_DIRECTORIES,
     PageRun,
     config_group,
     folder_text,
@@ -143,10 +143,10 @@ class Dashboard:
 
     def _describe(self, sources: Sequence[Source], runs: Sequence[PageRun], problems: Problems) -> list[dict[str, Any]]:
         """The experiments of all sources; their learning dynamics go to files of their own."""
-        own_folders = [run.folder for run in runs if run.source == THIS_MACHINE and run.folder is not None]
+        own_folders = [run.folder for run in runs if run.source == RUN_DIRECTORIES and run.folder is not None]
         described: list[dict[str, Any]] = []
         for source in [*sources, local_source(runs)]:
-            folders = own_folders if source.name == THIS_MACHINE else []
+            folders = own_folders if source.name == RUN_DIRECTORIES else []
             described += self._describe_source(source, runs, folders, problems)
         described.sort(key=lambda experiment: -experiment["num_runs"])
         for place, experiment in enumerate(described):
@@ -163,7 +163,7 @@ class Dashboard:
         ids = {run.key: run.id for run in runs if run.source == source.name}
         # A committed frame that was not read anew is the same object; of directories the rows are compared.
         stamp = [id(source.rows), id(source.curves), ids]
-        if source.name == THIS_MACHINE:
+        if source.name == RUN_DIRECTORIES:
             stamp = [[str(run.path) for run in folders if run.has_ended], ids, len(source.curves)]
         known = self._described.get(source.name)
         if known is None or known[0] != stamp:
@@ -209,7 +209,7 @@ class Dashboard:
         self._cache.get("memory", page, [inspection], write)
 
     def _progress(self, runs: Sequence[PageRun]) -> dict[str, Any]:
-        """The sweep at work, and of this machine's runs how many stand where."""
+        """The sweep at work, and of the run directories how many stand where."""
         own = [run for run in runs if run.folder is not None]
         statuses = [run.folder.status for run in own if run.folder is not None]
         return {

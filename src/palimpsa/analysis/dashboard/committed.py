@@ -77,7 +77,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class Source:
-    """Runs that belong together: of a folder of results, or of this machine's run directories.
+    """Runs that belong together: of a folder of results, or of run directories.
 
     rows, curves: of runs.csv and curves.csv.
     """

@@ -88,7 +88,7 @@ def describe_experiments(
 
     Args:
         ids: of the page's runs, by their values of RUN_KEY.
-        folders: the run directories of a source of this machine's.
+        folders: the run directories of a source of them.
 
     Returns dictionaries; "dynamics" is large, and goes to a file of its own.
     """

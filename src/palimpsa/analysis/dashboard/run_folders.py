@@ -1,4 +1,4 @@
-"""Run directories of this machine, finished, failed, at work or interrupted: each as far as it can be read."""
+"""Run directories, finished, failed, at work or interrupted: each as far as it can be read."""
 
 from __future__ import annotations
 

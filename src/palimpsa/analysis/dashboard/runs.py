@@ -21,8 +21,8 @@ from palimpsa.runs.identity import flatten
 from palimpsa.runs.read import head_columns, runs_frame
 from palimpsa.runs.schema import RUN_KEY
 
-# Where the runs of this machine's directories are shown, beside the folders of results.
-THIS_MACHINE = "this machine"
+# Where runs are shown that only their directories hold, committed or of this machine, beside the folders of results.
+RUN_DIRECTORIES = "run directories"
 # Of the table, in its order.
 COLUMNS = (
     *("id", "source", "task", "scale", "model", "label", "lr", "seed", "length", "status", "error"),
@@ -93,7 +93,7 @@ def gather_runs(
         rows = folder.rows or [_row_of_unknown(folder)]
         run = by_result.get(_result_of(rows[0])) if folder.has_ended else None
         if run is None:
-            run = PageRun(THIS_MACHINE, rows)
+            run = PageRun(RUN_DIRECTORIES, rows)
             run.occurrence = seen.get(run.id, 0)
             seen[run.id] = run.occurrence + 1
             runs.append(run)
@@ -110,15 +110,15 @@ def gather_runs(
 
 
 def local_source(runs: Iterable[PageRun]) -> Source:
-    """The runs that this machine's directories alone hold and that have ended, as a folder of results has them."""
-    ended = [run for run in runs if run.source == THIS_MACHINE and run.folder is not None and run.folder.has_ended]
+    """The runs that directories alone hold and that have ended, as a folder of results has them."""
+    ended = [run for run in runs if run.source == RUN_DIRECTORIES and run.folder is not None and run.folder.has_ended]
     frame = runs_frame([row for run in ended for row in run.rows])
     frames = [
         pd.concat([pd.DataFrame([run.key] * len(run.curve), columns=RUN_KEY), run.curve.reset_index(drop=True)], axis=1)
         for run in ended
         if run.curve is not None and len(run.curve)
     ]
-    return Source(THIS_MACHINE, frame, pd.concat(frames, ignore_index=True) if frames else no_curves())
+    return Source(RUN_DIRECTORIES, frame, pd.concat(frames, ignore_index=True) if frames else no_curves())
 
 
 def _result_of(row: Mapping[str, Any]) -> RunKey:

@@ -68,7 +68,7 @@
         ? element(
             "section",
             {},
-            element("h2", {}, "Run directories of this machine"),
+            element("h2", {}, "Run directories"),
             facts(statuses.map(([status, count]) => [status, count])),
           )
         : null,
