@@ -195,7 +195,9 @@ def _map_text(column: pd.Series, change: Callable[[str], str]) -> pd.Series:
 
 
 def _as_floats(frame: pd.DataFrame, names: list[str], path: Path) -> pd.DataFrame:
-    return frame.assign(**{name: _convert(frame.loc[:, name], "float64", path) for name in names})
+    # At once: one column after the other pandas warns of, where a model has many heads.
+    converted = {name: _convert(frame.loc[:, name], "float64", path) for name in names}
+    return pd.concat([frame.drop(columns=names), pd.DataFrame(converted)], axis=1).loc[:, frame.columns]
 
 
 def _convert(column: pd.Series, dtype: str, path: Path) -> pd.Series:
