@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import time
@@ -18,17 +19,25 @@ from palimpsa.tasks.task import Stage
 from palimpsa.training.optimizer import learning_rates
 from palimpsa.training.watch.throughput import StepCosts
 
+# Seconds between two files of a run that goes on, and the share of its time that they may take.
+WRITE_EVERY_S, MOST_OF_THE_TIME = 3.0, 0.01
+
 
 class History(L.Callback):
     """The run's curves. Rows travel in the checkpoint, so that a resumed run's curves have neither gaps nor repeats.
+
+    Args:
+        growing: the file that the curves of a run that goes on are written to every few seconds, for who looks on.
 
     Attributes:
         rows: metrics by step. newest: the last value of each metric.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, growing: Path | None = None) -> None:
         self.rows: dict[int, dict[str, float]] = {}
         self.newest: dict[str, float] = {}
+        self._growing = growing
+        self._next_write_at = 0.0
 
     def record(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
         """Adds metrics to the row of the current optimiser step, and hands them to the trainer's loggers."""
@@ -37,6 +46,18 @@ class History(L.Callback):
         # Not through self.log: that costs about a millisecond a call.
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
+        if self._growing is not None and trainer.is_global_zero:
+            self._write_growing(self._growing)
+
+    def _write_growing(self, path: Path) -> None:
+        started = time.monotonic()
+        if started < self._next_write_at:
+            return
+        # A full disk is told where the run is recorded.
+        with contextlib.suppress(OSError):
+            self.write(path)
+        ended = time.monotonic()
+        self._next_write_at = ended + max(WRITE_EVERY_S, (ended - started) / MOST_OF_THE_TIME)
 
     def write(self, path: Path) -> dict[str, Any]:
         """Writes the curves as CSV, one row a step, one column a metric; returns what a result says of the file."""

@@ -155,7 +155,7 @@ class TrainingRun:
         if config.trainer.cuda_graphs:
             task.capture = Replay
         self.directory = directory
-        self.history = History()
+        self.history = History(directory.history_file)
         self.step_log = StepLog(self.history)
         self.curriculum = Curriculum(
             task,

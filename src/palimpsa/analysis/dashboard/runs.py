@@ -102,7 +102,7 @@ def gather_runs(
         if folder.history is not None:
             run.curve = folder.history
         elif recorded is not None and len(recorded.history):
-            # A run writes its history.csv when it ends; W&B's file grows with it.
+            # Of a run without a history.csv yet.
             run.curve = recorded.history
     for run in runs:
         run.config = _config_of(run, scrubber)
