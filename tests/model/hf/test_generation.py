@@ -4,7 +4,11 @@
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig, LlamaConfig, StaticCache, set_seed
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import DynamicCache, GenerationConfig, LlamaConfig, PreTrainedTokenizerFast, StaticCache, set_seed
 
 from palimpsa.model.hf import MixerCacheLayer
 
@@ -74,6 +78,23 @@ def test_embeddings_are_gone_on_from_as_their_tokens_are(way, make_model, prompt
     empty = batch[:, :0]
     found = generate(model, empty, inputs_embeds=embeddings, attention_mask=mask, no_repeat_ngram_size=0, **WAYS[way])
     assert torch.equal(found, expected)
+
+
+def letters() -> PreTrainedTokenizerFast:
+    """A tokenizer of which every token is a letter of its own."""
+    words = Tokenizer(WordLevel({chr(65 + token): token for token in range(41)}))
+    words.pre_tokenizer, words.decoder = Split("", "isolated"), Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=words)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_text_ends_with_a_stop_string(way, make_model, draw_tokens):
+    model, tokens = make_model("palimpsa_d"), draw_tokens(1, 5)
+    options = {**WAYS[way], "num_return_sequences": 1}
+    whole = generate(model, tokens, **options)[0].tolist()
+    ends = "".join(chr(65 + token) for token in whole[3:5])
+    stopped = generate(model, tokens, stop_strings=[ends], tokenizer=letters(), min_new_tokens=0, **options)
+    assert stopped[0].tolist() == whole[:5]
 
 
 def test_sampling_follows_the_seed(make_model, draw_tokens):

@@ -245,6 +245,17 @@ def test_adapters_of_linear_layers_are_trained_alone(name, make_model, draw_toke
     assert model(tokens, labels=tokens).loss < before
 
 
+def test_a_model_is_called_as_peft_calls_one(make_model, draw_tokens):
+    # PEFT names every argument, whether it was given or not.
+    model, tokens = make_model("palimpsa_d"), draw_tokens(2, 8)
+    unasked = {"inputs_embeds": None, "output_attentions": None, "output_hidden_states": None, "return_dict": None}
+    found = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=tokens, **unasked)
+    assert torch.equal(found.loss, model(tokens, labels=tokens).loss)
+    assert torch.equal(model(tokens, output_attentions=False).logits, found.logits)
+    with pytest.raises(ValueError, match="output_attentions: got True, expected False"):
+        model(tokens, output_attentions=True)
+
+
 def test_a_new_model_starts_as_ours_do():
     sizes = {"num_heads": 2, "head_k_dim": 8, "head_v_dim": 16}
     mixer = {"_target_": "palimpsa.mixers.PalimpsaD", **sizes, "forgetting": "random", "initial_plasticity": [0.1, 1]}

@@ -151,6 +151,8 @@ class PalimpsaForCausalLM(PreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> Any:
         """As transformers', which looks for `inputs_embeds` by name; of what has been generated nothing is padding."""
+        # The one that stop strings are looked for with, which the library hands on to the model.
+        kwargs.pop("tokenizer", None)
         library: Any = super()
         inputs = library.prepare_inputs_for_generation(
             *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
@@ -170,6 +172,7 @@ class PalimpsaForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
     ) -> CausalLMOutputWithPast:
@@ -183,12 +186,16 @@ class PalimpsaForCausalLM(PreTrainedModel, GenerationMixin):
             labels: [B, T] int64, `input_ids` themselves: moved by one here; -100 is no target.
             use_cache: whether to return a cache; None: as the config says, and not in training.
             output_hidden_states: whether to return what each block takes, and the last norm's output.
+            output_attentions: no; PEFT names it in every call.
             logits_to_keep: of how many positions at the end, or of which, logits are wanted; 0: all.
             num_items_in_batch: what the sum of the loss is divided by; None: the number of targets.
 
         Raises:
-            ValueError: for inputs of both kinds or of none, a mask of another shape, or a cache of another model.
+            ValueError: for inputs of both kinds or of none, a mask of another shape, a cache of another model, or
+                where attentions are asked for, of which a memory has none.
         """
+        if output_attentions:
+            raise ValueError(f"output_attentions: got {output_attentions}, expected False: a memory has no attentions")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids, inputs_embeds: got both or none, expected one of them")
         x = self.model.embedding(input_ids) if inputs_embeds is None else inputs_embeds
