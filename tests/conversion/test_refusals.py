@@ -64,7 +64,7 @@ def test_a_folder_of_more_weights_than_its_config_says_is_refused(convert, run, 
     facts = folder / "training.json"
     facts.write_text('{"steps": "many"}')
     assert convert("import", folder, new) == 2
-    assert "training.json: steps: got 'many', expected a number" in capsys.readouterr().err
+    assert 'training.json: steps is "many", expected an integer' in capsys.readouterr().err
     facts.unlink()
     path = folder / "model.safetensors"
     weights = load_file(path)

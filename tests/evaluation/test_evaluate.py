@@ -120,6 +120,31 @@ def test_an_exported_run_has_the_scores_of_the_run(run_folder, task_data, evalua
     assert f"{folder}: got no model that can be loaded" in capfd.readouterr().err
 
 
+def test_a_damaged_file_of_an_export_is_told_with_its_name_and_spoils_no_table(
+    run_folder, task_data, evaluate, tmp_path, capfd
+):
+    from palimpsa.conversion.command import convert_main
+
+    assert convert_main(["export", str(run_folder), str(tmp_path / "exported")]) == 0
+    capfd.readouterr()
+    more = ("evaluation.tasks=[piqa]", "long_range.measures=[]", f"evaluation.data_dir={task_data}")
+    for file, content, told in (
+        ("training.json", '{"seed": "one"}', 'seed is "one", expected an integer'),
+        ("training.json", '{"learning_rate": [1]}', "learning_rate is .1., expected a number"),
+        ("training.json", "[]", "got .., expected what is known of a run"),
+        ("tokenizer_facts.json", "{", "expected what is known of a tokenizer"),
+        ("tokenizer_facts.json", "{}", "name: missing, expected str"),
+        ("tokenizer_facts.json", '{"name": 1, "vocab_size": 9, "end_of_text": 8}', "kind: missing, expected str"),
+        ("tokenizer_facts.json", "[]", "got .., expected what is known of a tokenizer"),
+    ):
+        folder = shutil.copytree(tmp_path / "exported", tmp_path / "damaged", dirs_exist_ok=True)
+        (folder / file).write_text(content)
+        assert evaluate(tmp_path, *more, f"checkpoint={folder}") == 2
+        err = capfd.readouterr().err
+        assert re.search(f"error: {folder / file}: .*{told}", err), err
+    assert not (tmp_path / "commonsense").exists()
+
+
 def test_strength_is_swept_at_fixed_weights(evaluate, task_data, run_folder, tmp_path, capfd):
     """From the model without importances to the run's own, each in rows of its own."""
     import torch

@@ -175,7 +175,9 @@ def convert(schema: type, values: Mapping[str, Any], path: str = "") -> Any:
     missing = [
         one.name
         for one in dataclasses.fields(schema)
-        if one.name not in values and one.default is MISSING and one.default_factory is dataclasses.MISSING
+        if one.name not in values
+        and one.default in (MISSING, dataclasses.MISSING)
+        and one.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise ConfigError(f"{path}{missing[0]}: missing, expected {_type_name(hints[missing[0]])}")

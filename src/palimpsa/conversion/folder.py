@@ -23,10 +23,16 @@ from palimpsa.model.finite import check_finite
 from palimpsa.model.hf import PalimpsaConfig, PalimpsaForCausalLM
 from palimpsa.runs.files import whole_folder
 from palimpsa.runs.result import read_json_object
+from palimpsa.runs.schema import Block, ResultError
 from palimpsa.tasks.data_digests import split_folder
 from palimpsa.text.manifest import Manifest, read_manifest
 
 FACTS = "training.json"
+# Of its values, those that are read again, where they are known.
+FACT_KINDS = {
+    **{"steps": "count", "tokens": "count", "context": "count", "seed": "count", "learning_rate": "positive"},
+    **{"validation_loss": "number", "validation_perplexity_per_byte": "number"},
+}
 CARD = "README.md"
 # What a config is made of.
 MODEL_KEYS = ("name", "label", *SKELETON_KEYS, "mixer")
@@ -129,24 +135,39 @@ def import_folder(folder: Path, path: Path) -> list[str]:
         lines of a report.
 
     Raises:
-        ConfigError: for a file that is there, or a folder without a model.
+        ConfigError: for a file that is there, a folder without a model, or see `read_facts`.
         OSError: where it cannot be written.
     """
     if os.path.lexists(path):
         raise ConfigError(f"{path}: is there already, expected a new file")
     model = load_folder(folder)
-    facts = read_json_object(folder / FACTS, "expected what is known of a run") if (folder / FACTS).is_file() else {}
+    facts = read_facts(folder)
     weights = {
         name: weight.to(MASTER_DTYPE) if weight.is_floating_point() else weight
         for name, weight in model.model.state_dict().items()
     }
     config = model.config
     model_config = {"name": config.name, "label": config.label, **config.model_keys()}
-    steps = facts.get("steps") or 0
-    if not isinstance(steps, int):
-        raise ConfigError(f"{folder / FACTS}: steps: got {steps!r}, expected a number of steps")
-    write_weights(path, weights, model_config, steps)
+    write_weights(path, weights, model_config, facts.get("steps") or 0)
     return [*listed(weights.items()), str(path)]
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What a folder says of its model's training, as `write_folder` was given it; nothing where it says nothing.
+
+    Raises:
+        ConfigError: naming file and key, for what is no JSON, or a value that is none of `FACT_KINDS`.
+    """
+    path = folder / FACTS
+    if not path.is_file():
+        return {}
+    try:
+        facts = read_json_object(path, "expected what is known of a run")
+        for name, kind in FACT_KINDS.items():
+            Block(path, "", facts).get(name, kind, optional=True)
+    except ResultError as error:
+        raise ConfigError(str(error)) from error
+    return facts
 
 
 def load_folder(folder: Path) -> PalimpsaForCausalLM:

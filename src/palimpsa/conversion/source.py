@@ -12,7 +12,7 @@ from torch import Tensor
 from palimpsa.config.errors import ConfigError, RunDirectoryError
 from palimpsa.conversion.card import facts_of_run
 from palimpsa.conversion.checkpoint import read_trained
-from palimpsa.conversion.folder import FACTS, load_folder, manifest_of
+from palimpsa.conversion.folder import load_folder, manifest_of, read_facts
 from palimpsa.conversion.mamba2 import read_mamba2
 from palimpsa.conversion.mamba2_options import TOKEN_IDS, read_state_spaces_options, read_transformers_options
 from palimpsa.conversion.tokenizer import copy_tokenizer, export_tokenizer
@@ -118,7 +118,7 @@ def _of_mamba2(path: Path, is_transformers: bool, num_norm_groups: int | None, t
 def _of_our_folder(path: Path, tokenizer: str | None) -> Source:
     model = load_folder(path)
     config = model.config
-    facts = read_json_object(path / FACTS, "expected what is known of a run") if (path / FACTS).is_file() else {}
+    facts = read_facts(path)
     weights = model.model.state_dict()
     return Source(
         path=path,

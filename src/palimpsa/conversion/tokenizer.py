@@ -10,6 +10,8 @@ from typing import Any
 
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.keys import convert
+from palimpsa.runs.result import read_json_object
+from palimpsa.runs.schema import ResultError
 from palimpsa.text.golden import check_golden_ids
 from palimpsa.text.manifest import TokenizerFacts
 from palimpsa.text.tokenizers import (
@@ -80,12 +82,17 @@ def read_folder_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer that lies in a model's folder, held to the golden ids that lie there too.
 
     Raises:
-        ConfigError: there is none, or it makes other ids.
+        ConfigError: there is none, or it makes other ids; naming the file, for one that is damaged.
     """
     path = folder / FACTS
     if not path.is_file():
         raise ConfigError(f"{path}: not there, expected what scripts/convert.py export says of a tokenizer")
-    facts = convert(TokenizerFacts, json.loads(path.read_text(encoding="utf-8")))
+    try:
+        facts = convert(TokenizerFacts, read_json_object(path, "expected what is known of a tokenizer"))
+    except ResultError as error:
+        raise ConfigError(str(error)) from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     name = BYTES if facts.kind == BYTES else str(folder)
     tokenizer = build_tokenizer(find_tokenizer(name, end_of_text=facts.end_of_text, reaches_hub=False))
     check_golden_ids(facts, tokenizer)

@@ -20,7 +20,7 @@ from palimpsa.evaluation.schema import EvaluateConfig
 from palimpsa.mixers.plasticity import set_strength
 from palimpsa.model.finite import check_finite
 from palimpsa.model.language_model import LanguageModel
-from palimpsa.runs.result import read_json_object, run_of
+from palimpsa.runs.result import run_of
 from palimpsa.tasks.data_digests import split_folder
 from palimpsa.text.files import files_sha256
 from palimpsa.text.golden import check_tokenizer
@@ -217,15 +217,14 @@ def _at_strength(model: LanguageModel, strength: float | None) -> LanguageModel:
 
 def _of_an_export(config: EvaluateConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> EvaluatedModel:
     """What `scripts/convert.py export` wrote, by the same code as the run that it came from."""
-    from palimpsa.conversion.folder import FACTS, load_folder
+    from palimpsa.conversion.folder import load_folder, read_facts
     from palimpsa.conversion.tokenizer import FACTS as TOKENIZER_FACTS
     from palimpsa.conversion.tokenizer import read_folder_tokenizer
 
-    prefix, facts = config.evaluation.prefix_token, {}
+    prefix = config.evaluation.prefix_token
     with _unchanged(folder) as digest:
         model = load_folder(folder)
-        if (folder / FACTS).is_file():
-            facts = read_json_object(folder / FACTS, "expected what is known of a run")
+        facts = read_facts(folder)
         # A folder that training by other means has written has a tokenizer of transformers at most.
         has_own = (folder / TOKENIZER_FACTS).is_file()
         codec: Codec = (
