@@ -129,6 +129,24 @@ def test_the_loss_is_the_trainers(name, make_model, draw_tokens):
     )
 
 
+@pytest.mark.parametrize("name", ["palimpsa_d", "palimpsa_m", "gated_deltanet", "transformer"])
+@pytest.mark.parametrize("side", ["left", "right", "between"])
+def test_a_padded_batch_has_the_loss_of_its_rows_alone(side, name, make_model, draw_tokens):
+    """Where padding is at the left, the first token of a row has nothing before it to be predicted from."""
+    model, tokens = make_model(name), draw_tokens(2, 12)
+    mask = torch.ones_like(tokens)
+    mask[1, {"left": slice(0, 5), "right": slice(7, 12), "between": slice(4, 9)}[side]] = 0
+    labels = tokens.masked_fill(mask == 0, -100)
+    short = tokens[1:, mask[1] == 1]
+    alone = [model(row, labels=row, num_items_in_batch=1).loss for row in (tokens[:1], short)]
+    expected = sum(alone) / (11 + 6)
+    loss = model(tokens, attention_mask=mask, labels=labels).loss
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    weight = model.model.embedding.weight
+    found, wanted = (torch.autograd.grad(x, weight, retain_graph=True)[0] for x in (loss, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["palimpsa_d", "transformer"])
 def test_gradient_checkpointing_changes_no_bit(name, make_model, draw_tokens, monkeypatch):
     model, tokens = make_model(name).train(), draw_tokens(2, 20)

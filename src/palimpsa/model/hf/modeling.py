@@ -183,7 +183,7 @@ class PalimpsaForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask: [B, T], or with a cache [B, S + T], of which the last T count: 0 for padding, which may be
                 anywhere. The tokens of a row are read as if they stood side by side.
             past_key_values: `DynamicCache(config=model.config)`, to continue from, brought up to date in place.
-            labels: [B, T] int64, `input_ids` themselves: moved by one here; -100 is no target.
+            labels: [B, T] int64, `input_ids` themselves: moved by one here, past padding; -100 is no target.
             use_cache: whether to return a cache; None: as the config says, and not in training.
             output_hidden_states: whether to return what each block takes, and the last norm's output.
             output_attentions: no; PEFT names it in every call.
@@ -219,7 +219,11 @@ class PalimpsaForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, num_items_in_batch=num_items_in_batch
+                logits=logits,
+                labels=labels,
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+                shift_labels=None if mask is None else _next_in_rows(labels, mask),
             )
         return CausalLMOutputWithPast(
             loss=loss,
@@ -242,6 +246,16 @@ class PalimpsaForCausalLM(PreTrainedModel, GenerationMixin):
 def _permuted(x: Tensor, order: Tensor) -> Tensor:
     """[B, T, D] of x [B, T, D] in another order of time, [B, T]."""
     return x.gather(1, order.to(x.device)[..., None].expand_as(x))
+
+
+def _next_in_rows(labels: Tensor, mask: Tensor) -> Tensor:
+    """[B, T] of labels [B, T]: that of what comes next in its row; -100 behind the last.
+
+    Padding at the left of a row has read the whole of it: it must not be asked for the first token.
+    """
+    order, inverse = (x.to(labels.device) for x in in_rows(mask))
+    behind = torch.full_like(labels[:, :1], -100)
+    return torch.cat([labels.gather(1, order)[:, 1:], behind], dim=1).gather(1, inverse)
 
 
 def _mask_of_tokens(attention_mask: Tensor | None, B: int, T: int) -> Tensor | None:
