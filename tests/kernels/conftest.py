@@ -1,6 +1,8 @@
 """Random arguments of the operator, and test ids that carry their sizes: [B2-T63-H4-K48-V96-f64]."""
 
 # B batch, T time, H heads, K key dim, V value dim, G precisions a head, N sequences packed along T
+import contextlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -18,6 +20,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from palimpsa.kernels import palimpsa_reference
+
+from .interpreter import quicken
 
 # A command of its own.
 collect_ignore = ["fuzz.py"]
@@ -166,6 +170,32 @@ def failures(operator, problem, **options):
             if not error <= limit:
                 found[kind + name] = f"{error:.2e} > {limit:.2e}"
     return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_interpreter():
+    """What has made Triton's interpreter quicker, for all that this process tests from here on; None on a GPU."""
+    if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
+        yield None
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        quicken(patch)
+        yield patch
+
+
+@pytest.fixture
+def slow_interpreter(quick_interpreter):
+    """Takes the quicker parts out again: `with slow_interpreter(): ...`."""
+
+    @contextlib.contextmanager
+    def take_out():
+        quick_interpreter.undo()
+        try:
+            yield
+        finally:
+            quicken(quick_interpreter)
+
+    return take_out
 
 
 @pytest.fixture(scope="session")
