@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -195,8 +197,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+# By overrides, pickled: to compose takes Hydra a tenth of a second, and hundreds of tests ask for the same.
+_composed: dict[tuple[str, ...], bytes] = {}
+
+
 def _compose(*overrides: str) -> DictConfig:
-    return compose_train_config(overrides)
+    # Each test has a place of its own for its results, which is set in the config of the others.
+    places = [text for text in overrides if re.fullmatch(r"results_dir=/[\w./-]+", text)]
+    others = tuple(text for text in overrides if text not in places)
+    if others not in _composed:
+        _composed[others] = pickle.dumps(compose_train_config(others))
+    config = pickle.loads(_composed[others])
+    if places:
+        config.results_dir = places[-1].partition("=")[2]
+    return config
 
 
 @pytest.fixture

@@ -2,9 +2,11 @@
 
 To import what trains takes six seconds of a core, and to train, at the sizes of tests, one. As a program it is that
 process: it reads an order a line, as JSON, and answers with the id of a process that carries it out; once that one has
-ended, its exit code is in the file ID.code of FOLDER.
+ended, its exit code is in the file ID.code of FOLDER. With --serve it takes orders from tests/warm_python.py instead,
+which stands for Python on a command line.
 
 python tests/forker.py FOLDER
+python tests/forker.py --serve SOCKET
 """
 
 from __future__ import annotations
@@ -16,12 +18,15 @@ import json
 import os
 import resource
 import runpy
+import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,9 +129,38 @@ class Forker:
         self._process.communicate()
 
 
+class WarmPython:
+    """tests/forker.py of a copy of the repository, and `words`: a command that is to that copy what Python is.
+
+    What the words before a script's name start ends as the script does, and prints what it prints where it does.
+    """
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        address = folder / "socket"
+        environment = {**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(root / "tests/forker.py"), "--serve", str(address)]
+        self.words = [sys.executable, "-I", "-S", str(root / "tests/warm_python.py"), str(address)]
+        self._process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"ready\n", "tests/forker.py has ended; what it printed is above"
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def opened(order: dict[str, Any]) -> list[int]:
+    """The descriptors that a script's standard streams are to be: those that an order has, or those of its files."""
+    if "descriptors" in order:
+        return order["descriptors"]
+    appended = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return [os.open(os.devnull, os.O_RDONLY), *(os.open(order[stream], appended) for stream in ("out", "err"))]
+
+
 def carry_out(order: dict[str, Any]) -> None:
     """Becomes the process of a script; does not return."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     # Tests in the background of a shell have it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Of a group of its own, which can be killed with all that it starts.
@@ -134,11 +168,10 @@ def carry_out(order: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(order["environment"])
     os.chdir(order["cwd"])
-    for descriptor, path in enumerate((os.devnull, order["out"], order["err"])):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND if descriptor else os.O_RDONLY
-        os.dup2(os.open(path, flags), descriptor)
+    for descriptor, stream in enumerate(opened(order)):
+        os.dup2(stream, descriptor)
     drain = None
-    if order["largest_file"] is not None:
+    if order.get("largest_file") is not None:
         # Through a process that the limit does not bind.
         drain = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
         assert drain.stdin is not None
@@ -147,7 +180,7 @@ def carry_out(order: dict[str, Any]) -> None:
         drain.stdin.close()
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"], order["largest_file"]))
     sys.argv = order["words"]
-    sys.path[0] = str(Path(sys.argv[0]).parent)
+    sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
     code: Any = 0
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -167,20 +200,23 @@ def carry_out(order: dict[str, Any]) -> None:
     os._exit(code or 0)
 
 
-def main(folder: Path) -> None:
-    for name in IMPORTED:
-        importlib.import_module(name)
+def ended() -> Iterator[tuple[int, int]]:
+    """The ids and exit codes of processes that have ended and were not told of yet."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, os.waitstatus_to_exitcode(status)
 
+
+def read_orders(folder: Path) -> None:
     def note_ends(*_: Any) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, code in ended():
             written = folder / f"{pid}.part"
-            written.write_text(str(os.waitstatus_to_exitcode(status)))
+            written.write_text(str(code))
             written.rename(folder / f"{pid}.code")
 
     signal.signal(signal.SIGCHLD, note_ends)
@@ -191,5 +227,41 @@ def main(folder: Path) -> None:
         print(pid, flush=True)
 
 
+def serve(address: str) -> None:
+    """Until stdin ends."""
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(address)
+    listening.listen()
+    waiting: dict[int, socket.socket] = {}
+
+    def tell_ends(*_: Any) -> None:
+        for pid, code in ended():
+            # Who has asked may be gone.
+            with waiting.pop(pid) as connection, contextlib.suppress(BrokenPipeError):
+                connection.sendall(f"{code}\n".encode())
+
+    signal.signal(signal.SIGCHLD, tell_ends)
+    print("ready", flush=True)
+    while listening in select.select([listening, sys.stdin], [], [])[0]:
+        connection, _ = listening.accept()
+        text, descriptors, *_ = socket.recv_fds(connection, 2**16, 3)
+        while not text.endswith(b"\n"):
+            text += connection.recv(2**16)
+        # No process ends before it is known who waits for it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        pid = os.fork()
+        if pid == 0:
+            carry_out({**json.loads(text), "descriptors": descriptors})
+        waiting[pid] = connection
+        for descriptor in descriptors:
+            os.close(descriptor)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    for name in IMPORTED:
+        importlib.import_module(name)
+    if sys.argv[1] == "--serve":
+        serve(sys.argv[2])
+    else:
+        read_orders(Path(sys.argv[1]))

@@ -11,12 +11,15 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from palimpsa.evaluation.schema import load as load_evaluate
 from palimpsa.text.schema import load as load_prepare_text
+
+from .forker import WarmPython
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "LOG.md")]
@@ -84,7 +87,10 @@ def runs_here(line: str) -> bool:
 
 
 class Checkout:
-    """A copy of the tracked files without results, in which each command runs once."""
+    """A copy of the tracked files without results, in which each command runs once.
+
+    Python is one that has imported what trains, of the copy; tests/sweeps/test_terminals.py starts one that has not.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -96,6 +102,7 @@ class Checkout:
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target, follow_symlinks=False)
+        self.python = WarmPython(root, root.parent)
 
     def run(self, line: str, overrides: tuple[str, ...]) -> subprocess.CompletedProcess:
         """The command with these overrides at its end; the second time what the first gave."""
@@ -111,18 +118,20 @@ class Checkout:
             given = [word for word in words if word.startswith("ARGS=")]
             arguments = [*(word.removeprefix("ARGS=") for word in given), *map(shlex.quote, overrides)]
             words = [word for word in words if word not in given]
-            words += [f"PY={sys.executable}", "SCALE=laptop", f"ARGS={' '.join(arguments)}"]
+            words += [f"PY={shlex.join(self.python.words)}", "SCALE=laptop", f"ARGS={' '.join(arguments)}"]
         else:
             assert words[0] == ".venv/bin/python"
-            words = [sys.executable, *words[1:], *overrides]
+            words = [*self.python.words, *words[1:], *overrides]
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "PYTEST"))}
         environment["PYTHONPATH"] = str(self.root / "src")
         return subprocess.run(words, cwd=self.root, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Checkout:
-    return Checkout(tmp_path_factory.mktemp("readme") / "palimpsa")
+def checkout(tmp_path_factory) -> Iterator[Checkout]:
+    checkout = Checkout(tmp_path_factory.mktemp("readme") / "palimpsa")
+    yield checkout
+    checkout.python.close()
 
 
 @pytest.fixture

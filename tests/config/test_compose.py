@@ -24,6 +24,19 @@ def test_a_config_is_composed_by_one_call():
     assert "hydra" not in config
 
 
+def test_what_tests_compose_once_is_what_hydra_composes(tiny_overrides, tmp_path, request):
+    """tests/conftest.py sets the place of the results afterwards, and hands each test a config of its own."""
+    shared = request.getfixturevalue("compose_config")
+    for place in (tmp_path / "one", tmp_path / "another"):
+        overrides = (*tiny_overrides, f"results_dir={place}", "seed=3")
+        expected, found = compose_config(overrides), shared(*overrides)
+        assert found == expected
+        for resolve in (False, True):
+            assert OmegaConf.to_yaml(found, resolve=resolve) == OmegaConf.to_yaml(expected, resolve=resolve)
+        assert OmegaConf.is_struct(found) == OmegaConf.is_struct(expected)
+        found.seed = 4
+
+
 # Outside of tests palimpsa.sweeps.launchers sees to it.
 @pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher")
 def test_a_mistake_is_told_with_the_keys_of_the_config_at_hand():
