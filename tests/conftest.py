@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import re
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,17 @@ def is_slow(nodeid: str) -> bool:
     """Whether a test is among `SLOW`: `is_slow("tests/model/test_table.py::test_published_sizes[...]")`."""
     name = nodeid.removeprefix("tests/")
     return any(name == entry or name.startswith((f"{entry}/", f"{entry}::", f"{entry}[")) for entry in SLOW)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Has the garbage collector look at none of the million objects that are imported and collected, and which stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

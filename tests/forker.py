@@ -3,7 +3,7 @@
 To import what trains takes six seconds of a core, and to train, at the sizes of tests, one. As a program it is that
 process: it reads an order a line, as JSON, and answers with the id of a process that carries it out; once that one has
 ended, its exit code is in the file ID.code of FOLDER. With --serve it takes orders from tests/warm_python.py instead,
-which stands for Python on a command line.
+which stands for Python on a command line, and has imported the libraries alone.
 
 python tests/forker.py FOLDER
 python tests/forker.py --serve SOCKET
@@ -38,6 +38,17 @@ IMPORTED = (
     "lightning.pytorch.strategies",
     "palimpsa.sweeps.command",
     "palimpsa.training.run",
+)
+
+
+# What these import of others, for scripts that are to import all that is this repository's themselves.
+LIBRARIES = (
+    "hydra.main",
+    "lightning.pytorch.strategies",
+    "pandas",
+    "rich.table",
+    "torch.distributed.checkpoint",
+    "torch.distributed.elastic.agent.server.api",
 )
 
 
@@ -259,9 +270,10 @@ def serve(address: str) -> None:
 
 
 if __name__ == "__main__":
-    for name in IMPORTED:
+    is_server = sys.argv[1] == "--serve"
+    for name in LIBRARIES if is_server else IMPORTED:
         importlib.import_module(name)
-    if sys.argv[1] == "--serve":
+    if is_server:
         serve(sys.argv[2])
     else:
         read_orders(Path(sys.argv[1]))

@@ -89,7 +89,7 @@ def runs_here(line: str) -> bool:
 class Checkout:
     """A copy of the tracked files without results, in which each command runs once.
 
-    Python is one that has imported what trains, of the copy; tests/sweeps/test_terminals.py starts one that has not.
+    Python is one that has imported torch and the like already; of the copy each command imports what it needs.
     """
 
     def __init__(self, root: Path) -> None:
