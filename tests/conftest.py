@@ -220,13 +220,14 @@ _composed: dict[tuple[str, ...], bytes] = {}
 
 
 def _compose(*overrides: str) -> DictConfig:
-    # Each test has a place of its own for its results, which is set in the config of the others.
-    places = [text for text in overrides if re.fullmatch(r"results_dir=/[\w./-]+", text)]
-    others = tuple(text for text in overrides if text not in places)
+    # Each test has a place of its own for its results, which is set in the config of the others. The last one counts.
+    places = [text for text in overrides if text.startswith("results_dir=")]
+    is_plain = bool(places) and re.fullmatch(r"results_dir=/[\w./-]+", places[-1]) is not None
+    others = tuple(text for text in overrides if not (is_plain and text in places))
     if others not in _composed:
         _composed[others] = pickle.dumps(compose_train_config(others))
     config = pickle.loads(_composed[others])
-    if places:
+    if is_plain:
         config.results_dir = places[-1].partition("=")[2]
     return config
 

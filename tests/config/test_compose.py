@@ -27,8 +27,14 @@ def test_a_config_is_composed_by_one_call():
 def test_what_tests_compose_once_is_what_hydra_composes(tiny_overrides, tmp_path, request):
     """tests/conftest.py sets the place of the results afterwards, and hands each test a config of its own."""
     shared = request.getfixturevalue("compose_config")
-    for place in (tmp_path / "one", tmp_path / "another"):
-        overrides = (*tiny_overrides, f"results_dir={place}", "seed=3")
+    for places in (
+        [tmp_path / "one"],
+        [tmp_path / "another"],
+        ["results"],
+        [tmp_path, "results"],
+        ["results", tmp_path],
+    ):
+        overrides = (*tiny_overrides, *(f"results_dir={place}" for place in places), "seed=3")
         expected, found = compose_config(overrides), shared(*overrides)
         assert found == expected
         for resolve in (False, True):
