@@ -109,6 +109,9 @@ def _draw_level(axes: Axes, value: float, operator: str, *, label_at: float) -> 
         textcoords="offset points",
         ha="right",
         fontsize=8,
+        # Levels may be as near to each other as their labels are high.
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+        zorder=5,
     )
 
 
