@@ -105,9 +105,15 @@ class MQARTask(Task[MQARStage, AnyBatch]):
 
     def bindings(self, stage: MQARStage, split: str, examples: Tensor) -> Bindings:
         batch = self.make_batch(stage, split, examples)
-        # Pairs come first, each its key and then its value.
-        stored = torch.arange(2 * stage.spec.num_pairs, device=examples.device).view(1, -1, 2)
-        return Bindings(batch.inputs, stored.expand(len(examples), -1, -1), batch.query_positions, batch.labels)
+        spec = stage.spec
+        # Writes come first, each a key and then its value; only with interference is a key written twice.
+        num_writes = spec.num_pairs + (spec.num_overwrites if isinstance(spec, InterferenceSpec) else 0)
+        written = batch.inputs[:, None, 0 : 2 * num_writes : 2]
+        asked = batch.inputs.gather(1, batch.query_positions)[..., None]
+        places = torch.arange(num_writes, device=examples.device)
+        # The last one of the key: its value is the one that counts.
+        keys = 2 * (written == asked).mul(places).amax(dim=-1)
+        return Bindings(batch.inputs, torch.stack([keys, keys + 1], dim=-1), batch.query_positions, batch.labels)
 
     def release(self) -> None:
         self._meter = None

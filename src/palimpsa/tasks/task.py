@@ -41,8 +41,8 @@ class Loss(NamedTuple):
 class Bindings(NamedTuple):
     """Contexts in which queries ask for what was stored before.
 
-    tokens [B, T] int64; stored [B, n, 2] int64, where the key and the value of each pair stand; queries [B, n] int64,
-    where each pair is asked for; labels [B, n] int64, what is right there.
+    tokens [B, T] int64; queries [B, n] int64, where they stand; stored [B, n, 2] int64, where the key and the value
+    stand that each asks for; labels [B, n] int64, what is right there.
     """
 
     tokens: Tensor
