@@ -18,6 +18,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from palimpsa.config.process import plain_console
+from palimpsa.runs.files import read_regular
 from palimpsa.runs.schema import DIVERGED, FAILED
 
 DIRECTORY_VARIABLE = "PALIMPSA_PROGRESS_DIR"
@@ -174,7 +175,7 @@ def read_jobs(directory: Path) -> dict[str, dict[str, Any]]:
     for file in directory.glob("*.json"):
         # On a network's file system a file that is replaced may not be there for a moment.
         with contextlib.suppress(OSError, ValueError):
-            job = json.loads(file.read_text(encoding="utf-8"))
+            job = json.loads(read_regular(file))
             if isinstance(job, dict) and isinstance(job.get("written"), int):
                 jobs[file.name] = job
     return dict(sorted(jobs.items(), key=lambda item: item[1]["written"]))

@@ -34,23 +34,27 @@ from palimpsa.runs.schema import (
 )
 
 
-def find_run_dirs(root: Path) -> tuple[list[Path], list[Path]]:
+def find_run_dirs(root: Path, unlisted: Callable[[ResultError], None] | None = None) -> tuple[list[Path], list[Path]]:
     """The run directories below `root`, at any depth, sorted: with a result.json, and without.
 
     A directory without result.json counts as a run that has not ended when it holds history.csv,
-    config.json or .hydra. Raises ResultError when `root` is not a directory, or one below it cannot be listed.
+    config.json or .hydra. Raises ResultError when `root` is not a directory, or one below it cannot be listed:
+    `unlisted` is called of that instead, and what can be listed is returned.
     """
     if not root.is_dir():
         found = "is a file" if root.exists() else "no such directory"
         raise ResultError(f"{root}: {found}, expected a directory with run directories")
 
-    def unlisted(error: OSError) -> None:
-        raise ResultError(f"{error.filename}: cannot be listed ({error.strerror}), expected run directories")
+    def cannot_list(error: OSError) -> None:
+        told = ResultError(f"{error.filename}: cannot be listed ({error.strerror}), expected run directories")
+        if unlisted is None:
+            raise told
+        unlisted(told)
 
     ended, not_ended = [], []
     seen: set[str] = set()
     # Links are followed: a folder of runs may lie on another disk. One that leads back is not walked twice.
-    for folder, subfolders, files in os.walk(root, onerror=unlisted, followlinks=True):
+    for folder, subfolders, files in os.walk(root, onerror=cannot_list, followlinks=True):
         place = os.path.realpath(folder)
         if place in seen:
             subfolders.clear()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -207,6 +209,62 @@ def test_a_half_written_run_is_named_and_the_others_are_there(name, content, wor
     assert sorted(run["status"] for run in built.runs) == (
         ["finished", "unreadable"] if name == "result.json" else ["finished", "finished"]
     )
+
+
+@pytest.mark.parametrize("value", [[1], {"a": 1}, "long"])
+@pytest.mark.parametrize("key", ["seq_len", "vocab_size"])
+def test_a_config_that_is_none_is_named_and_the_others_are_there(key, value, add_run, tmp_path, build):
+    damaged = add_run(seed=1)
+    add_run(seed=2)
+    config = json.loads((damaged / "result.json").read_text())["config"]
+    (damaged / "result.json").unlink()
+    config["task"][key] = value
+    (damaged / "config.json").write_text(json.dumps(config))
+    built = build(tmp_path)
+    assert "got no run's config" in built.problems()
+    assert sorted(run["status"] for run in built.runs) == ["finished", "unfinished"]
+
+
+@pytest.fixture
+def forbid(monkeypatch):
+    """forbid(folder): nobody may list it, nor look at what is below. root may, so that modes would say nothing."""
+
+    def make(folder: Path) -> None:
+        def refusing(function, *, below_only):
+            def refuse(path=".", *arguments, **options):
+                place = Path(path) if isinstance(path, str | Path) else None
+                if place is not None and (folder in place.parents or (place == folder and not below_only)):
+                    raise PermissionError(errno.EACCES, "Permission denied", str(place))
+                return function(path, *arguments, **options)
+
+            return refuse
+
+        access = os.access
+        monkeypatch.setattr(os, "stat", refusing(os.stat, below_only=True))
+        monkeypatch.setattr(os, "open", refusing(os.open, below_only=True))
+        monkeypatch.setattr(os, "scandir", refusing(os.scandir, below_only=False))
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder and access(path, mode))
+
+    return make
+
+
+def test_a_run_that_nobody_may_read_is_named_and_the_others_are_there(add_run, tmp_path, build, forbid):
+    forbidden = add_run(seed=1)
+    add_run(seed=2)
+    forbid(forbidden)
+    built = build(tmp_path)
+    assert f"{forbidden}: cannot be listed (Permission denied)" in built.problems()
+    assert [run["seed"] for run in built.runs] == [2]
+
+
+@pytest.mark.parametrize("name", ["mqar", "memory", "illustrations", "runs"])
+def test_a_folder_that_nobody_may_read_is_named_and_the_page_is_built(name, add_run, tmp_path, build, forbid):
+    add_run(seed=2)
+    (tmp_path / name).mkdir(exist_ok=True)
+    forbid(tmp_path / name)
+    built = build(tmp_path)
+    assert f"{tmp_path / name}: cannot be listed (Permission denied)" in built.problems()
+    assert len(built.runs) == (0 if name == "runs" else 1)
 
 
 @pytest.mark.parametrize("name", ["runs.csv", "curves.csv"])

@@ -95,6 +95,16 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_there(damage, wo
     assert str(path) in problems[0][1]
 
 
+@pytest.mark.parametrize("value", ["9" * 400, "[" * 3000, "[1, 2]", '{"a": 1}', '"Infinity"', "null", "none"])
+def test_a_value_that_is_no_number_leaves_the_others_of_its_file(value, write_offline_run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("json.dumps", lambda number: value if number == 2.0 else str(number))
+        path = write_offline_run(tmp_path / "offline-run-1-x", "x", steps=(0, 10, 20), losses=(3.0, 2.0, 1.0))
+    history = read_offline_file(path).history
+    assert list(history["step"]) == [0, 10, 20]
+    assert list(history["loss"])[::2] == [3.0, 1.0]
+
+
 def test_a_folder_without_a_file_is_named(tmp_path):
     (tmp_path / "offline-run-1-x").mkdir()
     assert "holds no .wandb file" in read(tmp_path)[2][0][1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -35,6 +36,12 @@ def test_a_file_of_progress_that_is_none_is_left_out(content, tmp_path):
     folder.mkdir()
     (folder / "a.json").write_text(content)
     (folder / "num_jobs").write_text("many")
+    assert read_progress([tmp_path])["jobs"] == []
+
+
+def test_a_pipe_among_the_files_of_progress_is_not_waited_for(tmp_path):
+    (tmp_path / ".progress").mkdir()
+    os.mkfifo(tmp_path / ".progress" / "a.json")
     assert read_progress([tmp_path])["jobs"] == []
 
 

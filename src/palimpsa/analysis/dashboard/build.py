@@ -105,7 +105,7 @@ class Dashboard:
             "runs": {"columns": list(COLUMNS), "rows": [table_row(run) for run in runs]},
             "experiments": experiments,
             "palette": [look_of(MODEL_STYLES[model]) for model in PALETTE],
-            "pictures": self._copy_pictures(),
+            "pictures": self._copy_pictures(problems),
             "speed": describe_speed(self.results, problems),
             "language": describe_language(self.results, problems),
             "finetuning": describe_finetuning(self.results, problems),
@@ -174,11 +174,12 @@ class Dashboard:
             problems.add(*row)
         return [dict(experiment) for experiment in known[1]]
 
-    def _copy_pictures(self) -> list[dict[str, str]]:
+    def _copy_pictures(self, problems: Problems) -> list[dict[str, str]]:
         pictures = []
         for name, title in PICTURES.items():
-            if (self.results / name).is_file():
-                self.folder.write_bytes(f"pictures/{Path(name).name}", (self.results / name).read_bytes())
+            content = problems.attempt("overview", partial(_content, self.results / name), None)
+            if content is not None:
+                self.folder.write_bytes(f"pictures/{Path(name).name}", content)
                 pictures.append({"file": f"pictures/{Path(name).name}", "title": title})
         return pictures
 
@@ -193,8 +194,9 @@ class Dashboard:
             page = self.out / f"{place}.html"
             problems.attempt("memory", partial(self._write_memory_page, file, page), None)
             entry["page"] = f"{place}.html" if page.exists() else None
-            if (file.parent / "inspection.png").is_file():
-                self.folder.write_bytes(f"{place}.png", (file.parent / "inspection.png").read_bytes())
+            picture = problems.attempt("memory", partial(_content, file.parent / "inspection.png"), None)
+            if picture is not None:
+                self.folder.write_bytes(f"{place}.png", picture)
                 entry["picture"] = f"{place}.png"
             inspections.append(entry)
         if not inspections:
@@ -218,6 +220,11 @@ class Dashboard:
             "not_ended": [run.id for run in own if run.folder is not None and not run.folder.has_ended],
             "not_finished": [run.id for run in own if run.rows[0].get("status") in (FAILED, DIVERGED)],
         }
+
+
+def _content(file: Path) -> bytes | None:
+    """What a file holds, None where there is none. Raises OSError: it cannot be read."""
+    return file.read_bytes() if file.is_file() else None
 
 
 def _offline_row(run: OfflineRun) -> list[Any]:

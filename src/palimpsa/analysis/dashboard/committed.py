@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -110,6 +111,10 @@ def no_curves() -> pd.DataFrame:
 def read_committed(results: Path, problems: Problems, cache: Cache) -> list[Source]:
     """The folders of `results` that hold a runs.csv or a curves.csv, those with the most runs first."""
     sources = []
+    # Whatever looks for files below takes a folder that nobody may list for an empty one.
+    for folder in problems.attempt("overview", partial(_folders, results), []):
+        if not os.access(folder, os.R_OK | os.X_OK):
+            problems.add("overview", f"{folder}: cannot be listed (Permission denied)")
     for folder in sorted({file.parent for name in ("runs.csv", "curves.csv") for file in results.glob(f"*/{name}")}):
         runs_file, curves_file = folder / "runs.csv", folder / "curves.csv"
         rows = problems.attempt("overview", partial(_read, runs_file, read_runs_csv, cache), no_runs())
@@ -117,6 +122,10 @@ def read_committed(results: Path, problems: Problems, cache: Cache) -> list[Sour
         if len(rows):
             sources.append(cache.same_source(folder, Source(folder.name, rows, curves)))
     return sorted(sources, key=lambda source: (-len(source.rows), source.name))
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(Path(one.path) for one in os.scandir(folder) if one.is_dir()) if folder.is_dir() else []
 
 
 def _read(path: Path, read: Callable[[Path], pd.DataFrame], cache: Cache) -> pd.DataFrame:

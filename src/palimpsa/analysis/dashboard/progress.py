@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ def read_progress(roots: list[Path]) -> dict[str, Any]:
     total, ended, at_work, failed = 0, 0, [], []
     for root in roots:
         folder = root / FOLDER
-        if not folder.is_dir():
+        # Not Path.is_dir, which raises where one may not look: who lists the run directories tells of that.
+        if not os.path.isdir(folder):
             continue
         jobs = read_jobs(folder)
         num_ended = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,7 @@ def read_run_folders(roots: list[Path], problems: Problems, cache: Cache) -> lis
     """The run directories below these folders, those that are there."""
     found, seen = [], set()
     for root in roots:
-        if not root.is_dir():
-            continue
-        ended, not_ended = problems.attempt("runs", lambda root=root: find_run_dirs(root), ([], []))
+        ended, not_ended = problems.attempt("runs", partial(_list, root, problems), ([], []))
         for folder in [*ended, *not_ended]:
             if folder.resolve() not in seen:
                 seen.add(folder.resolve())
@@ -56,12 +55,22 @@ def read_run_folders(roots: list[Path], problems: Problems, cache: Cache) -> lis
     return found
 
 
+def _list(root: Path, problems: Problems) -> tuple[list[Path], list[Path]]:
+    """The run directories below a folder, with a result and without; what nobody may list hides no other."""
+    if not root.is_dir():
+        return [], []
+    return find_run_dirs(root, unlisted=lambda error: problems.add("runs", str(error)))
+
+
 def _read_folder(folder: Path, problems: Problems, cache: Cache) -> RunFolder:
     files = [folder / name for name in ("result.json", "config.json", "history.csv")]
-    run, lines = cache.get("folder", folder, files, lambda: _read_files(folder))
+    read = partial(_read_files, folder)
+    unreadable = RunFolder(folder, UNREADABLE, [], {}), []
+    # What is not even to be looked at raises, where what cannot be read is told by the line of its file.
+    run, lines = problems.attempt("runs", lambda: cache.get("folder", folder, files, read), unreadable)
     for line in lines:
         problems.add("runs", line)
-    if run.status == UNFINISHED and RunDirectory(folder).holder() is not None:
+    if run.status == UNFINISHED and problems.attempt("runs", RunDirectory(folder).holder, None) is not None:
         return replace(run, status=RUNNING, rows=[row | {"status": RUNNING} for row in run.rows])
     return run
 
@@ -97,8 +106,8 @@ def _unfinished(folder: Path, status: str, lines: list[str]) -> RunFolder:
     try:
         config = upgraded(read_json_object(folder / "config.json", "expected a run's config"))
         row = {**run_of(config), "status": status, "run_seq_len": config["task"].get("seq_len") or 0}
-        row |= {"lr": float(row["lr"]), "seed": int(row["seed"])}
-        row |= {"config_hash": config_hash(config), "vocab_size": config["task"].get("vocab_size")}
+        row |= {name: int(row[name] or 0) for name in ("seed", "run_seq_len")} | {"lr": float(row["lr"])}
+        row |= {"config_hash": config_hash(config), "vocab_size": int(config["task"].get("vocab_size") or 0) or None}
         return RunFolder(
             folder, status, [row | {name: str(row[name]) for name in ("task", "scale", "model", "label")}], config
         )

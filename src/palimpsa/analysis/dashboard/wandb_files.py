@@ -7,6 +7,8 @@ a header of 7 bytes: a checksum, the length of what follows, and which piece it 
 from __future__ import annotations
 
 import json
+import math
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -63,7 +65,9 @@ class OfflineRun:
 
 def find_offline_folders(roots: list[Path]) -> list[Path]:
     """The folders offline-run-* below these roots, in a wandb/ or beside run directories; sorted by their start."""
-    found = {folder.resolve(): folder for root in roots for folder in root.glob("**/offline-run-*") if folder.is_dir()}
+    # Not Path.is_dir, which raises where one may not look: who lists the run directories tells of that.
+    seen = [folder for root in roots if os.path.isdir(root) for folder in root.glob("**/offline-run-*")]
+    found = {folder.resolve(): folder for folder in seen if os.path.isdir(folder)}
     return sorted(found.values(), key=lambda folder: (folder.name, str(folder)))
 
 
@@ -173,12 +177,21 @@ def _history_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     if frame.empty:
         return pd.DataFrame({name: pd.Series(dtype="float64") for name in wanted})
     names = [*wanted, *head_columns(frame)]
-    numbers = {name: pd.to_numeric(frame[name], errors="coerce") for name in names if name in frame}
+    numbers = {name: pd.to_numeric(frame[name].map(_number), errors="coerce") for name in names if name in frame}
     return pd.DataFrame(numbers).reindex(columns=names).dropna(subset=["step"])
+
+
+def _number(value: Any) -> Any:
+    """A value, NaN for what no float holds: pandas raises at an integer of four hundred digits."""
+    try:
+        float(value)
+    except (OverflowError, TypeError, ValueError):
+        return math.nan
+    return value
 
 
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (RecursionError, ValueError):
         return None
