@@ -14,6 +14,7 @@ from palimpsa.analysis.collect.result_files import collect, write_collected
 from palimpsa.analysis.dashboard.build import Dashboard
 from palimpsa.analysis.dashboard.headless import NARROW, WIDE, find_browser, open_browser, wait_until_drawn
 from palimpsa.analysis.dashboard.privacy import Scrubber
+from palimpsa.runs.files import hold_lock
 
 ROOT = Path(__file__).resolve().parents[3]
 HOSTILE = '<img src=x onerror="alert(1)"><b>bold</b> $\\frac{1}{2}$ &amp; =1+1'
@@ -67,7 +68,8 @@ def site(run_writer, write_offline_run, tmp_path_factory) -> Path:
     for name in ("kernels", "training", "illustrations"):
         shutil.copytree(ROOT / "results" / name, root / name)
     dashboard = Dashboard(root, root / "dashboard", [root / "runs"], [root / "runs"], scrubber=Scrubber())
-    dashboard.build()
+    with hold_lock(growing / ".lock"):
+        dashboard.build()
     return root
 
 

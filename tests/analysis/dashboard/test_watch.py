@@ -111,3 +111,17 @@ def test_a_run_that_a_process_holds_is_running(add_run, tmp_path, build):
     with hold_lock(folder / ".lock"):
         assert [run["status"] for run in build(tmp_path).runs] == ["running"]
     assert [run["status"] for run in build(tmp_path).runs] == ["unfinished"]
+
+
+def test_what_a_killed_sweep_left_is_not_at_work(add_run, tmp_path, build):
+    from palimpsa.runs.files import hold_lock
+
+    folder = add_run()
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "result.json").read_text())["config"]))
+    (folder / "result.json").unlink()
+    with SweepProgress(2, tmp_path / "runs" / ".progress"):
+        JobProgress(str(tmp_path / "runs" / ".progress"), "gla lr 0.01 seed 1", 100).update(40, "loss 1.5")
+        with hold_lock(folder / ".lock"):
+            assert [job["step"] for job in build(tmp_path).index["progress"]["jobs"]] == [40]
+        progress = build(tmp_path).index["progress"]
+    assert (progress["jobs"], progress["statuses"]) == ([], [["unfinished", 1]])

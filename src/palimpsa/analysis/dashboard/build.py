@@ -18,7 +18,7 @@ from palimpsa.analysis.dashboard.language import describe_finetuning, describe_l
 from palimpsa.analysis.dashboard.memory_page import write_page
 from palimpsa.analysis.dashboard.privacy import Scrubber
 from palimpsa.analysis.dashboard.progress import read_progress
-from palimpsa.analysis.dashboard.run_folders import RunFolder, read_run_folders
+from palimpsa.analysis.dashboard.run_folders import RUNNING, RunFolder, read_run_folders
 from palimpsa.analysis.dashboard.runs import (
     COLUMNS,
     RUN_DIRECTORIES,
@@ -214,8 +214,12 @@ class Dashboard:
         """The sweep at work, and of the run directories how many stand where."""
         own = [run for run in runs if run.folder is not None]
         statuses = [run.folder.status for run in own if run.folder is not None]
+        progress = read_progress(list(self.run_roots))
+        if RUNNING not in statuses:
+            # A sweep that was killed has left them: a job at work holds its directory.
+            progress["jobs"] = []
         return {
-            **read_progress(list(self.run_roots)),
+            **progress,
             "statuses": [[status, statuses.count(status)] for status in sorted(set(statuses))],
             "not_ended": [run.id for run in own if run.folder is not None and not run.folder.has_ended],
             "not_finished": [run.id for run in own if run.rows[0].get("status") in (FAILED, DIVERGED)],
