@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from palimpsa.analysis.dashboard.build import Dashboard
+from palimpsa.analysis.dashboard.headless import find_browser, open_browser
 from palimpsa.analysis.dashboard.privacy import Scrubber
 
 PageData = Callable[..., dict[str, Any]]
@@ -56,6 +57,19 @@ class Built:
         """All that any page may show, data files and pages of inspections."""
         files = [path for path in self.out.rglob("*") if path.suffix in (".js", ".html") and "plotly" not in path.name]
         return "\n".join(path.read_text(encoding="utf-8") for path in files)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium; a test that asks for it is skipped, with the reason, where there is none."""
+    try:
+        import playwright.sync_api  # noqa: F401 - an extra, which a machine may lack
+
+        find_browser()
+    except (ImportError, OSError) as error:
+        pytest.skip(f"no browser to open the page in: {error}")
+    with open_browser() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

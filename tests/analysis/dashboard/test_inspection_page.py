@@ -9,20 +9,11 @@ from typing import Any
 
 import pytest
 
-from palimpsa.analysis.dashboard.headless import NARROW, WIDE, find_browser, open_browser
+from palimpsa.analysis.dashboard.headless import NARROW, WIDE
 from palimpsa.analysis.dashboard.memory_page import write_page
 from palimpsa.analysis.dashboard.privacy import Scrubber
 
 COMMITTED = Path(__file__).resolve().parents[3] / "results/memory/demonstration"
-
-try:
-    import playwright.sync_api  # noqa: F401
-
-    find_browser()
-    REASON = ""
-except (ImportError, OSError) as error:
-    REASON = f"no browser to open the page in: {error}"
-needs_browser = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 
 @pytest.fixture(scope="module")
@@ -35,32 +26,31 @@ def page_file(tmp_path_factory) -> Path:
     return write_page(folder, folder / "inspection.html", "plotly.min.js")
 
 
-@needs_browser
 @pytest.mark.parametrize(("size", "theme"), [(WIDE, "light"), (NARROW, "dark")], ids=["1280px-light", "390px-dark"])
-def test_heads_and_tokens_can_be_looked_at_and_axe_reports_no_serious_violation(size, theme, page_file):
+def test_heads_and_tokens_can_be_looked_at_and_axe_reports_no_serious_violation(size, theme, page_file, browser):
     from axe_core_python.sync_playwright import Axe
 
     errors: list[str] = []
-    with open_browser() as browser:
-        page: Any = browser.new_context(
-            viewport={"width": size[0], "height": size[1]}, color_scheme=theme, reduced_motion="reduce"
-        ).new_page()
-        page.on("console", lambda said: errors.append(said.text) if said.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(page_file.as_uri())
-        page.wait_for_selector("#recall .plotly")
-        drawn = page.locator(".plot .plotly").count()
-        assert drawn == page.locator(".plot:visible").count() >= 6
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        before = page.locator("#token-told").inner_text()
-        page.locator("#tokens button").nth(3).press("Enter")
-        assert page.locator("#tokens button").nth(3).get_attribute("aria-pressed") == "true"
-        assert page.locator("#token-told").inner_text() != before
-        address = page.evaluate("location.hash")
-        page.select_option("#head", index=0)
-        assert page.evaluate("location.hash") != address
-        violations = [one for one in Axe().run(page)["violations"] if one["impact"] in ("serious", "critical")]
-        assert [(one["id"], one["nodes"][0]["html"][:150]) for one in violations] == []
+    page: Any = browser.new_context(
+        viewport={"width": size[0], "height": size[1]}, color_scheme=theme, reduced_motion="reduce"
+    ).new_page()
+    page.on("console", lambda said: errors.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(page_file.as_uri())
+    page.wait_for_selector("#recall .plotly")
+    drawn = page.locator(".plot .plotly").count()
+    assert drawn == page.locator(".plot:visible").count() >= 6
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    before = page.locator("#token-told").inner_text()
+    page.locator("#tokens button").nth(3).press("Enter")
+    assert page.locator("#tokens button").nth(3).get_attribute("aria-pressed") == "true"
+    assert page.locator("#token-told").inner_text() != before
+    address = page.evaluate("location.hash")
+    page.select_option("#head", index=0)
+    assert page.evaluate("location.hash") != address
+    violations = [one for one in Axe().run(page)["violations"] if one["impact"] in ("serious", "critical")]
+    assert [(one["id"], one["nodes"][0]["html"][:150]) for one in violations] == []
+    page.context.close()
     assert errors == []
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from palimpsa.analysis.collect.result_files import collect, write_collected
 from palimpsa.analysis.dashboard.build import Dashboard
-from palimpsa.analysis.dashboard.headless import NARROW, WIDE, find_browser, open_browser, wait_until_drawn
+from palimpsa.analysis.dashboard.headless import NARROW, WIDE, wait_until_drawn
 from palimpsa.analysis.dashboard.privacy import Scrubber
 from palimpsa.runs.files import hold_lock
 
@@ -22,21 +22,6 @@ VIEWS = (
     *("overview", "rates", "dynamics", "runs", "compare", "running", "speed"),
     *("language", "finetuning", "memory", "wandb"),
 )
-
-try:
-    import playwright.sync_api  # noqa: F401
-
-    find_browser()
-    REASON = ""
-except (ImportError, OSError) as error:
-    REASON = f"no browser to open the page in: {error}"
-pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
