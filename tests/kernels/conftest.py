@@ -21,8 +21,6 @@ if not torch.cuda.is_available():
 
 from palimpsa.kernels import palimpsa_reference
 
-from .interpreter import quicken
-
 # A command of its own.
 collect_ignore = ["fuzz.py"]
 
@@ -178,6 +176,9 @@ def quick_interpreter():
     if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
         yield None
         return
+    # Here and not above: fuzz.py, a command, imports this file as a module of no package.
+    from .interpreter import quicken
+
     with pytest.MonkeyPatch.context() as patch:
         quicken(patch)
         yield patch
@@ -186,6 +187,7 @@ def quick_interpreter():
 @pytest.fixture
 def slow_interpreter(quick_interpreter):
     """Takes the quicker parts out again: `with slow_interpreter(): ...`."""
+    from .interpreter import quicken
 
     @contextlib.contextmanager
     def take_out():
