@@ -26,6 +26,8 @@ from palimpsa.model.hf import PalimpsaConfig, PalimpsaForCausalLM
 from palimpsa.model.language_model import Block, LanguageModel
 
 FORMS = ("vector", "grouped", "scalar")
+# Of the new model's name, after the source's.
+SUFFIX = "_metaplastic"
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def metaplastic_config(source: dict[str, Any], conversion: Conversion) -> dict[s
         raise ConfigError(f"--num-precisions: got {G} with --form {conversion.form}, expected it with grouped alone")
     if G is not None and (G < 1 or width % G):
         raise ConfigError(f"--num-precisions: got {G}, expected a divisor of the {width} rows of a head's memory")
-    name = conversion.name or f"{source['name']}_metaplastic"
+    name = conversion.name or f"{source['name']}{SUFFIX}"
     if not is_file_name(name):
         raise ConfigError(f"--name: got {name!r}, expected letters, digits, '_', '-', '+' and '.'")
     mixer = {**source["mixer"], "metaplastic": True, "plasticity": conversion.form, "num_precisions": G}

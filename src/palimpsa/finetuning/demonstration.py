@@ -15,12 +15,13 @@ from typing import Any
 from palimpsa.analysis.finetuning.pairs import CONTINUED, CONVERTED, SOURCE, metrics_of_stage
 from palimpsa.finetuning.evaluate import evaluated
 from palimpsa.finetuning.schema import DemonstrateConfig
-from palimpsa.finetuning.source import as_override, converted, source_overrides
+from palimpsa.finetuning.source import as_override, converted, source_overrides, start_overrides
 from palimpsa.runs.directory import RunDirectory
-from palimpsa.runs.result import read_result
+from palimpsa.runs.result import read_json_object, read_result
 from palimpsa.sweeps.ledger import Job
 from palimpsa.sweeps.plan import plan_runs
 from palimpsa.sweeps.sweep import Sweep
+from palimpsa.training.storage.start import weights_are_gone
 
 Rows = list[dict[str, Any]]
 Report = Callable[[str], None]
@@ -67,18 +68,37 @@ def plan_arms(config: DemonstrateConfig, sources: Sequence[Arm]) -> tuple[Sweep,
     places, lines = [], []
     for source in sources:
         for kind in (CONTINUED, CONVERTED):
-            start, own = source.directory, []
-            if kind == CONVERTED:
-                start, own = converted(start, Path(config.results_dir) / "converted", plan.convert), plan.converted
             named = [f"seed={source.seed + plan.seed_offset}", f"variant=_{kind}"]
-            given = [*_common(config), *plan.further, *own, *named]
+            given = [*_common(config), *plan.further, *(plan.converted if kind == CONVERTED else []), *named]
             places.append((source, kind))
-            lines.append(source_overrides(start, given))
+            if kind == CONTINUED:
+                lines.append(source_overrides(source.directory, given))
+            elif weights_are_gone(source.directory) and (begun := _begun_conversion(source, lines[-1])) is not None:
+                lines.append(start_overrides(begun["model"], begun["start"]["weights"], given))
+            else:
+                start = converted(source.directory, Path(config.results_dir) / "converted", plan.convert)
+                lines.append(source_overrides(start, given))
     sweep = plan_runs(lines)
     return sweep, [
         Arm(source.model, source.label, source.seed, kind, job)
         for (source, kind), job in zip(places, sweep.jobs, strict=True)
     ]
+
+
+def _begun_conversion(source: Arm, continued: Sequence[str]) -> dict[str, Any] | None:
+    """The config of the converted run of a source that has no weights any more; None where there is no such run.
+
+    Args:
+        continued: the command line of the source's other run: the converted one lies beside it.
+    """
+    # Here and not above: transformers.
+    from palimpsa.conversion.metaplastic import SUFFIX
+
+    (job,) = plan_runs([list(continued)]).jobs
+    rate, seed = job.directory.parts[-2:]
+    name = f"{source.job.config['model']['name']}{SUFFIX}_{CONVERTED}"
+    file = RunDirectory(job.directory.parents[2] / name / rate / seed).config_file
+    return read_json_object(file, "expected a run's config") if file.exists() else None
 
 
 def _common(config: DemonstrateConfig) -> list[str]:

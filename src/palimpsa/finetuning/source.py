@@ -150,7 +150,16 @@ def source_overrides(source: Path, given: Sequence[str]) -> list[str]:
         raise ConfigError(
             f"SOURCE: got {str(source)!r}, expected the directory of a run or a folder of scripts/convert.py's"
         )
-    start = [f"task.vocab_size={model['vocab_size']}", f"start.weights={as_override(str(source))}"]
+    return start_overrides(model, str(source), given)
+
+
+def start_overrides(model: Mapping[str, Any], weights: str, given: Sequence[str]) -> list[str]:
+    """The command line of a run that builds a `model` group and starts from weights.
+
+    Raises:
+        ConfigError: see `model_overrides`.
+    """
+    start = [f"task.vocab_size={model['vocab_size']}", f"start.weights={as_override(weights)}"]
     return [*model_overrides(model), *start, *given]
 
 

@@ -141,7 +141,7 @@ def test_language_models_and_fine_tuning_are_told_where_they_are_measured(tmp_pa
     (chart,) = built.index["language"]["charts"]
     assert (chart["lines"][0]["x"], chart["lines"][0]["y"]) == (["1 to 8", "9 to 64"], [2.5, 2.5])
     ((_, _, measure, at, num_pairs, *numbers),) = built.index["finetuning"]["table"]["rows"]
-    assert (measure, at, num_pairs) == ("accuracy, %", "64", 2)
+    assert (measure, at, num_pairs) == ("accuracy, %, by tokens", "64", 2)
     assert numbers[:4] == [75, 105, 105, 0]
     (chart,) = built.index["finetuning"]["charts"]
     assert (chart["lines"][0]["x"], chart["lines"][0]["y"]) == ([0, 1], [0, 0.5])

@@ -116,7 +116,7 @@ def test_figures_and_table_are_made_of_the_csv_files_alone(tmp_path):
     before = [path.read_bytes() for path in paths]
     assert [path.read_bytes() for path in build_finetuning(tmp_path)] == before
     text = finetuning_text(tmp_path)
-    assert "| Mamba-2 | accuracy, % | 1024 | 2 |" in text
+    assert "| Mamba-2 | accuracy, %, by tokens | 1024 | 2 |" in text
     assert "+20.0" in text
     assert "80% probability" in text
 

@@ -81,10 +81,29 @@ def test_a_protocol_has_rows_once_it_has_runs_and_its_command_before(tmp_path):
     before = selection_table(tmp_path)
     assert "`recipe_f`" in before
     assert "| curriculum, L 1,024 | Palimpsa-D minus D w/o Meta | 8 | 1.2 ± 6.6 | 0.6 ± 4.2 | 3.8 ± 3.6 |" in before
-    (tmp_path / "recipe" / "runs.csv").write_text(text.replace("mqar_curriculum", "mqar_forced"))
+    forced = text.replace("mqar_curriculum", "mqar_forced")
+    (tmp_path / "recipe" / "runs.csv").write_text(forced)
     after = selection_table(tmp_path)
     assert "`recipe_f`" not in after
     assert "| curriculum, A and d's bias decay by 0.1, L 512 | Palimpsa-M minus Mamba-2" in after
+
+
+def test_a_protocol_of_which_runs_are_missing_says_how_many_there_are(tmp_path):
+    (tmp_path / "recipe").mkdir()
+    header, *lines = (RESULTS / "mqar" / "runs.csv").read_text().splitlines()
+    columns = header.split(",")
+    model, lr, seed = (columns.index(name) for name in ("model", "lr", "seed"))
+    kept = [
+        line.replace("mqar_curriculum", "mqar_forced")
+        for line in lines
+        if line.startswith("mqar_curriculum,h200,")
+        and line.split(",")[model] in ("palimpsa_d", "palimpsa_d_nometa")
+        and (line.split(",")[lr], line.split(",")[seed]) in (("0.00464", "1"), ("0.00464", "2"))
+    ]
+    (tmp_path / "recipe" / "runs.csv").write_text("\n".join([header, *kept]) + "\n")
+    text = selection_table(tmp_path)
+    assert "| curriculum, A and d's bias decay by 0.1, L 512 | Palimpsa-D minus D w/o Meta | 2 |" in text
+    assert "Only some of their runs: `recipe_f` (4 of 24)." in text
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.experiment)
@@ -92,7 +111,14 @@ def test_every_protocol_is_what_its_experiment_runs(protocol, tmp_path, monkeypa
     from palimpsa.sweeps.plan import plan_command_line
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    sweep = plan_command_line([f"+experiment={protocol.experiment}", "model=palimpsa_d", "seed=1"], multirun=False)
+    one_of_many = [] if protocol.num_runs is not None else ["model=palimpsa_d", "seed=1"]
+    sweep = plan_command_line([f"+experiment={protocol.experiment}", *one_of_many], multirun=False)
     assert {job.config["task"]["name"] for job in sweep.jobs} == {protocol.task}
+    if protocol.num_runs is not None:
+        assert {job.config["model"]["name"] for job in sweep.jobs} == set(protocol.models)
+        # All seeds at one rate of each model, and at the others those that choose it.
+        cells = {(job.config["model"]["name"], job.config["optimizer"]["lr"], job.config["seed"]) for job in sweep.jobs}
+        rates = len({lr for _, lr, _ in cells}) - 1
+        assert protocol.num_runs == len({(model, seed) for model, _, seed in cells}) + rates * len(protocol.models)
     where = Path("results") if protocol.folder == "mqar" else Path("results") / protocol.folder
     assert sweep.directory == where / "runs"

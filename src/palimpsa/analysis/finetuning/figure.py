@@ -32,7 +32,7 @@ def pairs_figure(rows: pd.DataFrame) -> Figure:
             places = list(dict.fromkeys(one.at for one in own))
             for i, model in enumerate(names):
                 shown = [one for one in own if one.model == model]
-                shift = 0.8 * ((i + 0.5) / len(names) - 0.5)
+                shift = 0.5 * ((i + 0.5) / len(names) - 0.5)
                 _draw(axes, shown, rows, places, shift, styles[names[model]].color)
             words, factor = MEASURES[measure]
             axes.axhline(0, color="#444444", linewidth=0.8)

@@ -12,7 +12,7 @@ from palimpsa.config.text import markdown_text
 NOT_MEASURED = "Not measured yet."
 # In words, and by what numbers are multiplied in a table.
 MEASURES = {
-    "accuracy": ("accuracy, %", 100),
+    "accuracy": ("accuracy, %, by tokens", 100),
     "validation_loss": ("validation loss, nats a token", 1),
     "validation_perplexity": ("validation perplexity", 1),
     "validation_loss_by_position": ("validation loss, nats, by position", 1),

@@ -16,29 +16,41 @@ SCALE = "h200"
 
 
 class Protocol(NamedTuple):
-    """A row of the table: of which task, what it is called, its folder of results, and what runs it."""
+    """Rows of the table: of which task, what it is called, its folder of results, and what runs it.
+
+    models: those of the experiment; none: whatever is there. num_runs: of them, when it is finished; None: not counted.
+    """
 
     task: str
     label: str
     folder: str
     experiment: str
+    models: tuple[str, ...] = ()
+    num_runs: int | None = None
 
+
+D_AND_TWIN = ("palimpsa_d", "palimpsa_d_nometa")
+M_AND_TWIN = ("palimpsa_m", "mamba2")
+FOUR = (*D_AND_TWIN, "palimpsa_d_scalar", "gated_deltanet")
 
 PROTOCOLS = (
     Protocol("mqar_curriculum", "curriculum", "mqar", "figure2_grid"),
     Protocol("mqar_long", "curriculum, four times the steps", "mqar", "mqar_long"),
-    Protocol("mqar_forced", "curriculum, A and d's bias decay by 0.1", "recipe", "recipe_f"),
-    Protocol("mqar_forced_weak", "the same by 0.01", "recipe", "recipe_f_weak"),
-    Protocol("mqar_forced_strong", "the same by 0.3", "recipe", "recipe_f_strong"),
-    Protocol("mqar_bf16", "curriculum, all in bf16", "recipe", "recipe_e"),
-    Protocol("mqar_kept", "curriculum, again", "recipe", "recipe_beyond"),
+    Protocol("mqar_forced", "curriculum, A and d's bias decay by 0.1", "recipe", "recipe_f", (*FOUR, *M_AND_TWIN), 24),
+    Protocol("mqar_forced_weak", "the same by 0.01", "recipe", "recipe_f_weak", D_AND_TWIN, 8),
+    Protocol("mqar_forced_strong", "the same by 0.3", "recipe", "recipe_f_strong", D_AND_TWIN, 8),
+    Protocol("mqar_bf16", "curriculum, all in bf16", "recipe", "recipe_e", D_AND_TWIN, 8),
+    Protocol("mqar_kept", "curriculum, again", "recipe", "recipe_beyond", FOUR, 16),
     Protocol("mqar_scratch", "scratch, 60 epochs", "mqar", "mqar_scratch"),
-    Protocol("mqar_scratch_1024", "scratch, 20 epochs", "recipe", "recipe_d"),
-    Protocol("mqar_authors", "scratch by their recipe, 20 epochs", "recipe", "recipe_a"),
-    Protocol("mqar_authors_long", "scratch by their recipe, 60 epochs", "recipe", "recipe_a_long"),
-    Protocol("mqar_authors_very_small", "the same, very small forgetting, 20 epochs", "recipe", "recipe_b"),
-    Protocol("mqar_authors_1024", "scratch by their recipe, 20 epochs", "recipe", "recipe_d_authors"),
-    Protocol("mqar_interference", "curriculum with interference", "recipe", "recipe_interference"),
+    Protocol("mqar_scratch_1024", "scratch, 20 epochs", "recipe", "recipe_d", D_AND_TWIN, 8),
+    Protocol("mqar_authors", "scratch by their recipe, 20 epochs", "recipe", "recipe_a", D_AND_TWIN, 20),
+    Protocol("mqar_authors", "scratch by their recipe, 20 epochs", "recipe", "recipe_c", M_AND_TWIN, 8),
+    Protocol("mqar_authors_long", "scratch by their recipe, 60 epochs", "recipe", "recipe_a_long", D_AND_TWIN, 6),
+    Protocol(
+        "mqar_authors_very_small", "the same, very small forgetting, 20 epochs", "recipe", "recipe_b", D_AND_TWIN, 8
+    ),
+    Protocol("mqar_authors_1024", "scratch by their recipe, 20 epochs", "recipe", "recipe_d_authors", D_AND_TWIN, 4),
+    Protocol("mqar_interference", "curriculum with interference", "recipe", "recipe_interference", FOUR, 8),
 )
 # Of a curriculum the lengths below are solved by all.
 SHORTEST = 512
@@ -51,12 +63,15 @@ PAIRS = (
 
 def selection_table(results: Path) -> str:
     """A row a protocol, length and pair of twins that has runs: the gap under each reading, in points."""
-    cells, missing = [], []
+    cells, missing, unfinished = [], [], []
     for protocol in PROTOCOLS:
-        rows = _rows_of(results / protocol.folder / "runs.csv", protocol.task)
+        rows = _rows_of(results / protocol.folder / "runs.csv", protocol)
         if rows is None:
             missing.append(f"`{protocol.experiment}`")
             continue
+        num_runs = len(rows.loc[rows["status"] == "finished", ["model", "lr", "seed"]].drop_duplicates())
+        if protocol.num_runs is not None and num_runs < protocol.num_runs:
+            unfinished.append(f"`{protocol.experiment}` ({num_runs} of {protocol.num_runs})")
         for model, twin in PAIRS:
             labels = dict(zip(rows["model"], rows["label"], strict=True))
             if not {model, twin} <= labels.keys():
@@ -72,18 +87,22 @@ def selection_table(results: Path) -> str:
         "Points of test accuracy, with 95% intervals of unpaired seeds (Welch's). The second and third readings select "
         "on the number that they report."
     )
+    if unfinished:
+        caption += f" Only some of their runs: {', '.join(unfinished)}."
     if missing:
         caption += f" Not run yet, each an experiment of `scripts/train.py`: {', '.join(missing)}."
     return "\n".join([*lines, "", textwrap.fill(caption, 118, break_on_hyphens=False)])
 
 
-def _rows_of(path: Path, task: str) -> pd.DataFrame | None:
-    """The runs of a task at SCALE; None where there are none yet."""
+def _rows_of(path: Path, protocol: Protocol) -> pd.DataFrame | None:
+    """A protocol's runs at SCALE; None where there are none yet."""
     if not path.exists():
         return None
     runs = read_runs_csv(path)
+    if protocol.models:
+        runs = runs.loc[runs["model"].isin(protocol.models)]
     known = set(runs[["task", "scale"]].itertuples(index=False, name=None))
-    return one_experiment(runs, task, SCALE) if (task, SCALE) in known else None
+    return one_experiment(runs, protocol.task, SCALE) if (protocol.task, SCALE) in known else None
 
 
 def _gap_text(gap: Gap | None) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from palimpsa.config.errors import ConfigError, RunDirectoryError
 from palimpsa.config.schema import StartConfig, TrainConfig
+from palimpsa.runs.checkpoints import is_sharded
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.result import read_json_object
 from palimpsa.training.storage.trained import read_source, weights_digest
@@ -35,13 +36,21 @@ def with_start_digest(config: TrainConfig) -> TrainConfig:
             raise ConfigError(f"start.digest: got {start.digest} with start.weights=null, expected null")
         return config
     path = Path(start.weights).expanduser()
-    on_record = None if path.exists() else _digest_on_record(config.run_dir)
+    on_record = _digest_on_record(config.run_dir) if weights_are_gone(path) else None
     found = on_record or _digest_of(path, _newest_change(path))
     if start.digest not in (None, found):
         raise ConfigError(
             f"start.digest: got {start.digest}, expected {found}, that of {path}; null reads it from there"
         )
     return dataclasses.replace(config, start=dataclasses.replace(start, digest=found))
+
+
+def weights_are_gone(path: Path) -> bool:
+    """Whether there is nothing at a path, or a run that has ended and of which no checkpoint was kept."""
+    if not path.is_dir():
+        return not path.exists()
+    directory = RunDirectory(path)
+    return directory.result_file.exists() and not is_sharded(path) and not directory.checkpoints.newest_first()
 
 
 def _digest_on_record(run_dir: str) -> str | None:
@@ -72,7 +81,7 @@ def check_start(model: nn.Module, start: StartConfig) -> None:
         ConfigError, RunDirectoryError: see `fill_from_start`. Weights that are gone are for the run to miss: one that
             has begun needs them no more.
     """
-    if start.weights is not None and Path(start.weights).expanduser().exists():
+    if start.weights is not None and not weights_are_gone(Path(start.weights).expanduser()):
         _fitting_weights(model, start.weights)
 
 
