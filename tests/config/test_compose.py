@@ -1,5 +1,6 @@
 """How configs are composed: as Hydra does it, many at a time, and with Hydra's private parts behind one file."""
 
+import re
 from typing import Any
 
 import pytest
@@ -60,6 +61,14 @@ def test_a_mistake_is_told_with_the_keys_of_the_config_at_hand():
 def test_a_file_that_asks_for_one_that_is_not_there_is_named():
     with pytest.raises(ConfigError, match=r"^configs/model/lm/gla_170m\.yaml: model/lm: got 'gla', expected one of"):
         compose_config(["+model/lm=gla_170m"])
+
+
+@pytest.mark.parametrize("value", ["[]", "null"])
+@pytest.mark.parametrize("group", ["logger", "model", "+sweep"])
+def test_a_group_that_is_left_empty_is_told_with_its_choices(group, value):
+    name = group.removeprefix("+")
+    with pytest.raises(ConfigError, match=rf"^{name}: got {re.escape(value)}, expected one of \w+, "):
+        compose_config([f"{group}={value}"])
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,12 @@ def test_the_same_again_is_the_same_and_one_of_another_name_stands_beside_it(eva
         (["evaluation.tasks=[helaswag]"], 2, "got 'helaswag', expected some of wikitext, .*did you mean 'hellaswag'"),
         (["evaluation.taks=[piqa]"], 2, "evaluation.taks: .*did you mean 'evaluation.tasks'|evaluation.taks"),
         (["long_range.measures=[phonebok]"], 2, "got 'phonebok', .*did you mean 'phonebook'"),
+        (
+            ["long_range.measures=[phonebook,phonebook]"],
+            2,
+            "measures: got phonebook, phonebook, expected each once",
+        ),
+        (["long_range.book_sizes=[4,16,4]"], 2, "long_range.book_sizes: got 4, 16, 4, expected each once"),
         (["long_range.book_sizes=[1]"], 2, "long_range.book_sizes: got 1, expected 2 to 441"),
         (["evaluation.limit=0"], 2, "evaluation.limit: got 0, expected >= 1"),
         (["evaluation.tasks=[]", "long_range.measures=[]"], 2, "expected something to measure"),

@@ -107,3 +107,18 @@ def test_a_folder_appears_once_it_is_whole_and_what_fails_leaves_the_old_one(tmp
         (partial / "b").write_text("4")
     assert [path.name for path in place.iterdir()] == ["b"]
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_killed_writer_of_a_folder_leaves_nothing_for_long(tmp_path):
+    place = tmp_path / "made"
+    code = (
+        "import os; from pathlib import Path; from palimpsa.runs.files import whole_folder\n"
+        f"with whole_folder(Path({str(place)!r})) as partial:\n"
+        "    (partial / 'a').write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode < 0
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".made.")
+    with whole_folder(place) as partial:
+        (partial / "a").write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]

@@ -87,6 +87,7 @@ def composition(overrides: Sequence[str], config_dir: str | None = None) -> Iter
             assert hydra is not None
             hydra.config_loader = ConfigLoaderImpl(places)
         try:
+            _refuse_empty_groups(overrides)
             yield
         except yaml.YAMLError as error:
             raise ConfigError(f"configs: got a file that is not YAML: {' '.join(str(error).split())}") from error
@@ -97,6 +98,17 @@ def composition(overrides: Sequence[str], config_dir: str | None = None) -> Iter
             if not any(words in str(error) for words in ("Config group override", "No config source registered")):
                 raise
             raise ConfigError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
+
+
+def _refuse_empty_groups(overrides: Sequence[str]) -> None:
+    """Raises ConfigError for `logger=[]` and `logger=null`: Hydra leaves the whole group out, and no key has a value."""
+    for override in parse_overrides(overrides):
+        if override.is_delete() or override.is_sweep_override() or override.value() not in (None, []):
+            continue
+        options = GlobalHydra.instance().config_loader().get_group_options(override.key_or_group)
+        if options:
+            got = override.get_value_element_as_str()
+            raise ConfigError(f"{override.key_or_group}: got {got}, expected one of {', '.join(options)}")
 
 
 def hydra_context() -> HydraContext:

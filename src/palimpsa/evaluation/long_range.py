@@ -42,7 +42,7 @@ OF_DOCUMENTS = ("loss_by_position", "rare_bigrams", "repeat_copy")
 
 
 def check_measures(config: LongRangeConfig) -> None:
-    """Raises ConfigError, with the nearest known name, for a measure that there is not, or a size out of range."""
+    """Raises ConfigError for an unknown measure, with the nearest known name, a size out of range, or either twice."""
     for name in config.measures:
         if name not in MEASURES:
             raise ConfigError(
@@ -55,6 +55,10 @@ def check_measures(config: LongRangeConfig) -> None:
         for size in sizes:
             if not 2 <= size <= highest:
                 raise ConfigError(f"long_range.{key}: got {size}, expected 2 to {highest}")
+    for key in ("measures", "book_sizes", "copy_lengths"):
+        values = getattr(config, key)
+        if len(set(values)) < len(values):
+            raise ConfigError(f"long_range.{key}: got {', '.join(map(str, values))}, expected each once")
 
 
 class LongRange:

@@ -81,8 +81,8 @@ def rare_bigrams_by_age(
         max_count: >= 0.
 
     Returns:
-        "first": at the first of the places of rare bigrams that come again, then a point for each age 1, 2, 3 to 4...
-        that there is; what is left of the first is what memory gains. Standard errors over documents, each weighted by
+        "first": where those rare bigrams that come again stand first in their document, then a point for each age 1, 2,
+        3 to 4... that there is; what is left of the first is what memory gains. Standard errors over documents, each weighted by
         its number of places. Empty where no rare bigram stands twice.
     """
     codes = documents[:, :-1] * training.vocab_size + documents[:, 1:]

@@ -59,9 +59,7 @@ def write_all_atomic(
         contents: by path, as `write_atomic` takes them.
         partial, keep: by path, where they are written first, and where what they replace goes: see there.
     """
-    # No two writers share a temporary file, also not those of two machines.
-    owner = f"{_this_machine()}.{os.getpid()}.{uuid.uuid4().hex}"
-    temporary = {path: path.with_name(f".{path.name}.{owner}.tmp") for path in contents} | dict(partial or {})
+    temporary = {path: _temporary_of(path) for path in contents} | dict(partial or {})
     try:
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,11 +92,14 @@ def write_all_atomic(
 def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder beside a place, which is moved there once it is complete, and removed where it does not become so.
 
+    What a writer that was killed has left of this folder goes first.
+
     Args:
         replace: what is at the place goes, once the new one is complete.
     """
     place = folder.absolute().parent
-    partial, old = (place / f".{folder.name}.{os.getpid()}.{word}" for word in ("partial", "old"))
+    partial, old = _temporary_of(place / folder.name), place / f".{folder.name}.{os.getpid()}.old"
+    remove_abandoned(place, folder.name)
     try:
         partial.mkdir(parents=True)
         yield partial
@@ -116,11 +117,11 @@ def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
-    """Removes the temporary files of writers that were killed, here or, a day ago, on another machine.
+    """Removes the temporary files and folders of writers that were killed, here or, a day ago, on another machine.
 
     Args:
         folder: where they are.
-        name: of the file that they were to become; None for any.
+        name: of what they were to become; None for anything.
     """
     pattern = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.(\w+)\.(\d+)\.[0-9a-f]{{32}}\.tmp")
     with contextlib.suppress(OSError):
@@ -134,7 +135,15 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
                 abandoned = time.time() - file.stat().st_mtime > ABANDONED_S
             if abandoned:
                 # Another process may be as tidy.
-                Path(file.path).unlink(missing_ok=True)
+                if file.is_dir(follow_symlinks=False):
+                    shutil.rmtree(file.path, ignore_errors=True)
+                else:
+                    Path(file.path).unlink(missing_ok=True)
+
+
+def _temporary_of(path: Path) -> Path:
+    """Where a path is written first: no two writers share it, also not those of two machines."""
+    return path.with_name(f".{path.name}.{_this_machine()}.{os.getpid()}.{uuid.uuid4().hex}.tmp")
 
 
 def _this_machine() -> str:
