@@ -101,7 +101,7 @@ def composition(overrides: Sequence[str], config_dir: str | None = None) -> Iter
 
 
 def _refuse_empty_groups(overrides: Sequence[str]) -> None:
-    """Raises ConfigError for `logger=[]` and `logger=null`: Hydra leaves the whole group out, and no key has a value."""
+    """Raises ConfigError for `logger=[]` and `logger=null`, of which Hydra makes a group whose keys have no value."""
     for override in parse_overrides(overrides):
         if override.is_delete() or override.is_sweep_override() or override.value() not in (None, []):
             continue

@@ -82,8 +82,8 @@ def rare_bigrams_by_age(
 
     Returns:
         "first": where those rare bigrams that come again stand first in their document, then a point for each age 1, 2,
-        3 to 4... that there is; what is left of the first is what memory gains. Standard errors over documents, each weighted by
-        its number of places. Empty where no rare bigram stands twice.
+        3 to 4... that there is; what is left of the first is what memory gains. Standard errors over documents, each
+        weighted by its number of places. Empty where no rare bigram stands twice.
     """
     codes = documents[:, :-1] * training.vocab_size + documents[:, 1:]
     ages = np.stack([ages_of(one) for one in codes])

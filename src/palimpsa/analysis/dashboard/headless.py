@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
+from palimpsa.analysis.draw.canvas import palette_png
 from palimpsa.runs.files import write_atomic
 from palimpsa.runs.read import cells_of, read_curves_csv, read_runs_csv
 from palimpsa.runs.schema import RUN_KEY
@@ -165,13 +165,8 @@ def wait_until_drawn(tab: Page) -> None:
 
 def _smaller(content: bytes) -> bytes:
     """A PNG with a palette of as many colours as fit."""
-    from PIL.Image import Dither
-    from PIL.Image import open as open_image
-
-    picture = open_image(io.BytesIO(content)).convert("RGB")
-    for colors in (256, 128, 64, 32):
-        buffer = io.BytesIO()
-        picture.quantize(colors, dither=Dither.NONE).save(buffer, "png", optimize=True)
-        if buffer.tell() <= MAX_PICTURE_BYTES:
+    for num_colors in (256, 128, 64, 32):
+        smaller = palette_png(content, num_colors)
+        if len(smaller) <= MAX_PICTURE_BYTES:
             break
-    return buffer.getvalue()
+    return smaller

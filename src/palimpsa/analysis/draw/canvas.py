@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullLocator
+from PIL import Image
 
 from palimpsa.config.text import shortened
 from palimpsa.runs.files import write_atomic
@@ -172,9 +173,10 @@ def _grow_to_legends(figure: Figure) -> None:
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write `stem`.png and `stem`.svg, the FORMATS; returns their paths.
+    """Write `stem`.png, with a palette, and `stem`.svg, the FORMATS; returns their paths.
 
-    The bytes depend on the figure and on matplotlib's version only. Raises OSError when the folder cannot be written.
+    The bytes depend on the figure and on the versions of matplotlib and Pillow only. Raises OSError when the folder
+    cannot be written.
     """
     _grow_to_legends(figure)
     dpi = min(PNG_DPI, _MAX_SIDE / max(figure.get_size_inches()))
@@ -186,5 +188,15 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
         # Laid out once: both files show the same figure, in half of the time.
         figure.set_layout_engine("none")
         # Not with_suffix: a scale may have a dot in its name.
-        paths.append(write_atomic(stem.with_name(f"{stem.name}.{suffix}"), buffer.getvalue()))
+        content = palette_png(buffer.getvalue()) if suffix == "png" else buffer.getvalue()
+        paths.append(write_atomic(stem.with_name(f"{stem.name}.{suffix}"), content))
     return paths
+
+
+def palette_png(content: bytes, num_colors: int = 256) -> bytes:
+    """A PNG in so many colours at most, on white: a third of the bytes, and lines and text as they were."""
+    picture = Image.open(io.BytesIO(content))
+    buffer = io.BytesIO()
+    colors = picture.convert("RGB").quantize(num_colors, dither=Image.Dither.NONE)
+    colors.save(buffer, "png", optimize=True, dpi=picture.info.get("dpi"))
+    return buffer.getvalue()
