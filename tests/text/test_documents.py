@@ -135,6 +135,12 @@ WRONG_CONTENT = {
     ),
     "null": ("a.jsonl", b'{"text": null}', ":1: got NoneType in 'text', expected text"),
     "cut_xz": ("a.jsonl.xz", lzma.compress(b'{"text": "a"}\n' * 9_999)[:-30], ": is damaged or cut off"),
+    "second_xz": (
+        "a.jsonl.xz",
+        lzma.compress(b'{"text": "a"}\n') + b"\0" + lzma.compress(b'{"text": "b"}\n')[1:],
+        ": is damaged or cut off",
+    ),
+    "behind_xz": ("a.jsonl.xz", lzma.compress(b'{"text": "a"}\n') + b"garbage", ": is damaged or cut off"),
     "cut_gz": ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9_999)[:-30], ": is damaged or cut off"),
     "no_xz": ("a.jsonl.xz", b'{"text": "a"}\n', ": is damaged or cut off"),
     "no_gz": ("a.jsonl.gz", b'{"text": "a"}\n', ": is damaged or cut off"),
@@ -161,6 +167,13 @@ def test_wrong_content_is_named_by_file_and_line(wrong, tmp_path):
         read(FileSource([str(tmp_path / name)], PLAIN_FIELDS))
     assert str(error.value).startswith(f"{tmp_path / name}{said}")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("padding", [0, 4, 200_000])
+def test_every_stream_of_an_xz_is_read_with_padding_between_them(padding, tmp_path):
+    streams = [lzma.compress(f'{{"text": "{text}"}}\n'.encode()) for text in ("a", "b", "c")]
+    (tmp_path / "a.jsonl.xz").write_bytes(bytes(padding).join([*streams, b""]))
+    assert read(FileSource([str(tmp_path / "a.jsonl.xz")], PLAIN_FIELDS)) == ["a", "b", "c"]
 
 
 def test_a_line_is_counted_across_batches(tmp_path, monkeypatch):

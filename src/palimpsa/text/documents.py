@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import gzip
+import io
 import lzma
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO
 from palimpsa.config.errors import ConfigError
 from palimpsa.text.files import file_sha256
 from palimpsa.text.records import Batch, Fields, decode, undecodable
+from palimpsa.text.xz import XzReader
 
 # Of text, in one batch: a quarter of a second of SentencePiece's on a core.
 BATCH_BYTES = 512 * 1024
@@ -178,7 +180,7 @@ class _opened:
         self._raw = self._path.open("rb")
         ending = self._path.suffix.lower()
         if ending == ".xz":
-            stream: Any = lzma.open(self._raw, "rb")
+            stream: Any = io.BufferedReader(XzReader(self._raw), BATCH_BYTES)
         elif ending == ".gz":
             stream = gzip.open(self._raw, "rb")
         elif ending == ".zst":
