@@ -287,6 +287,21 @@ def test_what_a_process_hands_over_cannot_be_cut_in_two(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_of_what_processes_hand_over_is_named(tmp_path, monkeypatch):
+    """It may be another one than that of the shards; the system does not say which."""
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tokenise, "_tokenizer", load_tokenizer("bytes"))
+    monkeypatch.setattr("pickle.dump", fail)
+    batch = Batch("a file", "record", 1, texts=["a"])
+    with pytest.raises(OSError, match="No space left") as raised:
+        tokenise._tokenise_here(batch, Fields("text", None, "none"), str(tmp_path))
+    # As it comes from the process.
+    assert str(tmp_path) in str(pickle.loads(pickle.dumps(raised.value)))
+
+
 def test_the_shipped_novel_is_prepared_in_seconds_without_a_network(tmp_path, run_script):
     words = ("source=sample", "validation_every=8", f"directory={tmp_path}/o")
     code, _, err = run_script(*words)

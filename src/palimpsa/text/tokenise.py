@@ -140,8 +140,14 @@ def _tokenise_here(batch: Batch, fields: Fields, folder: str) -> Path:
     """The file below the folder that holds the batch's tokens."""
     assert _tokenizer is not None
     found = tokenise(batch, _tokenizer, fields)
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-        pickle.dump(found, file)
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            pickle.dump(found, file)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            # The system does not say which disk is full, and this may be another one than that of the shards.
+            error.filename = folder
+        raise
     return Path(file.name)
 
 
