@@ -208,7 +208,13 @@ def test_a_parquet_file_without_rows_is_empty(tmp_path):
 
 def test_nothing_and_twice_the_same_are_refused(tmp_path):
     path = str(write_jsonl(tmp_path / "a.jsonl", ["a"]))
-    for files, said in (([], "got []"), ([path, str(tmp_path)], "twice"), ([str(tmp_path / "*.gz")], "no such file")):
+    by_another_name = str(tmp_path / ".." / tmp_path.name)
+    for files, said in (
+        ([], "got []"),
+        ([path, str(tmp_path)], "twice"),
+        ([path, by_another_name], "twice"),
+        ([str(tmp_path / "*.gz")], "no such file"),
+    ):
         with pytest.raises(ConfigError, match=r"source\.files: ") as error:
             FileSource(files, PLAIN_FIELDS)
         assert said in str(error.value)

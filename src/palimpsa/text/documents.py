@@ -151,8 +151,12 @@ def _find(files: Sequence[str], key: str) -> list[Path]:
             raise ConfigError(f"{key}: {path}: is {'empty' if path.is_file() else 'no file'}, expected text in it")
         if not os.access(path, os.R_OK):
             raise ConfigError(f"{key}: {path}: cannot be read: permission denied")
-    if len(set(paths)) < len(paths):
-        raise ConfigError(f"{key}: got {next(p for p in paths if paths.count(p) > 1)} twice, expected each file once")
+    seen: set[Path] = set()
+    for path in paths:
+        # By whichever of its names: "a.jsonl" and "/home/me/a.jsonl".
+        if path.resolve() in seen:
+            raise ConfigError(f"{key}: got {path} twice, expected each file once")
+        seen.add(path.resolve())
     return paths
 
 
