@@ -83,6 +83,17 @@ def test_max_tokens_ends_behind_the_document_that_reaches_it(corpus, tmp_path, r
     assert lengths[len(found) - 2] < 400_000 <= lengths[len(found) - 1]
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")
+def test_a_file_whose_name_is_no_utf8_is_text_like_any_other(tmp_path, run_script):
+    name = os.fsdecode(b"caf\xe9.jsonl")
+    (tmp_path / "in").mkdir()
+    write_jsonl(tmp_path / "in" / name, texts(20))
+    words = ("source=files", f"source.files=[{tmp_path}/in]", f"directory={tmp_path}/o", "validation_every=5")
+    assert run_script(*words)[0] == 0
+    assert TokenShards.open(tmp_path / "o/train").manifest.source["files"][0]["file"] == name
+    assert "already there" in run_script(*words)[1]
+
+
 def test_validation_files_are_validation_alone(corpus, tmp_path, run_script):
     other = write_jsonl(tmp_path / "other.jsonl", texts(9, seed=1))
     words = ("source=files", f"source.files=[{corpus}]", f"directory={tmp_path}/o", f"validation_files=[{other}]")

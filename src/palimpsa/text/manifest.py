@@ -86,6 +86,8 @@ class Manifest:
         """The content of manifest.json, its checksum included."""
         values = {"format": FORMAT, **asdict(self)}
         text = json.dumps({**values, "checksum": json_sha256(values)}, indent=2, ensure_ascii=False) + "\n"
+        # A file's name that is no UTF-8 has halves of characters, which JSON has as \udce9.
+        text = text.encode(errors="backslashreplace").decode()
         # A list of ids in a line.
         return re.sub(r"\[\n[\d,\s]+\]", lambda found: " ".join(found[0].split()), text)
 
