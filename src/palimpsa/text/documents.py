@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from palimpsa.config.errors import ConfigError
-from palimpsa.text.files import file_sha256
+from palimpsa.text.files import XzReader, file_sha256
 from palimpsa.text.records import Batch, Fields, decode, undecodable
-from palimpsa.text.xz import XzReader
 
 # Of text, in one batch: a quarter of a second of SentencePiece's on a core.
 BATCH_BYTES = 512 * 1024

@@ -1,11 +1,14 @@
-"""The files of token shards: what they are called, what they must hold, and how they go."""
+"""The files of token shards: what they are called, what they must hold, and how they go; and .xz files to their last byte."""
 
 from __future__ import annotations
 
 import hashlib
+import io
+import lzma
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.keys import key
@@ -14,6 +17,7 @@ MANIFEST = "manifest.json"
 # The folder of what a writer that is not finished needs to go on.
 UNFINISHED = "unfinished"
 _BLOCK = 1 << 20
+_XZ_BLOCK = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -66,3 +70,42 @@ def remove_shards(directory: Path) -> None:
 def remove_checkpoints(directory: Path) -> None:
     """Removes what a writer needed to go on."""
     shutil.rmtree(directory / UNFINISHED, ignore_errors=True)
+
+
+class XzReader(io.RawIOBase):
+    """What the streams of an .xz file hold, one after the other, whatever zeros xz has padded them with.
+
+    Python's own reader ends without a word at the first stream that is damaged.
+
+    Reading raises lzma.LZMAError for bytes that are no stream, also behind one, and EOFError for a stream that is cut
+    off.
+    """
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self._stream = lzma.LZMADecompressor()
+        # Of the file, read and not yet given to the stream.
+        self._block = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            if self._stream.eof and not self._begin_stream():
+                return 0
+            block, self._block = self._block, b""
+            if self._stream.needs_input and not block and not (block := self._raw.read(_XZ_BLOCK)):
+                raise EOFError("it ends within a stream of xz")
+            if found := self._stream.decompress(block, len(buffer)):
+                buffer[: len(found)] = found
+                return len(found)
+
+    def _begin_stream(self) -> bool:
+        """Whether there is something behind the stream that has ended."""
+        self._block = self._stream.unused_data.lstrip(b"\0")
+        while not self._block and (block := self._raw.read(_XZ_BLOCK)):
+            self._block = block.lstrip(b"\0")
+        if self._block:
+            self._stream = lzma.LZMADecompressor()
+        return bool(self._block)
