@@ -1,4 +1,4 @@
-"""The files of token shards: what they are called, what they must hold, and how they go; and .xz files to their last byte."""
+"""The files of token shards: their names, what they must hold, how they go; and .xz files to their last byte."""
 
 from __future__ import annotations
 
