@@ -227,6 +227,17 @@ def test_pickles_shards_and_the_layout_of_state_spaces_are_the_same_model(source
     assert "tokenizer: none there" in capsys.readouterr().out
     for folder in ("new_pickled", "new_shards", "new_theirs"):
         assert (tmp_path / folder / "model.safetensors").read_bytes() == expected
+    # As transformers before 5 wrote it, and Python writes it of a config of state-spaces'.
+    unlimited = {"time_step_limit": [0.0, float("inf")]}, {"ssm_cfg": {**ssm, "dt_limit": [0.0, float("inf")]}}
+    for folder, changes in zip((pickled, theirs), unlimited, strict=True):
+        with_config(folder, **changes)
+        assert "Infinity]" in (folder / "config.json").read_text()
+        assert convert("metaplastic", folder, tmp_path / f"new_{folder.name}_bare") == 0, capsys.readouterr().err
+        assert (tmp_path / f"new_{folder.name}_bare/model.safetensors").read_bytes() == expected
+        assert (
+            json.loads((tmp_path / f"new_{folder.name}_bare/config.json").read_text())["mixer"]["step_size_limit"]
+            is None
+        )
     # A padded vocabulary has more rows than words.
     (theirs / "config.json").write_text(json.dumps({**sizes, "ssm_cfg": ssm, "pad_vocab_size_multiple": 16}))
     assert convert("metaplastic", theirs, tmp_path / "padded") == 2

@@ -72,7 +72,7 @@ def read_transformers_options(folder: Path) -> Mamba2Options:
     from transformers.models.mamba2.configuration_mamba2 import Mamba2Config
 
     path = folder / "config.json"
-    said = read_json_object(path, "expected the config of a model")
+    said = read_json_object(path, "expected the config of a model", with_infinity=True)
     _refuse_others(path, "", said, ONLY_OF_TRANSFORMERS)
     try:
         config = Mamba2Config.from_pretrained(folder, local_files_only=True)
@@ -106,7 +106,7 @@ def read_transformers_options(folder: Path) -> Mamba2Options:
 def read_state_spaces_options(folder: Path) -> Mamba2Options:
     """Of a folder of state-spaces' mamba_ssm. Raises ConfigError: as `read_transformers_options`."""
     path = folder / "config.json"
-    said = read_json_object(path, "expected the config of a model")
+    said = read_json_object(path, "expected the config of a model", with_infinity=True)
     config = _with_defaults(path, "", said, STATE_SPACES_DEFAULTS)
     _refuse_others(path, "", config, ONLY_OF_STATE_SPACES)
     if not isinstance(config["ssm_cfg"], dict):

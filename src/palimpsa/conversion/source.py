@@ -85,7 +85,7 @@ def _config_of(path: Path) -> dict[str, Any]:
     if not path.is_dir() or is_sharded(path) or (path / "checkpoints").is_dir():
         return {}
     check_is_folder_of_a_model(path)
-    keys = read_json_object(path / "config.json", "expected the config of a model")
+    keys = read_json_object(path / "config.json", "expected the config of a model", with_infinity=True)
     if {"task", "model"} <= keys.keys():
         return {}
     kind = keys.get("model_type")

@@ -35,7 +35,7 @@ def model_of(source: Path) -> dict[str, Any] | None:
     if not file.is_file():
         # Of a checkpoint; or a layout that has the weights alone, which is for the conversion to say.
         return read_source(source).model_config if source.is_file() else None
-    config = read_json_object(file, "expected the config of a run or of a model")
+    config = read_json_object(file, "expected the config of a run or of a model", with_infinity=True)
     if {"model", "task"} <= config.keys():
         return config["model"]
     return config if config.get("model_type") == OWN_MODEL_TYPE else None
@@ -89,7 +89,7 @@ def _content_digest(source: Path) -> str:
 
 
 def _is_ours(source: Path) -> bool:
-    config = read_json_object(source / "config.json", "expected the config of a run or of a model")
+    config = read_json_object(source / "config.json", "expected the config of a run or of a model", with_infinity=True)
     return {"model", "task"} <= config.keys() or config.get("model_type") == OWN_MODEL_TYPE
 
 
@@ -191,7 +191,8 @@ def default_task(source: Path, given: Sequence[str]) -> list[str]:
     """The task of a run, unless whoever asks names one; of a folder nobody knows another than text."""
     if any(override.startswith("task=") for override in given):
         return []
-    config = read_json_object(source / "config.json", "expected a config") if (source / "config.json").is_file() else {}
+    file = source / "config.json"
+    config = read_json_object(file, "expected a config", with_infinity=True) if file.is_file() else {}
     return [f"task={config['task']['name']}"] if "task" in config else ["task=commonsense"]
 
 

@@ -137,8 +137,8 @@ def checksum(result: dict[str, Any]) -> str:
     return hashlib.sha256(_canonical(rest)).hexdigest()
 
 
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+def _canonical(value: Any, *, allow_nan: bool = False) -> bytes:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=allow_nan).encode()
 
 
 def _check_agreement(path: Path, result: dict[str, Any]) -> None:
@@ -168,11 +168,12 @@ def run_of(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_json_object(path: Path, expected: str) -> dict[str, Any]:
+def read_json_object(path: Path, expected: str, *, with_infinity: bool = False) -> dict[str, Any]:
     """The object in a JSON file.
 
     Args:
         expected: "expected ...", the end of an error.
+        with_infinity: takes the bare word Infinity, which other programs' configs have: transformers before 5 wrote it.
 
     Raises:
         ResultError: for a file that is cut short or holds something else, NaN, Infinity or a number of more than
@@ -184,6 +185,11 @@ def read_json_object(path: Path, expected: str) -> dict[str, Any]:
         raise ResultError(
             f"{path}: holds {constant[:60]}, which is not JSON, {expected} (null where there is no number)"
         )
+
+    def constant(text: str) -> float:
+        if text == "NaN" or not with_infinity:
+            reject(text)
+        return float(text)
 
     def finite(text: str) -> float:
         value = float(text)
@@ -197,8 +203,8 @@ def read_json_object(path: Path, expected: str) -> dict[str, Any]:
         raise FileUnreadableError(f"{path}: cannot be read ({error.strerror}), {expected}") from None
     try:
         # As UTF-8 alone, which Python would guess from the first bytes.
-        found = json.loads(content.decode(), parse_constant=reject, parse_float=finite)
-        _canonical(found)
+        found = json.loads(content.decode(), parse_constant=constant, parse_float=finite)
+        _canonical(found, allow_nan=with_infinity)
     except ResultError:
         raise
     except (ValueError, RecursionError) as error:
