@@ -418,6 +418,14 @@ WRONG = {
         "refused by torch.load(weights_only=True), which",
     ),
     "no tensors": (lambda f: with_pickle(f, {"a": [1]}), "expected tensors by their names"),
+    "sparse tensors": (
+        lambda f: with_pickle(f, {"a": torch.eye(2).to_sparse()}),
+        "a: got a tensor of torch.sparse_coo, expected dense ones with values",
+    ),
+    "no values": (
+        lambda f: with_pickle(f, {"a": torch.ones(2, device="meta")}),
+        "a: got a tensor of no values, expected dense ones with values",
+    ),
     "Megatron": (lambda f: (f / "latest_checkpointed_iteration.txt").touch(), "a checkpoint of Megatron's"),
     "a shard outside": (
         lambda f: [
@@ -490,6 +498,8 @@ def test_wrong_options_another_mixer_a_taken_place_and_a_full_disk_are_one_line(
         (("--form", "grouped", "--num-precisions", "3"), "--num-precisions: got 3, expected a divisor of the 8 rows"),
         (("--strength", "0"), "--strength: got 0.0, expected above 0 and at most 1"),
         (("--strength", "nan"), "--strength: got nan, expected above 0 and at most 1"),
+        (("--seed", str(2**64)), "--seed: got 18446744073709551616, expected 0 to"),
+        (("--seed", "-1"), "--seed: got -1, expected 0 to"),
         (("--norm-groups", "5"), "num_norm_groups: got 5, expected a divisor"),
         (("--name", "../x"), "--name: got '../x', expected letters"),
         (("--tokenizer", "gone"), "--tokenizer: got 'gone', expected a folder"),

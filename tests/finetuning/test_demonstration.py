@@ -94,6 +94,10 @@ def test_recall_is_demonstrated_in_pairs_and_goes_on_from_what_there_is(tmp_path
     assert (again["stages"], again["config_hash"]) == (expected["stages"], expected["config_hash"])
     kept = ["model", "seed", "arm", "measure", "at", "value", "config_hash"]
     pd.testing.assert_frame_equal(pd.read_csv(folder / "demonstration/pairs.csv")[kept], rows[kept])
+    # What was converted by other options is no run of this demonstration.
+    assert demonstrate(*command, "demonstration.convert='--strength 1e-3 --form scalar'") == 2
+    assert "demonstration.convert: got '--strength 1e-3 --form scalar', expected the" in capsys.readouterr().err
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "demonstration/pairs.csv")[kept], rows[kept])
 
 
 def test_language_is_demonstrated_with_perplexity_positions_and_recall(tmp_path):

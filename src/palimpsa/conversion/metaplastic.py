@@ -13,6 +13,7 @@ import torch
 
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.keys import is_file_name
+from palimpsa.config.schema import MAX_SEED
 from palimpsa.conversion.card import CONVERTED_FROM, model_card
 from palimpsa.conversion.folder import write_folder
 from palimpsa.conversion.initial_scales import LogitsCheck, choose_strength, set_initial_scales
@@ -76,6 +77,8 @@ def convert_metaplastic(path: Path, folder: Path, conversion: Conversion) -> lis
             f"--strength: got {conversion.strength}, expected above 0 and at most 1: softplus(s) is never 0; a mixer's "
             "strength of 0 makes a converted model its source again"
         )
+    if not 0 <= conversion.seed <= MAX_SEED:
+        raise ConfigError(f"--seed: got {conversion.seed}, expected 0 to {MAX_SEED}")
     source = read_source(path, tokenizer=conversion.tokenizer, num_norm_groups=conversion.num_norm_groups)
     model_config = metaplastic_config(source.model_config, conversion)
     config = PalimpsaConfig.of_model(model_config, context=source.facts.get("context"), **source.token_ids)

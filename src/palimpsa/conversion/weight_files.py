@@ -99,4 +99,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(weight, Tensor) for name, weight in content.items()
     ):
         raise ConfigError(f"{path}: got {type(content).__name__} of other things, expected tensors by their names")
+    for name, weight in content.items():
+        if weight.layout != torch.strided or weight.is_meta:
+            kind = "no values" if weight.is_meta else str(weight.layout)
+            raise ConfigError(f"{path}: {name}: got a tensor of {kind}, expected dense ones with values")
     return content

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from palimpsa.analysis.finetuning.pairs import CONTINUED, CONVERTED, SOURCE, metrics_of_stage
+from palimpsa.config.errors import ConfigError
 from palimpsa.finetuning.evaluate import evaluated
 from palimpsa.finetuning.schema import DemonstrateConfig
-from palimpsa.finetuning.source import as_override, converted, source_overrides, start_overrides
+from palimpsa.finetuning.source import as_override, conversion_digits, converted, source_overrides, start_overrides
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.result import read_json_object, read_result
 from palimpsa.sweeps.ledger import Job
@@ -73,7 +74,10 @@ def plan_arms(config: DemonstrateConfig, sources: Sequence[Arm]) -> tuple[Sweep,
             places.append((source, kind))
             if kind == CONTINUED:
                 lines.append(source_overrides(source.directory, given))
-            elif weights_are_gone(source.directory) and (begun := _begun_conversion(source, lines[-1])) is not None:
+            elif (
+                weights_are_gone(source.directory)
+                and (begun := _begun_conversion(source, lines[-1], plan.convert)) is not None
+            ):
                 lines.append(start_overrides(begun["model"], begun["start"]["weights"], given))
             else:
                 start = converted(source.directory, Path(config.results_dir) / "converted", plan.convert)
@@ -85,11 +89,15 @@ def plan_arms(config: DemonstrateConfig, sources: Sequence[Arm]) -> tuple[Sweep,
     ]
 
 
-def _begun_conversion(source: Arm, continued: Sequence[str]) -> dict[str, Any] | None:
+def _begun_conversion(source: Arm, continued: Sequence[str], options: str) -> dict[str, Any] | None:
     """The config of the converted run of a source that has no weights any more; None where there is no such run.
 
     Args:
         continued: the command line of the source's other run: the converted one lies beside it.
+        options: of the conversion that is asked for.
+
+    Raises:
+        ConfigError: it was converted by others, or from other weights than the source's other run began with.
     """
     # Here and not above: transformers.
     from palimpsa.conversion.metaplastic import SUFFIX
@@ -98,7 +106,16 @@ def _begun_conversion(source: Arm, continued: Sequence[str]) -> dict[str, Any] |
     rate, seed = job.directory.parts[-2:]
     name = f"{source.job.config['model']['name']}{SUFFIX}_{CONVERTED}"
     file = RunDirectory(job.directory.parents[2] / name / rate / seed).config_file
-    return read_json_object(file, "expected a run's config") if file.exists() else None
+    if not file.exists():
+        return None
+    begun = read_json_object(file, "expected a run's config")
+    place = begun["start"]["weights"]
+    if not place.endswith(f"_{conversion_digits(job.config['start']['digest'], options)}"):
+        raise ConfigError(
+            f"demonstration.convert: got {options!r}, expected the options by which {place} was made, which "
+            f"{file.parent} began with: {source.directory} has no weights any more that could be converted"
+        )
+    return begun
 
 
 def _common(config: DemonstrateConfig) -> list[str]:

@@ -62,8 +62,7 @@ def converted(source: Path, folder: Path, options: str = "") -> Path:
     # Here and not above: transformers.
     from palimpsa.conversion.command import convert_main
 
-    digest = hashlib.sha256(f"{_content_digest(source)} {options}".encode()).hexdigest()[:NUM_DIGITS]
-    place = folder / f"{source.resolve().name}_{digest}"
+    place = folder / f"{source.resolve().name}_{conversion_digits(_content_digest(source), options)}"
     if place.is_dir():
         return place
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +73,11 @@ def converted(source: Path, folder: Path, options: str = "") -> Path:
         raise ConfigError(f"SOURCE: {source} was not converted, for the reason above")
     write_atomic(place.with_name(f"{place.name}.txt"), report.getvalue())
     return place
+
+
+def conversion_digits(content_digest: str, options: str) -> str:
+    """The end of the name of what a source of this digest becomes by these options: see `converted`."""
+    return hashlib.sha256(f"{content_digest} {options}".encode()).hexdigest()[:NUM_DIGITS]
 
 
 def _content_digest(source: Path) -> str:
