@@ -109,6 +109,10 @@ def test_text_of_another_tokenizer_is_refused(finetune, write_text, compose_conf
             "--convert: got '--form scalar' with a source",
         ),
         (("MAMBA2", "--as-it-is", "--convert", "x"), "--convert: got 'x' with --as-it-is"),
+        (
+            ("MAMBA2", "--convert", "--form 'scalar"),
+            '--convert: got "--form \'scalar" (No closing quotation), expected',
+        ),
         (("MAMBA2", "--convert", "--form round"), "was not converted, for the reason above"),
         (("PALIMPSA", "optimizer.freeze=[nothing]"), "optimizer.freeze: got 'nothing', which no parameter has"),
         (("PALIMPSA", "optimizer.new_rl=1"), "optimizer.new_rl"),

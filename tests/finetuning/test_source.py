@@ -67,3 +67,20 @@ def test_a_source_that_is_none_is_one_clear_error(trained, tmp_path):
         module().source_overrides(tmp_path / "empty", [])
     with pytest.raises(ConfigError, match=r"^SOURCE: got a model of palimpsa\.mixers\.GLA, expected one of"):
         module().source_overrides(trained("gla"), [])
+
+
+def test_a_folder_is_converted_anew_where_its_config_is_another_one_beside_the_same_weights(trained, tmp_path):
+    import json
+
+    from palimpsa.conversion.checkpoint import read_trained
+    from palimpsa.conversion.folder import export_folder
+
+    folder, place = tmp_path / "model", tmp_path / "converted"
+    export_folder(read_trained(trained("palimpsa_d_nometa")), folder)
+    before = module().converted(folder, place)
+    assert module().converted(folder, place) == before
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "norm_eps": 0.01}))
+    after = module().converted(folder, place)
+    assert after != before
+    assert json.loads((after / "config.json").read_text())["norm_eps"] == 0.01

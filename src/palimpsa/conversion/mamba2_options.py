@@ -17,6 +17,9 @@ STATE_SPACES_EPS = 1e-5
 ONLY_OF_TRANSFORMERS = {
     "rms_norm": True,
     "norm_before_gate": False,
+    "rmsnorm": True,
+    "D_has_hdim": False,
+    "d_ssm": None,
     "d_intermediate": 0,
     "attn_layer_idx": [],
     "quantization_config": None,

@@ -62,13 +62,19 @@ def converted(source: Path, folder: Path, options: str = "") -> Path:
     # Here and not above: transformers.
     from palimpsa.conversion.command import convert_main
 
+    try:
+        words = shlex.split(options)
+    except ValueError as error:
+        raise ConfigError(
+            f"--convert: got {options!r} ({error}), expected options of scripts/convert.py metaplastic"
+        ) from error
     place = folder / f"{source.resolve().name}_{conversion_digits(_content_digest(source), options)}"
     if place.is_dir():
         return place
     folder.mkdir(parents=True, exist_ok=True)
     report = io.StringIO()
     with contextlib.redirect_stdout(report):
-        code = convert_main(["metaplastic", str(source), str(place), *shlex.split(options)])
+        code = convert_main(["metaplastic", str(source), str(place), *words])
     if code:
         raise ConfigError(f"SOURCE: {source} was not converted, for the reason above")
     write_atomic(place.with_name(f"{place.name}.txt"), report.getvalue())
@@ -81,8 +87,11 @@ def conversion_digits(content_digest: str, options: str) -> str:
 
 
 def _content_digest(source: Path) -> str:
-    """Of what is converted: of our own models the weights, of others all bytes of the folder's files."""
-    if not source.is_dir() or not (source / "config.json").is_file() or _is_ours(source):
+    """Of what is converted: of runs and checkpoints the weights, of folders of a model all bytes of their files.
+
+    A folder's config and tokenizer may be others beside the same weights.
+    """
+    if not source.is_dir() or not (source / "config.json").is_file() or _is_run(source):
         return weights_digest(read_source(source).weights)
     digest = hashlib.sha256()
     for file in sorted(path for path in source.iterdir() if path.is_file()):
@@ -92,9 +101,9 @@ def _content_digest(source: Path) -> str:
     return digest.hexdigest()
 
 
-def _is_ours(source: Path) -> bool:
+def _is_run(source: Path) -> bool:
     config = read_json_object(source / "config.json", "expected the config of a run or of a model", with_infinity=True)
-    return {"model", "task"} <= config.keys() or config.get("model_type") == OWN_MODEL_TYPE
+    return {"model", "task"} <= config.keys()
 
 
 def model_overrides(model: Mapping[str, Any]) -> list[str]:
