@@ -84,3 +84,16 @@ def test_a_folder_is_converted_anew_where_its_config_is_another_one_beside_the_s
     after = module().converted(folder, place)
     assert after != before
     assert json.loads((after / "config.json").read_text())["norm_eps"] == 0.01
+
+
+def test_a_conversion_whose_report_finds_no_room_is_done_again(mamba2, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module(), "write_atomic", full)
+        with pytest.raises(OSError, match="No space left"):
+            module().converted(mamba2, tmp_path / "converted")
+    assert not list((tmp_path / "converted").iterdir())
+    place = module().converted(mamba2, tmp_path / "converted")
+    assert "created" in place.with_name(f"{place.name}.txt").read_text()

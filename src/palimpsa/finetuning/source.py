@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,12 @@ def converted(source: Path, folder: Path, options: str = "") -> Path:
         code = convert_main(["metaplastic", str(source), str(place), *words])
     if code:
         raise ConfigError(f"SOURCE: {source} was not converted, for the reason above")
-    write_atomic(place.with_name(f"{place.name}.txt"), report.getvalue())
+    try:
+        write_atomic(place.with_name(f"{place.name}.txt"), report.getvalue())
+    except OSError:
+        # Or it would count as converted, without the report.
+        shutil.rmtree(place, ignore_errors=True)
+        raise
     return place
 
 
