@@ -198,7 +198,8 @@ def lacks_an_encoding(name: str, call: ast.Call) -> bool:
     words = [node.value for node in [*call.args, *options.values()] if isinstance(node, ast.Constant)]
     if name in ("open", "fdopen", "read_text", "write_text"):
         is_binary = any(isinstance(word, str) and re.fullmatch("[rwxa]b[+]?", word) for word in words)
-        return not (is_binary or "encoding" in options or ast.unparse(call.func) in ("os.open", "TokenShards.open"))
+        is_no_text = ast.unparse(call.func) in ("os.open", "TokenShards.open", "Image.open")
+        return not (is_binary or "encoding" in options or is_no_text)
     return ("text" in options or "universal_newlines" in options) and "encoding" not in options
 
 
