@@ -65,7 +65,7 @@ MISTAKES = {
     "model.mixer.head_k_dim=1000000000000000000000": ("model: got sizes that make no tensor",),
     "+model.mixer.norm_eps=-1": ("model.mixer.norm_eps: got -1, expected > 0 and finite",),
     "model=deltanet +model.mixer.norm_eps=inf": ("model.mixer.norm_eps: got inf",),
-    "model=null": ("model=null",),
+    "model=null": ("model: got null, expected one of deltanet, ",),
     "seed=-1": ("seed: got -1",),
     "optimizer.lr=0": ("optimizer.lr: got 0.0, expected > 0",),
     "optimizer.lr=nan": ("optimizer.lr: got nan, expected > 0",),
