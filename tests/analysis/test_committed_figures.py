@@ -1,19 +1,22 @@
-"""Committed figures and sentences of language models and of calibration: they are what the CSV files have today."""
+"""Committed figures and sentences of language models, calibration and fine-tuning: they are what the CSV files have."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from palimpsa.analysis.calibration.build import build_calibration
+from palimpsa.analysis.finetuning.build import build_finetuning
 from palimpsa.analysis.language.evaluation_report import build_evaluation
 
 from .test_committed import REPOSITORY, tracked
 
-FOLDERS = {"calibration": build_calibration, "commonsense": build_evaluation}
+FOLDERS = {"calibration": build_calibration, "commonsense": build_evaluation, "finetuning": build_finetuning}
 
 
 @pytest.mark.slow
@@ -51,3 +54,60 @@ def test_what_pages_say_of_the_evaluated_models_is_what_the_rows_say():
     speed = read_evaluation_speed_csv(REPOSITORY / "results/commonsense", "nvidia-h200").set_index(["model", "path"])
     assert 0.95 <= speed.loc[("lm/palimpsa_d_170m", "ours"), "speed_ratio"] <= 1.2
     assert "Palimpsa-D 170M is scored as fast as the harness scores a Llama of its size" in page
+
+
+def test_pairs_are_what_the_committed_runs_have():
+    from palimpsa.analysis.finetuning.pairs import metrics_of_stage, read_pairs
+
+    folder = REPOSITORY / "results/finetuning"
+    found = set()
+    for path in tracked("results/finetuning/runs"):
+        if path.name == "result.json":
+            result = json.loads(path.read_text())
+            for row in (row for stage in result["stages"] for row in metrics_of_stage(stage)):
+                found.add((result["config_hash"], row["measure"], str(row["at"]), row["value"]))
+    rows = read_pairs(folder)
+    rows = rows.loc[rows["demonstration"] == "recall"]
+    assert set(rows[["config_hash", "measure", "at", "value"]].itertuples(index=False, name=None)) == found
+
+
+# What README.md, docs/finetuning.md and docs/results.md say in words.
+def test_what_pages_say_of_conversion_and_forced_forgetting_is_what_the_rows_say():
+    from palimpsa.analysis.finetuning.comparison import compare
+    from palimpsa.analysis.finetuning.pairs import read_pairs
+
+    folder = REPOSITORY / "results/finetuning"
+    page, readme, results = (
+        " ".join((REPOSITORY / name).read_text().split())
+        for name in ("docs/finetuning.md", "README.md", "docs/results.md")
+    )
+    rows = read_pairs(folder)
+    by = {(one.model, one.at): one for one in compare(rows.loc[rows["demonstration"] == "recall"])}
+    mamba2, twin, longer = by["mamba2", "512"], by["palimpsa_d_nometa", "512"], by["mamba2", "1024"]
+
+    def points(one, digits):
+        numbers = (one.difference, *one.interval)
+        return [f"{100 * number:.{digits}f}" for number in numbers]
+
+    assert "recalls {} points more of 512 tokens (Student's 95%: {} to {})".format(*points(mamba2, 2)) in page
+    assert "Palimpsa-D w/o Meta {} ({} to {})".format(*points(twin, 2)) in page
+    assert "by {} points in the mean, and the interval goes from {} to {}".format(*points(longer, 1)) in page
+    margin = 100 * (mamba2.interval[1] - mamba2.interval[0]) / 2
+    assert f"worth {100 * mamba2.difference:.1f} ± {margin:.1f} points of recall at L 512" in readme
+    ratios = [
+        pd.read_csv(path)["metaplasticity_mean"].dropna()
+        for path in tracked("results/finetuning/runs")
+        if path.name == "history.csv" and "_converted" in str(path)
+    ]
+    last = [one.iloc[-1] for one in ratios]
+    assert max(one.iloc[0] for one in ratios) < 0.001
+    assert f"from under 0.001 to between {min(last):.0f} and {max(last):.0f}" in page
+    curves = pd.read_csv(REPOSITORY / "results/recipe/curves.csv")
+    curves = curves.loc[(curves["task"] == "mqar_forced") & curves["model"].isin(["palimpsa_d", "palimpsa_d_nometa"])]
+    windows = [name for name in curves if name.startswith("window/")]
+    ended = curves.dropna(subset=windows, how="all").sort_values("step").groupby(["model", "seed"]).tail(1)[windows]
+    medians = ended.median(axis=1)
+    assert (f"{medians.min():.0e}", f"{medians.max():.0e}") == ("6e+09", "2e+13")
+    assert "the median head ends at 6 · 10^9 to 2 · 10^13 tokens" in results
+    assert ((ended < 100).sum().sum(), ended.notna().sum().sum()) == (1, 128)
+    assert "of 128 heads one is under 100" in results
