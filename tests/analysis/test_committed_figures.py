@@ -111,3 +111,7 @@ def test_what_pages_say_of_conversion_and_forced_forgetting_is_what_the_rows_say
     assert "the median head ends at 6 · 10^9 to 2 · 10^13 tokens" in results
     assert ((ended < 100).sum().sum(), ended.notna().sum().sum()) == (1, 128)
     assert "of 128 heads one is under 100" in results
+    # The table is written by make figures.
+    row = "| curriculum, A and d's bias decay by 0.1, L 1,024 | Palimpsa-D minus D w/o Meta | 4 | "
+    gap = results.partition(row)[2].partition(" |")[0]
+    assert f"So the gap of that arm, {gap} points at L 1,024" in results
