@@ -176,6 +176,9 @@ def carry_out(order: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Of a group of its own, which can be killed with all that it starts.
     os.setsid()
+    if "descriptors" not in order:
+        # By now it can be killed: who was told earlier found no such group, if the system was busy.
+        print(os.getpid(), flush=True)
     os.environ.clear()
     os.environ.update(order["environment"])
     os.chdir(order["cwd"])
@@ -232,10 +235,8 @@ def read_orders(folder: Path) -> None:
 
     signal.signal(signal.SIGCHLD, note_ends)
     for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
+        if os.fork() == 0:
             carry_out(json.loads(line))
-        print(pid, flush=True)
 
 
 def serve(address: str) -> None:
