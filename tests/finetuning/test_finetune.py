@@ -113,7 +113,11 @@ def test_text_of_another_tokenizer_is_refused(finetune, write_text, compose_conf
             ("MAMBA2", "--convert", "--form 'scalar"),
             '--convert: got "--form \'scalar" (No closing quotation), expected',
         ),
-        (("MAMBA2", "--convert", "--form round"), "was not converted, for the reason above"),
+        (("MAMBA2", "--convert", "--form round"), "--form: got 'round', expected"),
+        (
+            ("MAMBA2", "task=commonsense", "task.data=NOWHERE"),
+            "task.data: got 'NOWHERE', expected a folder that scripts/prepare_text.py wrote",
+        ),
         (("PALIMPSA", "optimizer.freeze=[nothing]"), "optimizer.freeze: got 'nothing', which no parameter has"),
         (("PALIMPSA", "optimizer.new_rl=1"), "optimizer.new_rl"),
     ],
@@ -122,6 +126,10 @@ def test_bad_input_is_one_clear_error(arguments, words, finetune, trained, tmp_p
     source, *others = arguments
     models = {"PALIMPSA": "palimpsa_d", "MAMBA2": "mamba2"}
     place = trained(models[source]) if source in models else source
+    capsys.readouterr()
     assert finetune(place, *others, f"results_dir={tmp_path}/out") == 2
-    assert words in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.splitlines()) == 1
+    assert not list(tmp_path.glob("out/converted/*"))
     assert not (tmp_path / "out/runs").exists()

@@ -13,6 +13,25 @@ from palimpsa.runs.schema import ResultError
 
 def convert_main(arguments: Sequence[str]) -> int:
     """Exports, imports or converts, and prints what it did; 0, 2 for bad input, 1 where nothing can be written."""
+    try:
+        lines = convert_as_told(arguments)
+    except (ConfigError, RunDirectoryError, ResultError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    print(*lines, sep="\n")
+    return 0
+
+
+def convert_as_told(arguments: Sequence[str]) -> list[str]:
+    """Exports, imports or converts, as a command line says; lines that say what it did.
+
+    Raises:
+        ConfigError, RunDirectoryError, ResultError, OSError: for what cannot be read, converted or written.
+        SystemExit: for words that are no command line, which has been told on stderr.
+    """
     parser = argparse.ArgumentParser(
         prog="convert.py",
         description="Trainer checkpoints to Hugging Face folders, and back; models to metaplastic ones.",
@@ -45,21 +64,11 @@ def convert_main(arguments: Sequence[str]) -> int:
     from palimpsa.conversion.checkpoint import read_trained
     from palimpsa.conversion.folder import export_folder, import_folder
 
-    try:
-        if options.command == "export":
-            lines = export_folder(read_trained(options.checkpoint), options.folder, tokenizer=options.tokenizer)
-        elif options.command == "import":
-            lines = import_folder(options.folder, options.checkpoint)
-        else:
-            lines = _convert(options)
-    except (ConfigError, RunDirectoryError, ResultError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    print(*lines, sep="\n")
-    return 0
+    if options.command == "export":
+        return export_folder(read_trained(options.checkpoint), options.folder, tokenizer=options.tokenizer)
+    if options.command == "import":
+        return import_folder(options.folder, options.checkpoint)
+    return _convert(options)
 
 
 def _convert(options: argparse.Namespace) -> list[str]:

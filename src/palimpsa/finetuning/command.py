@@ -43,17 +43,25 @@ def finetune_main(arguments: Sequence[str]) -> int:
         return 0
     options, overrides = parser.parse_known_args(arguments)
     # Here and not above: a wrong command line is told at once.
+    from palimpsa.config.compose import compose_config
+    from palimpsa.finetuning.source import (
+        check_data,
+        check_is_there,
+        check_reads_alike,
+        default_task,
+        source_overrides,
+    )
     from palimpsa.sweeps.command import train_main
 
+    flags = [one for one in overrides if one.startswith("-")]
+    given = [one for one in overrides if not one.startswith("-")]
     try:
-        source = starting_point(options.source, _results_dir(overrides), options.convert, as_it_is=options.as_it_is)
-        from palimpsa.config.compose import compose_config
-        from palimpsa.finetuning.source import check_reads_alike, default_task, source_overrides
-
-        flags = [one for one in overrides if one.startswith("-")]
-        given = [one for one in overrides if not one.startswith("-")]
+        check_is_there(options.source.expanduser())
         # Of what was given: a converted run is a folder.
         task = default_task(options.source.expanduser(), given)
+        if not flags:
+            check_data([*task, *given], CONFIG_NAME)
+        source = starting_point(options.source, _results_dir(overrides), options.convert, as_it_is=options.as_it_is)
         words = source_overrides(source, [*task, *_without_new_parameters(source), *given])
         if not flags:
             task = compose_config(words, CONFIG_NAME).task

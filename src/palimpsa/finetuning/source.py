@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from palimpsa.config.compose import compose_config
 from palimpsa.config.errors import ConfigError, RunDirectoryError
+from palimpsa.config.schema import typed
 from palimpsa.model.build import SKELETON_KEYS
 from palimpsa.runs.files import write_atomic
 from palimpsa.runs.identity import upgraded
 from palimpsa.runs.result import read_json_object
+from palimpsa.tasks.data_digests import split_folder, with_data_digests
 from palimpsa.training.storage.trained import OWN_MODEL_TYPE, read_source, weights_digest
 
 # The file of configs/model that a model of each class builds on: what its own config does not say is as it is there.
@@ -30,8 +31,7 @@ def model_of(source: Path) -> dict[str, Any] | None:
     Raises:
         ConfigError, RunDirectoryError, ResultError: for what is none of them, or is damaged.
     """
-    if not source.exists():
-        raise ConfigError(f"SOURCE: got {str(source)!r}, which is not there, expected a trained model")
+    check_is_there(source)
     file = source / "config.json"
     if not file.is_file():
         # Of a checkpoint; or a layout that has the weights alone, which is for the conversion to say.
@@ -40,6 +40,12 @@ def model_of(source: Path) -> dict[str, Any] | None:
     if {"model", "task"} <= config.keys():
         return config["model"]
     return config if config.get("model_type") == OWN_MODEL_TYPE else None
+
+
+def check_is_there(source: Path) -> None:
+    """Raises ConfigError where nothing has this path."""
+    if not source.exists():
+        raise ConfigError(f"SOURCE: got {str(source)!r}, which is not there, expected a trained model")
 
 
 def is_metaplastic(model: Mapping[str, Any]) -> bool:
@@ -58,10 +64,10 @@ def converted(source: Path, folder: Path, options: str = "") -> Path:
         the folder; the report of every tensor lies beside it, in NAME.txt.
 
     Raises:
-        ConfigError: where it cannot be converted, which has been told on stderr.
+        ConfigError, RunDirectoryError, ResultError, OSError: where it cannot be converted, or written.
     """
     # Here and not above: transformers.
-    from palimpsa.conversion.command import convert_main
+    from palimpsa.conversion.command import convert_as_told
 
     try:
         words = shlex.split(options)
@@ -73,13 +79,9 @@ def converted(source: Path, folder: Path, options: str = "") -> Path:
     if place.is_dir():
         return place
     folder.mkdir(parents=True, exist_ok=True)
-    report = io.StringIO()
-    with contextlib.redirect_stdout(report):
-        code = convert_main(["metaplastic", str(source), str(place), *words])
-    if code:
-        raise ConfigError(f"SOURCE: {source} was not converted, for the reason above")
+    report = convert_as_told(["metaplastic", str(source), str(place), *words])
     try:
-        write_atomic(place.with_name(f"{place.name}.txt"), report.getvalue())
+        write_atomic(place.with_name(f"{place.name}.txt"), "".join(f"{line}\n" for line in report))
     except OSError:
         # Or it would count as converted, without the report.
         shutil.rmtree(place, ignore_errors=True)
@@ -182,6 +184,19 @@ def start_overrides(model: Mapping[str, Any], weights: str, given: Sequence[str]
     return [*model_overrides(model), *start, *given]
 
 
+def check_data(overrides: Sequence[str], config_name: str) -> None:
+    """Reads the manifests of the token shards that a command line names, before a model is converted for them.
+
+    Args:
+        overrides: of which those of the task count: the others may be of a model that is not known yet.
+
+    Raises:
+        ConfigError: where a manifest is missing or damaged.
+    """
+    named = [one for one in overrides if one.lstrip("+~").startswith("task")]
+    with_data_digests(typed(compose_config(named, config_name)))
+
+
 def check_reads_alike(source: Path, data: str) -> None:
     """Holds the tokenizer in a folder to the one that made the token shards which it is to be trained on.
 
@@ -190,7 +205,6 @@ def check_reads_alike(source: Path, data: str) -> None:
     """
     # Here and not above: transformers.
     from palimpsa.conversion.tokenizer import FACTS, read_folder_tokenizer
-    from palimpsa.tasks.data_digests import split_folder
     from palimpsa.text.golden import check_tokenizer
     from palimpsa.text.manifest import read_manifest
 
