@@ -77,7 +77,7 @@ class Checkout:
     def make(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run make as from a fresh shell: no variable of an outer make, nor of this test run."""
         env = {"PATH": str(self.bin), "STUB_LOG": str(self.log), **env}
-        return subprocess.run([str(MAKE), *args], cwd=self.root, env=env, capture_output=True, text=True, timeout=60)
+        return subprocess.run([str(MAKE), *args], cwd=self.root, env=env, capture_output=True, text=True, timeout=300)
 
     def calls(self) -> list[str]:
         """Return the calls of Python since the last time, without the W&B mode before each."""

@@ -107,13 +107,13 @@ def test_a_job_that_is_told_to_stop_is_requeued_and_ends_as_if_it_was_not(start_
     directory = RunDirectory(tmp_path / "slurm" / result.parent.relative_to(tmp_path / "alone"))
     arguments = (*SMALL, data, f"results_dir={tmp_path}/slurm", "trainer.strategy=fsdp")
     job = submit(*arguments, nodes=2)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not directory.has_checkpoint():
         assert job.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
     job.send_signal(signal.SIGUSR1)
-    output, _ = job.communicate(timeout=120)
+    output, _ = job.communicate(timeout=300)
     assert job.returncode == 1, output
     (step,) = set(re.findall(r"stopped by SIGUSR1 after step (\d+)", output))
     assert directory.checkpoint_step() == int(step)
@@ -121,7 +121,7 @@ def test_a_job_that_is_told_to_stop_is_requeued_and_ends_as_if_it_was_not(start_
     assert not directory.result_file.exists()
     # On other nodes.
     job = submit(*arguments, nodes=1, restarts=1)
-    output, _ = job.communicate(timeout=120)
+    output, _ = job.communicate(timeout=300)
     assert job.returncode == 0, output
     assert requests(tmp_path) == ["requeue 4711"]
     # One of the processes shows what came of it.
@@ -133,7 +133,7 @@ def test_a_job_that_is_told_to_stop_is_requeued_and_ends_as_if_it_was_not(start_
 
 def test_a_job_that_fails_of_itself_is_not_requeued(submit, tmp_path):
     job = submit(*SMALL, "task.data=absent", f"results_dir={tmp_path}", nodes=1)
-    output, _ = job.communicate(timeout=120)
+    output, _ = job.communicate(timeout=300)
     assert job.returncode == 1
     assert "task.data: got 'absent', expected a folder" in output
     assert requests(tmp_path) == []

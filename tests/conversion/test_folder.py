@@ -113,6 +113,6 @@ def test_without_its_data_a_model_is_exported_and_the_card_says_so(convert, run,
 
 def test_the_script_says_how():
     script = Path(__file__).resolve().parents[2] / "scripts/convert.py"
-    done = subprocess.run([sys.executable, script, "-h"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, script, "-h"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0
     assert "{export,import,metaplastic}" in done.stdout

@@ -52,12 +52,12 @@ def run(config):
     begin_every_process_with(stub_run(endless))
     command = [*SCRIPT, "-m", "seed=1,2", *tiny_overrides, f"results_dir={tmp_path}"]
     process = start(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (tmp_path / "started").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     try:
-        _, printed = process.communicate(timeout=60)
+        _, printed = process.communicate(timeout=300)
     finally:
         process.kill()
     assert (process.returncode, printed) == (130, INTERRUPTED)

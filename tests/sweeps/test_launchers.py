@@ -254,7 +254,7 @@ def test_hydras_word_on_our_launchers_stays_unsaid(tmp_path):
         "plan.plan_command_line(sys.argv[1:], multirun=True)"
     )
     overrides = ["hydra/launcher=joblib", "seed=1,2", f"results_dir={tmp_path}"]
-    done = subprocess.run([sys.executable, "-c", program, *overrides], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program, *overrides], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
 

@@ -108,7 +108,7 @@ class Cluster:
 
     def ask(self, *command: str) -> str:
         """What a Slurm command prints; an empty string where it fails."""
-        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=300)
         return done.stdout if done.returncode == 0 else ""
 
     def jobs(self) -> dict[str, str]:
@@ -121,8 +121,8 @@ class Cluster:
         files = sorted(self.folder.glob("*.log"))
         return "".join(f"\n--- {file.name}\n{file.read_text(errors='replace')[-3000:]}" for file in files)
 
-    def wait_for(self, condition: Callable[[], Any], what: str, seconds: float = 60) -> None:
-        deadline = time.monotonic() + seconds
+    def wait_for(self, condition: Callable[[], Any], what: str) -> None:
+        deadline = time.monotonic() + 300
         while not condition():
             gone = [program for program, daemon in self.daemons.items() if daemon.poll() is not None]
             if gone or time.monotonic() > deadline:
@@ -183,11 +183,11 @@ def cluster() -> Iterator[Cluster]:
                 f"--seed-file={files['seed']}",
                 f"--log-file={folder}/munged.own.log",
             )
-            slurm.wait_for(files["socket"].exists, "munged", 20)
+            slurm.wait_for(files["socket"].exists, "munged")
             slurm.start("slurmctld", "-D", "-f", env["SLURM_CONF"])
-            slurm.wait_for(lambda: "UP" in slurm.ask("scontrol", "ping"), "slurmctld", 20)
+            slurm.wait_for(lambda: "UP" in slurm.ask("scontrol", "ping"), "slurmctld")
             slurm.start("slurmd", "-D", "-N", "node", "-f", env["SLURM_CONF"])
-            slurm.wait_for(lambda: "State=IDLE" in slurm.ask("scontrol", "show", "node", "node"), "slurmd", 20)
+            slurm.wait_for(lambda: "State=IDLE" in slurm.ask("scontrol", "show", "node", "node"), "slurmd")
             yield slurm
         finally:
             slurm.stop()
@@ -199,7 +199,7 @@ def train(cluster: Cluster, *overrides: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finish(process: subprocess.Popen, cluster: Cluster, seconds: float = 120) -> None:
+def finish(process: subprocess.Popen, cluster: Cluster, seconds: float = 300) -> None:
     """Waits for a sweep that is to end well."""
     try:
         told, _ = process.communicate(timeout=seconds)
@@ -300,28 +300,28 @@ def test_one_run_of_several_processes_is_requeued_and_goes_on(cluster, tiny_over
     overrides = (*tiny_overrides, *LONG, f"results_dir={tmp_path}", "task=mqar_curriculum", "trainer.strategy=fsdp")
     script = ("--parsable", f"--output={tmp_path}/log", "scripts/slurm/pretrain.sbatch", *overrides)
     env = {**cluster.env, "NUM_PROCESSES": "2", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(["sbatch", *script], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["sbatch", *script], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     job, directory = done.stdout.strip(), RunDirectory(run_directory(tmp_path, 1, "transformer"))
 
     def state() -> str:
         return cluster.ask("squeue", "--noheader", "--format=%T", f"--jobs={job}").strip()
 
-    cluster.wait_for(directory.has_checkpoint, "a checkpoint", 120)
+    cluster.wait_for(directory.has_checkpoint, "a checkpoint")
     cluster.ask("scancel", "--batch", "--signal=USR1", job)
-    cluster.wait_for(lambda: state() == "PENDING", "the job to be back in the queue", 120)
+    cluster.wait_for(lambda: state() == "PENDING", "the job to be back in the queue")
     (step,) = set(re.findall(r"stopped by SIGUSR1 after step (\d+)", (tmp_path / "log").read_text()))
     assert directory.checkpoint_step() == int(step)
     assert not directory.result_file.exists()
     # Slurm lets a requeued job wait for two minutes; within a second its node takes it for the one that has ended.
     time.sleep(2)
     cluster.ask("scontrol", "update", f"jobid={job}", "StartTime=now")
-    cluster.wait_for(directory.result_file.exists, "the run's result", 120)
+    cluster.wait_for(directory.result_file.exists, "the run's result")
     assert json.loads(directory.result_file.read_text())["status"] == "finished"
     history = pd.read_csv(directory.history_file)
     assert history["loss"].notna().sum() == 16
     # The cluster is that of other tests too.
-    cluster.wait_for(lambda: cluster.jobs() == {}, "the job to leave the queue", 60)
+    cluster.wait_for(lambda: cluster.jobs() == {}, "the job to leave the queue")
 
 
 def last_checkpoint(directory: Path) -> Path:

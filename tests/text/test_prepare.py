@@ -163,7 +163,7 @@ def test_a_killed_process_goes_on(corpus, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
-    subprocess.run(command, cwd=tmp_path / "whole", env=environment, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, cwd=tmp_path / "whole", env=environment, check=True, capture_output=True, timeout=300)
     progress = tmp_path / "parts/out/progress.json"
     process = subprocess.Popen(command, cwd=tmp_path / "parts", env=environment, stdout=subprocess.DEVNULL)
     while not progress.exists() and process.poll() is None:
@@ -181,7 +181,7 @@ def test_a_killed_process_goes_on(corpus, tmp_path):
             break
         time.sleep(0.05)
     assert not [one for one in workers if is_running(one)]
-    done = subprocess.run(command, cwd=tmp_path / "parts", env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path / "parts", env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "that were there" in done.stdout
     assert content(tmp_path / "whole") == content(tmp_path / "parts")

@@ -24,7 +24,7 @@ def wandb_metrics(directory: Path) -> set[str]:
 
     (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
     # Its service may still be writing when the run has ended.
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not read_offline_file(file).ended:
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -150,7 +150,7 @@ def test_a_killed_run_goes_on_from_its_own_checkpoint_and_needs_the_start_no_mor
     checkpoint = killed / "checkpoints/last.ckpt"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline and not checkpoint.exists():
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)

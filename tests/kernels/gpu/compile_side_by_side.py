@@ -40,7 +40,7 @@ def main() -> None:
         waiting[name] += 1
         if len(waiting) >= 2:
             both_are_there.set()
-        assert both_are_there.wait(timeout=60), f"{name} was compiled alone"
+        assert both_are_there.wait(timeout=300), f"{name} was compiled alone"
 
     start_anew(wait_for_another)
     forward()

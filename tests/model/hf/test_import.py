@@ -40,7 +40,7 @@ def test_a_folder_loads_and_generates_with_sockets_and_experiments_blocked(make_
     # As somebody's who has not told transformers to stay offline.
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
     found = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip() == str(expected)

@@ -54,7 +54,7 @@ def names_in(folder: Path) -> dict[str, bytes]:
 def records(folder: Path) -> list:
     """What W&B's offline file has, by W&B's own classes, once its service has written all of it."""
     (file,) = folder.rglob("run-*.wandb")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while True:
         found = _records(file.read_bytes())
         if "exit" in {record.WhichOneof("record_type") for record in found}:
