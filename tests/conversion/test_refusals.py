@@ -20,11 +20,13 @@ def test_bad_input_is_one_line_and_nothing_is_left_half_written(convert, run, tm
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps({"model_type": kind}))
     (tmp_path / "bad.ckpt").write_bytes(b"nothing")
+    (tmp_path / "half/model.safetensors").write_bytes(b"")
     before = set(os.listdir(tmp_path))
     for arguments, told in (
         (("export", directory, taken), "is there already, expected a new folder"),
         (("export", tmp_path / "gone.ckpt", new), "gone.ckpt: not there, expected a checkpoint"),
         (("export", tmp_path / "bad.ckpt", new), "cannot be read"),
+        (("export", tmp_path / "half/model.safetensors", new), "a model's folder alone, expected"),
         (("export", empty, new), "got no checkpoint in it"),
         (("export", directory, new, "--tokenizer", "gone.model"), "got 'gone.model', expected a file"),
         (("import", empty, new), "got no config.json in it, expected the folder of a model"),

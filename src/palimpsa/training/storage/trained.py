@@ -62,6 +62,8 @@ def read_trained(path: Path) -> Checkpoint:
                 f"{path}: got no checkpoint in it, expected a checkpoint, or a run's directory with checkpoints/"
             )
         path = newest[0]
+    elif path.is_file() and (path.parent / "config.json").is_file() and path.suffix in (".safetensors", ".bin"):
+        raise RunDirectoryError(f"{path}: got the weights of a model's folder alone, expected {path.parent}")
     elif path.absolute().parent.name == "checkpoints":
         directory = RunDirectory(path.absolute().parent.parent)
     try:
