@@ -156,12 +156,12 @@ def test_a_kill_at_any_write_changes_nothing(split, corpus, tmp_path, monkeypatc
 
 
 def test_a_killed_process_goes_on(corpus, tmp_path):
-    """SIGKILL, with its workers: the shards and manifests are those of an undisturbed run, and no process stays."""
+    """SIGKILL, with its workers: the shards and manifests are those of an undisturbed run; no process or file stays."""
     words = ["source=files", f"source.files=[{corpus}]", "source.licence_field=source", "tokenizer=bytes"]
     words += ["num_workers=2", "tokens_per_shard=100_000", "directory=out", "validation_every=10"]
     command = [sys.executable, str(ROOT / "scripts/prepare_text.py"), *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    for name in ("whole", "parts"):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(tmp_path / "temporary")}
+    for name in ("whole", "parts", "temporary"):
         (tmp_path / name).mkdir()
     subprocess.run(command, cwd=tmp_path / "whole", env=environment, check=True, capture_output=True, timeout=300)
     progress = tmp_path / "parts/out/progress.json"
@@ -176,11 +176,11 @@ def test_a_killed_process_goes_on(corpus, tmp_path):
     with pytest.raises(ConfigError, match="expected token shards that"):
         TokenShards.open(tmp_path / "parts/out/train")
     assert workers
-    for _ in range(200):
-        if not any(is_running(one) for one in workers):
-            break
+    deadline = time.monotonic() + 300
+    while any(is_running(one) for one in workers):
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert not [one for one in workers if is_running(one)]
+    assert not list((tmp_path / "temporary").iterdir())
     done = subprocess.run(command, cwd=tmp_path / "parts", env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "that were there" in done.stdout

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import tempfile
 import threading
@@ -72,7 +73,9 @@ class TokeniserPool:
         self._folder = tempfile.TemporaryDirectory(prefix="palimpsa-tokens-")
         # Not forked: whoever prepares text may have threads of pyarrow's, whose locks a fork copies.
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(files,))
+        self._pool = ProcessPoolExecutor(
+            num_workers, context, initializer=_start_worker, initargs=(files, self._folder.name)
+        )
 
     def __enter__(self) -> TokeniserPool:
         return self
@@ -119,20 +122,21 @@ class TokeniserPool:
 _tokenizer: Tokenizer | None = None
 
 
-def _start_worker(files: TokenizerFiles) -> None:
+def _start_worker(files: TokenizerFiles, folder: str) -> None:
     global _tokenizer
     # Ctrl-C is for the process that reads and writes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
     _tokenizer = build_tokenizer(files)
 
 
-def _end_with_parent() -> None:
-    """A pool's processes wait for ever for a parent that was killed."""
+def _end_with_parent(folder: str) -> None:
+    """A pool's processes wait for ever for a parent that was killed, which removes no folder either."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     with contextlib.suppress(OSError):
         wait([parent.sentinel])
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 
