@@ -24,6 +24,15 @@ SENTINELS = {
     [
         ("train.py WANDB_API_KEY=abc seed=1", "train.py WANDB_API_KEY=[secret] seed=1"),
         ("logger.api_key: 'a b', lr=1", "logger.api_key: [secret], lr=1"),
+        # Whatever stands before it, and however it is written.
+        ("ConfigError: api_key=abc", "ConfigError: api_key=[secret]"),
+        ("https://host.org/?access_token=abc&page=1", "https://host.org/?access_token=[secret]&page=1"),
+        ('{"api_key": "a b", "seed": 1}', '{"api_key": [secret], "seed": 1}'),
+        ("{'hub': {'password': 'abc'}}", "{'hub': {'password': [secret]}}"),
+        ("train.py --password abc --seed 1", "train.py --password [secret] --seed 1"),
+        ("the password was wrong", None),
+        ("AWS_ACCESS_KEY_ID=abc HF_TOKEN_2=def", "AWS_ACCESS_KEY_ID=[secret] HF_TOKEN_2=[secret]"),
+        ("Authorization: Basic YTpi", "Authorization: Basic [secret]"),
         ("task.tokens_per_step=64 prefix_token=2 tokenizer=bytes", None),
         ("sk-abcdefghijklmnopqrstuv", "[secret]"),
         ("https://me:word@host.org/x", "https://[secret]@host.org/x"),
@@ -56,6 +65,23 @@ def test_a_secret_of_the_environment_is_one_by_the_rule_of_what_runs_leave(name)
 def test_a_name_that_is_a_common_word_stays():
     """A container's root must not turn the root mean square into something else."""
     assert Scrubber(["root", "me"]).text("the root mean square of me") == "the root mean square of me"
+
+
+def test_a_name_is_known_beside_an_underscore_and_within_no_word():
+    assert Scrubber(["jane"]).text("jane_runs janet of_jane") == "[name]_runs janet of_[name]"
+
+
+@pytest.mark.parametrize("name", ["runs", "memory", "laptop", "h200"])
+def test_a_machine_that_is_called_as_a_part_of_the_page_breaks_no_page(name, add_run, tmp_path, build):
+    add_run()
+    built = build(tmp_path, scrubber=Scrubber([name]))
+    assert [run["scale"] for run in built.runs] == ["laptop"]
+    assert set(built.index) >= {"runs", "memory", "speed"}
+
+
+def test_only_the_home_itself_is_one():
+    scrubber = Scrubber(home="/data/jane")
+    assert scrubber.text("/data/jane/x /data/jane_old/x '/data/jane'") == "~/x /data/jane_old/x '~'"
 
 
 def test_values_of_secret_keys_and_accounts_are_no_config():

@@ -16,11 +16,15 @@ from palimpsa.config.private import is_secret
 SECRET = "[secret]"
 # A name that ends so holds a secret; ids of special tokens are none.
 _SECRET_NAME = re.compile(
-    r"(?<![A-Za-z])(?:(?:api|access|private)[_-]?key|apikey|secret|password|passwd|credentials?"
-    r"|(?<!bos_)(?<!eos_)(?<!pad_)(?<!unk_)(?<!prefix_)token)$",
+    r"(?<![A-Za-z])(?:(?:api|access|private|secret|wandb|ssh)[_-]?keys?|secrets?|password|passwd|passphrase"
+    r"|credentials?|(?<!bos_)(?<!eos_)(?<!pad_)(?<!unk_)(?<!prefix_)token)$",
     re.IGNORECASE,
 )
-_ASSIGNMENT = re.compile(r"([\w.\-]+)(\s*[=:]\s*)(\"[^\"]*\"|'[^']*'|[^\s,;]+)")
+# As environments call variables.
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*_[A-Z0-9_]+")
+# A name, which JSON has in quotes, and its sign, of an option a space. Not its value, which may be another assignment.
+_ASSIGNMENT = re.compile(r"(?P<name>[\w.\-]+)(?P<sign>['\"]?\s*[=:]\s*|\s+)")
+_VALUE = re.compile(r"\"[^\"]*\"|'[^']*'|[^\s,;&]+")
 # As their issuers shape them: Hugging Face, OpenAI, GitHub, GitLab, AWS, W&B; headers, and passwords in addresses.
 _SHAPES = (
     re.compile(r"\bhf_[A-Za-z0-9]{16,}"),
@@ -30,13 +34,17 @@ _SHAPES = (
     re.compile(r"\bAKIA[0-9A-Z]{16}\b"),
     re.compile(r"\bwandb_v\d_\w{16,}"),
     re.compile(r"(?<=Bearer )\S+"),
+    re.compile(r"(?<=Authorization: Basic )\S+"),
     re.compile(r"(?<=://)[^\s/@]+:[^\s/@]+(?=@)"),
 )
 _HOMES = re.compile(r"(?:/home|/Users)/[^/\s'\"]+|/ro{2}t(?=[/\s'\"]|$)")
 _HOLDER = re.compile(r"process (\d+) on [^\s),;]+")
 _ADDRESS = re.compile(r"[\w.+\-]+@[\w\-]+(?:\.[\w\-]+)+")
-# Names that tell nobody apart, and ones so short that words of other meanings hold them.
-_COMMON_NAMES = {"root", "user", "users", "localhost", "admin", "runner", "ubuntu", "debian", "container", "docker"}
+# Names that tell nobody apart, words of every page, and ones so short that words of other meanings hold them.
+_COMMON_NAMES = {
+    *("root", "user", "users", "localhost", "admin", "runner", "ubuntu", "debian", "container", "docker"),
+    *("laptop", "h200", "gpu", "cpu", "node", "server", "dev", "test", "train", "palimpsa", "mqar"),
+}
 _SHORTEST_NAME = 3
 _SHORTEST_SECRET = 8
 
@@ -76,7 +84,7 @@ class Scrubber:
         if new - self._names:
             self._names |= new
             words = "|".join(re.escape(name) for name in sorted(self._names, key=len, reverse=True))
-            self._name_pattern = re.compile(rf"(?<![A-Za-z0-9_])(?:{words})(?![A-Za-z0-9_])")
+            self._name_pattern = re.compile(rf"(?<![A-Za-z0-9])(?:{words})(?![A-Za-z0-9])")
 
     def text(self, text: str) -> str:
         """A text without secrets, user and host names and home folders.
@@ -84,23 +92,27 @@ class Scrubber:
         >>> Scrubber(["alice"]).text("WANDB_API_KEY=0123 in /home/alice/runs, process 7 on gpu-12, by alice")
         'WANDB_API_KEY=[secret] in ~/runs, process 7, by [name]'
         """
-        for secret in self._secrets:
-            text = text.replace(secret, SECRET)
-        text = _ASSIGNMENT.sub(_without_secret, text)
-        for shape in _SHAPES:
-            text = shape.sub(SECRET, text)
+        text = self._without_secrets(text)
         if self._home:
-            text = text.replace(self._home, "~")
+            text = re.sub(rf"{re.escape(self._home)}(?![\w.-])", "~", text)
         text = _HOLDER.sub(r"process \1", _HOMES.sub("~", text))
         text = _ADDRESS.sub("[address]", text)
         return self._name_pattern.sub("[name]", text) if self._name_pattern else text
 
+    def _without_secrets(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, SECRET)
+        text = _without_assigned(text)
+        for shape in _SHAPES:
+            text = shape.sub(SECRET, text)
+        return text
+
     def data(self, value: Any) -> Any:
-        """The same of every text in lists and dictionaries, of their keys too."""
+        """The same of every text in lists and dictionaries; of their keys, by which the page finds things, no name."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, Mapping):
-            return {self.text(str(key)): self.data(item) for key, item in value.items()}
+            return {self._without_secrets(str(key)): self.data(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.data(item) for item in value]
         return value
@@ -119,9 +131,16 @@ def is_secret_name(name: str) -> bool:
     >>> [is_secret_name(name) for name in ("WANDB_API_KEY", "hf.token", "num_tokens", "prefix_token", "monkey")]
     [True, True, False, False, False]
     """
-    return _SECRET_NAME.search(name) is not None
+    return _SECRET_NAME.search(name) is not None or (_VARIABLE.fullmatch(name) is not None and is_secret(name))
 
 
-def _without_secret(found: re.Match[str]) -> str:
-    name, sign, _ = found.groups()
-    return f"{name}{sign}{SECRET}" if is_secret_name(name) else found[0]
+def _without_assigned(text: str) -> str:
+    """Text without what it assigns to names of secrets: NAME=VALUE, "name": "value", --name value."""
+    parts, place = [], 0
+    for found in _ASSIGNMENT.finditer(text):
+        gives = found["name"].startswith("--") or not found["sign"].isspace()
+        value = _VALUE.match(text, found.end()) if gives and is_secret_name(found["name"]) else None
+        if value is not None and found.start() >= place:
+            parts += [text[place : found.end()], SECRET]
+            place = value.end()
+    return "".join([*parts, text[place:]])
