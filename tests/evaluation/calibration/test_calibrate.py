@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -157,6 +158,10 @@ def test_a_run_on_text_is_refused_by_its_task(run_and_measure, tmp_path, capsys,
         (["run", "calibration.num_examples=1"], "calibration.num_examples: got 1, expected >= 2"),
         (["run", "calibration.num_exmaples=3"], "calibration.num_exmaples"),
         (
+            ["run", "calibration.loads=[[16,4],[8,2],[16,4]]"],
+            "calibration.loads: got [[16, 4], [8, 2], [16, 4]], expected each load once",
+        ),
+        (
             ["run", "calibration.loads=[[16]]"],
             r"calibration.loads: got [[16]], expected null or a list of [length, pai",
         ),
@@ -168,6 +173,17 @@ def test_a_wrong_command_line_is_one_line(arguments, told, tmp_path, capsys):
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("is_wrong", "word"), [(True, "right"), (False, "wrong")])
+def test_where_all_answers_are_alike_the_line_says_that_there_is_no_auroc(is_wrong, word):
+    from palimpsa.evaluation.calibration.measure import _line, _score_rows
+    from palimpsa.evaluation.calibration.queries import CONFIDENCE, AnsweredQueries, Signal
+
+    numbers = np.arange(4.0)
+    found = AnsweredQueries(np.full(4, is_wrong), numbers, np.arange(4), {Signal(CONFIDENCE): numbers})
+    told = _line(found, _score_rows(found, 2))
+    assert told == f"accuracy {0 if is_wrong else 100:.1f}%; no AUROC, since no answer is {word}"
 
 
 def test_help_shows_what_to_type(capsys):

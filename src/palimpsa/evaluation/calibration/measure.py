@@ -187,6 +187,8 @@ def _of_score(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _line(found: AnsweredQueries, measured: list[tuple[dict[str, Any], Rows]]) -> str:
+    if found.accuracy in (0, 1):
+        return f"accuracy {found.accuracy:.1%}; no AUROC, since no answer is {'wrong' if found.accuracy else 'right'}"
     shown = [row for row, _ in measured if row["layer"] in ("", "sum")]
     scores = ", ".join(f"{row['signal']} {row['auroc']:.3f}" for row in shown)
     return f"accuracy {found.accuracy:.1%}; AUROC {scores}"

@@ -61,6 +61,8 @@ def load(overrides: Sequence[str]) -> CalibrateConfig:
     loads = config.calibration.loads
     if loads is not None and not (isinstance(loads, list) and loads and all(map(_is_load, loads))):
         raise ConfigError(f"calibration.loads: got {loads!r}, expected null or a list of [length, pairs]")
+    if loads is not None and any(loads.count(one) > 1 for one in loads):
+        raise ConfigError(f"calibration.loads: got {loads!r}, expected each load once")
     if not config.results_dir or "\0" in config.results_dir:
         raise ConfigError(f"results_dir: got {config.results_dir!r}, expected a directory")
     check_writable(config.results_dir, Path(config.results_dir))
