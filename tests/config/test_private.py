@@ -2,7 +2,7 @@
 
 import pytest
 
-from palimpsa.config.private import hide_private, is_secret, without_private
+from palimpsa.config.private import hide_private, is_secret, with_short_paths, without_private
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +44,15 @@ def test_secrets_are_known_by_their_names(name):
 def test_a_home_that_is_the_root_of_all_paths_hides_nothing(monkeypatch):
     monkeypatch.setenv("HOME", "/")
     assert hide_private("/data/x") == "/data/x"
+
+
+def test_a_stored_config_has_its_paths_without_the_owner_of_the_home_directory():
+    config = {
+        "results_dir": "/home/someone/results",
+        "run_dir": "/home/someone_else/x",
+        "task": {"name": "/home/someone/no path", "data": "/mnt/home/someone/text"},
+        "start": None,
+    }
+    assert with_short_paths(config) == config | {"results_dir": "~/results"}
+    assert config["results_dir"] == "/home/someone/results"
+    assert with_short_paths({"task": {"data": "/home/someone"}}) == {"task": {"data": "~"}}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsa.config.errors import RunDirectoryError
+from palimpsa.config.private import with_short_paths
 from palimpsa.runs.checkpoints import CheckpointFolder
 from palimpsa.runs.files import (
     LockHeldError,
@@ -120,7 +121,7 @@ class RunDirectory:
         if result is not None and result.get("status") == FINISHED:
             return result
         try:
-            write_atomic(self.config_file, json.dumps(config, indent=1))
+            write_atomic(self.config_file, json.dumps(with_short_paths(config), indent=1))
         except OSError as error:
             raise RunDirectoryError(f"results_dir: cannot write {self.config_file}: {error.strerror}") from error
         return None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from palimpsa.config.keys import same_value
-from palimpsa.config.private import hide_private
+from palimpsa.config.private import hide_private, with_short_paths
 from palimpsa.config.schema import TrainConfig, plain
 from palimpsa.runs.files import read_regular
 from palimpsa.runs.identity import config_hash, upgraded
@@ -68,7 +68,7 @@ def run_result(
         "stages": stages,
         "metrics": {k: v for k, v in summary.items() if k not in _NO_METRICS},
         **({"traceback": hide_private(summary["traceback"])} if "traceback" in summary else {}),
-        "config": stored,
+        "config": with_short_paths(stored),
         "config_hash": config_hash(stored),
         "provenance": {
             **provenance(config.trainer.accelerator),

@@ -41,7 +41,7 @@ def with_data_digests(config: TrainConfig) -> TrainConfig:
 
 def split_folder(data: str, split: str) -> Path:
     """Where the token shards of a split are. ConfigError where `task.data` is no folder of them."""
-    folder = Path(data) / split
+    folder = Path(data).expanduser() / split
     if not folder.is_dir():
         raise ConfigError(
             f"task.data: got {data!r}, expected a folder that scripts/prepare_text.py wrote: it has no folder {split}/"

@@ -109,13 +109,15 @@ def test_an_absolute_path_in_a_config_is_recorded_without_its_owner(home, tiny_c
     found = records(Path("results"))
     wandb_files = [path for path in Path("results").rglob("wandb") if path.is_dir()]
     assert wandb_files
-    for folder in wandb_files:
-        assert names_in(folder) == {}
+    # W&B's files, and what the run itself leaves: config.json, result.json, checkpoints.
+    assert names_in(home / "project") == {}
     configs = [record.config for record in found if record.HasField("config")]
     stored = {item.key: json.loads(item.value_json) for config in configs for item in config.update}
     recorded = [record.run.config for record in found if record.HasField("run")]
     stored |= {item.key: json.loads(item.value_json) for config in recorded for item in config.update}
     assert stored["results_dir"] == "~/project/results"
+    # It is the same run still.
+    assert run(config)["status"] == "finished"
 
 
 def test_a_run_that_fails_tells_why_without_names(home, tiny_config, monkeypatch):
