@@ -281,6 +281,29 @@ def test_an_address_of_a_run_that_is_gone_says_so(tab):
     assert tab().go("#nothing").locator("h1").inner_text() == "No such view"
 
 
+def test_choices_are_made_by_the_arrow_keys_one_after_another_where_they_stand(tab):
+    page = tab(NARROW).go("#dynamics")
+    layer = page.get_by_label("Layer", exact=True)
+    layer.scroll_into_view_if_needed()
+    layer.focus()
+    top = page.evaluate("scrollY")
+    assert top > 0
+    for chosen in ("0", "1"):
+        page.keyboard.press("ArrowDown")
+        page.wait_for_function(f"location.hash.includes('layer={chosen}')")
+        page.wait_for_function("document.activeElement.id === 'choice-layer'")
+    assert page.evaluate("scrollY") == pytest.approx(top, abs=200)
+
+
+def test_an_address_that_asks_for_what_is_not_there_says_so_or_shows_all(tab):
+    page = tab().go("#dynamics?layer=99&head=0")
+    assert page.get_by_label("Layer", exact=True).input_value() == "all"
+    assert page.locator("figure", has_text="of each head").count() > 0
+    page = tab().go("#runs?status=exploded")
+    assert page.locator("#choice-status option:checked").inner_text() == "exploded (no run)"
+    assert "a run that the page does not have" in tab().go("#compare/aaa/bbb").locator("main").inner_text()
+
+
 def test_an_open_page_takes_in_what_is_built_again(browser, run_writer, tmp_path):
     """As make dashboard WATCH=1 does it."""
     add_run = run_writer(tmp_path)
@@ -293,6 +316,27 @@ def test_an_open_page_takes_in_what_is_built_again(browser, run_writer, tmp_path
     add_run(seed=2)
     dashboard.build()
     page.wait_for_function("document.querySelectorAll('tbody tr').length === 2")
+    # Who types or reads meanwhile goes on where they were.
+    page.locator("#search").press_sequentially("palimpsa")
+    page.keyboard.press("Home")
+    add_run(seed=3)
+    dashboard.build()
+    page.wait_for_function("document.querySelectorAll('tbody tr').length === 3")
+    assert page.evaluate("[document.activeElement.id, document.activeElement.selectionStart]") == ["search", 0]
+    page.keyboard.press("End")
+    page.keyboard.type("-d")
+    assert page.locator("#search").input_value() == "palimpsa-d"
+    page.locator("tbody a", has_text="Palimpsa").nth(1).focus()
+    add_run(seed=4)
+    dashboard.build()
+    page.wait_for_function("document.querySelectorAll('tbody tr').length === 4")
+    assert page.evaluate("document.activeElement.tagName") == "A"
+    page = own.go("#overview")
+    page.locator("summary").first.click()
+    add_run(seed=5)
+    dashboard.build()
+    page.wait_for_function("Results.runs().length === 5")
+    page.wait_for_function("document.querySelector('main details').open")
     dashboard.watched = False
     dashboard.build()
     page.wait_for_function("document.getElementById('state').textContent === 'no longer followed'")

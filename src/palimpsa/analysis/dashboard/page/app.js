@@ -45,16 +45,19 @@
     }
     // Another view was asked for meanwhile.
     if (own !== numShown) return;
-    const focused = keepPlace && document.activeElement ? document.activeElement.id : null;
+    // A choice of the view that is shown draws it anew, too.
+    const isChosen = main.dataset.view === address.view && main.querySelector(".choices :focus") !== null;
+    const keeps = keepPlace || isChosen;
+    const place = keeps ? Place.read(main) : null;
     const height = main.style.minHeight;
-    if (keepPlace) main.style.minHeight = `${main.offsetHeight}px`;
+    if (keeps) main.style.minHeight = `${main.offsetHeight}px`;
     main.replaceChildren(...content.flat().filter(Boolean));
     Plots.clear();
+    if (keeps) Place.restore(main, place);
     main.style.minHeight = height;
-    if (focused && document.getElementById(focused)) document.getElementById(focused).focus();
     const heading = main.querySelector("h1");
     document.title = `${heading ? heading.textContent : "Palimpsa"} · Palimpsa dashboard`;
-    if (!keepPlace) window.scrollTo(0, 0);
+    if (!keeps) window.scrollTo(0, 0);
     main.dataset.view = address.view;
   }
 

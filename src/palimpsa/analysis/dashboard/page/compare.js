@@ -29,7 +29,11 @@
         choice("Second run", choices, other ? other.id : "", go(1)),
       ),
     ];
-    if (!one || !other) return [...head, element("p", {}, "Choose two runs.")];
+    if (!one || !other) {
+      const isGone = (parts[0] && !one) || (parts[1] && !other);
+      const gone = "This address names a run that the page does not have: it was built of other results. ";
+      return [...head, element("p", {}, isGone ? gone : "", "Choose two runs.")];
+    }
     const pages = await Promise.all([Results.details(one.id), Results.details(other.id)]);
     const keys = [...new Set([...pages[0].config.keys(), ...pages[1].config.keys()])].sort(
       // What the config says comes before what the command and the versions do.

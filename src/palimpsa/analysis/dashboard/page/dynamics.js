@@ -66,14 +66,12 @@
   }
 
   function headSection(own, models, chosen, options) {
-    const state = {
-      model: own.models[chosen.model].model,
-      layer: options.get("layer") || "all",
-      head: options.get("head") || "all",
-    };
-    const go = (changes) => (location.hash = Address.write("dynamics", [own.id], { ...state, ...changes }));
     const names = Object.keys(chosen.heads).map((name) => [name, ...name.match(/layer(\d+)\/head(\d+)/).slice(1)]);
     const distinct = (place) => [...new Set(names.map((name) => name[place]))];
+    // An address may name what this model does not have.
+    const asked = (name, place) => (distinct(place).includes(options.get(name)) ? options.get(name) : "all");
+    const state = { model: own.models[chosen.model].model, layer: asked("layer", 1), head: asked("head", 2) };
+    const go = (changes) => (location.hash = Address.write("dynamics", [own.id], { ...state, ...changes }));
     const shown = names.filter(
       ([, layer, index]) => [layer, "all"].includes(state.layer) && [index, "all"].includes(state.head),
     );

@@ -21,15 +21,50 @@ function runLink(id, text) {
   return run ? link(text || Results.runName(run), Address.write("run", [id])) : text || "";
 }
 
-let numIds = 0;
-function newId(stem) {
-  numIds += 1;
-  return `${stem}-${numIds}`;
-}
+// Where somebody is on a page that is drawn anew: which element has the focus, the cursor in it, and what is unfolded.
+const Place = (() => {
+  const FOCUSED = "a, button, input, select, summary, [tabindex]";
+  const OPEN = "details > summary";
 
-// A select with its label. choices: [value, text].
+  // What an element is called, and which one of several of that name it is.
+  const nameOf = (node) =>
+    node.id || [node.tagName, node.getAttribute("href"), node.getAttribute("aria-label"), node.textContent].join(" ");
+  const named = (main, selector) => {
+    const found = new Map();
+    const counts = new Map();
+    for (const node of main.querySelectorAll(selector)) {
+      const name = nameOf(node);
+      counts.set(name, (counts.get(name) || 0) + 1);
+      found.set(`${name} ${counts.get(name)}`, node);
+    }
+    return found;
+  };
+
+  function read(main) {
+    const active = document.activeElement || document.body;
+    const focused = [...named(main, FOCUSED)].find(([, node]) => node === active);
+    return {
+      focused: focused && focused[0],
+      cursor: active.type === "search" ? [active.selectionStart, active.selectionEnd] : null,
+      open: [...named(main, OPEN)].filter(([, node]) => node.parentElement.open).map(([name]) => name),
+    };
+  }
+
+  function restore(main, { focused, cursor, open }) {
+    const folded = named(main, OPEN);
+    for (const name of open) if (folded.has(name)) folded.get(name).parentElement.open = true;
+    const node = focused && named(main, FOCUSED).get(focused);
+    if (!node) return;
+    node.focus({ preventScroll: true });
+    if (cursor) node.setSelectionRange(...cursor);
+  }
+
+  return { read, restore };
+})();
+
+// A select with its label, by which it is found when its view is drawn anew. choices: [value, text].
 function choice(label, choices, value, onChange) {
-  const id = newId("choice");
+  const id = `choice-${label.toLowerCase().replaceAll(" ", "-")}`;
   const select = element(
     "select",
     { id, onchange: () => onChange(select.value) },

@@ -81,6 +81,9 @@
         ...new Set(runs.map((run) => run[name]).filter((value) => value !== null && value !== "")),
       ].sort();
       const extra = name === "status" ? [["not finished", "not finished"]] : [];
+      // What an address asks for, and no run has.
+      const known = [...values, ...extra.map(([value]) => value), ""];
+      if (!known.includes(state[name])) extra.push([state[name], `${state[name]} (no run)`]);
       return choice(name, [["", "any"], ...values.map((value) => [value, value]), ...extra], state[name], (value) => {
         state[name] = value;
         fill();
