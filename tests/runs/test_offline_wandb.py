@@ -1,10 +1,11 @@
 """Offline runs on disk: found at any depth, merged by their ids, and uploaded by one line each."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from palimpsa.runs.offline_wandb import find_offline_runs
+from palimpsa.runs.offline_wandb import find_offline_runs, nameless_sync_line
 
 
 @pytest.fixture
@@ -57,3 +58,30 @@ def test_what_is_uploaded_or_has_nothing_to_upload_is_told_apart(folder_of, tmp_
     (run,) = find_offline_runs(tmp_path)
     assert run.run_id == "done"
     assert run.is_synced
+
+
+@pytest.mark.parametrize(
+    ("here", "shown"),
+    [
+        ("home/jane/work", "~/'my runs/offline-run-1'"),
+        ("home/jane", "'my runs/offline-run-1'"),
+        ("home", "~/'my runs/offline-run-1'"),
+        ("elsewhere", "~/'my runs/offline-run-1'"),
+    ],
+    ids=lambda value: value.replace("/", "_"),
+)
+def test_a_line_for_others_names_no_home_and_means_the_same_folder(here, shown, tmp_path, monkeypatch):
+    folder = tmp_path / "home/jane/my runs/offline-run-1"
+    for path in (folder, tmp_path / here):
+        path.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home/jane"))
+    monkeypatch.chdir(tmp_path / here)
+    line = nameless_sync_line([folder, folder])
+    assert line == f"wandb sync {shown} {shown}"
+    told = subprocess.run(["sh", "-c", f'wandb() {{ cd "$2" && pwd; }}; {line}'], capture_output=True, text=True)
+    assert told.stdout.strip() == str(folder)
+
+
+def test_a_line_for_others_of_no_home_is_the_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/")
+    assert nameless_sync_line([tmp_path / "a b"]) == f"wandb sync '{tmp_path}/a b'"

@@ -41,6 +41,21 @@ def sync_line(folders: Iterable[Path]) -> str:
     return shlex.join(["wandb", "sync", *map(str, folders)])
 
 
+def nameless_sync_line(folders: Iterable[Path]) -> str:
+    """The same for others to see: paths from the working directory, or from the home directory by its ~."""
+    return " ".join(["wandb", "sync", *map(_nameless, folders)])
+
+
+def _nameless(folder: Path) -> str:
+    absolute, here, home = folder.absolute(), Path.cwd(), Path.home()
+    # A path from / would name whose home it is.
+    below_home = absolute.is_relative_to(home) and home != Path("/")
+    if absolute.is_relative_to(here) and not (below_home and home.is_relative_to(here) and home != here):
+        return shlex.quote(str(absolute.relative_to(here)))
+    # The shell knows a ~ outside of quotes alone.
+    return f"~/{shlex.quote(str(absolute.relative_to(home)))}" if below_home else shlex.quote(str(folder))
+
+
 def find_offline_runs(root: Path | str) -> list[OfflineRun]:
     """The offline runs below a folder, at any depth, in the order of their directories; none where there is no folder.
 

@@ -16,6 +16,7 @@ from palimpsa.analysis.collect.result_files import collect, write_collected
 from palimpsa.analysis.dashboard.build import size_of
 from palimpsa.analysis.dashboard.files import PAGE, plain_data
 from palimpsa.analysis.dashboard.memory_page import write_page
+from palimpsa.analysis.dashboard.privacy import Scrubber
 from palimpsa.analysis.finetuning.pairs import add_pairs
 from palimpsa.analysis.finetuning.strength import add_strengths
 from palimpsa.runs.read import read_runs_csv
@@ -315,6 +316,20 @@ def test_runs_that_are_gone_leave_no_files_and_what_is_the_same_is_not_written_a
     assert mine.exists()
     changed = {path.name for path, stamp in stamps.items() if path.exists() and path.stat().st_mtime_ns != stamp}
     assert changed <= {"index.js", "version.js", "0.js"}
+
+
+def test_a_run_that_is_uploaded_has_no_line_and_a_line_that_names_somebody_is_told(tmp_path, build, write_offline_run):
+    for number, name in ((1, "done"), (2, "jane")):
+        write_offline_run(tmp_path / f"{name}/wandb/offline-run-20261130_00000{number}-{name}", name, name=name)
+    (tmp_path / "done/wandb/offline-run-20261130_000001-done/run-done.wandb.synced").touch()
+    built = build(tmp_path, offline_roots=[tmp_path], scrubber=Scrubber(["jane"]))
+    (_, *_, done), (_, *_, other) = built.index["wandb"]
+    assert done == ""
+    assert other.startswith("wandb sync ")
+    told = [row for row in built.index["problems"] if row[0] == "wandb"]
+    assert len(told) == 1
+    assert "the line that uploads it is not whole here" in told[0][1]
+    assert told[0][2] == "python scripts/create_workspace.py --offline"
 
 
 def test_inspections_of_memories_are_listed(tmp_path, build):

@@ -125,3 +125,14 @@ def test_what_a_killed_sweep_left_is_not_at_work(add_run, tmp_path, build):
             assert [job["step"] for job in build(tmp_path).index["progress"]["jobs"]] == [40]
         progress = build(tmp_path).index["progress"]
     assert (progress["jobs"], progress["statuses"]) == ([], [["unfinished", 1]])
+
+
+def test_a_failure_of_which_a_directory_tells_too_is_told_once(add_run, tmp_path, build):
+    folder = add_run(status="failed", test=[None, None])
+    reason = json.loads((folder / "result.json").read_text())["error"]
+    with SweepProgress(3, tmp_path / "runs" / ".progress"):
+        for name, why in (("gla lr 0.01 seed 1", reason), ("gla lr 0.1 seed 1", "ConfigError: no")):
+            JobProgress(str(tmp_path / "runs" / ".progress"), name, 100).finish("failed", why)
+        progress = build(tmp_path).index["progress"]
+    assert progress["failed"] == [["gla lr 0.1 seed 1", "ConfigError: no"]]
+    assert len(progress["not_finished"]) == 1

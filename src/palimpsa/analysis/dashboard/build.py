@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +25,6 @@ from palimpsa.analysis.dashboard.runs import (
     RUN_DIRECTORIES,
     PageRun,
     config_group,
-    folder_text,
     gather_runs,
     local_source,
     run_page,
@@ -34,7 +34,7 @@ from palimpsa.analysis.dashboard.runs import (
 from palimpsa.analysis.dashboard.speed import describe_speed
 from palimpsa.analysis.dashboard.wandb_files import OfflineRun, read_offline_runs
 from palimpsa.analysis.style import MODEL_STYLES
-from palimpsa.runs.offline_wandb import sync_line
+from palimpsa.runs.offline_wandb import nameless_sync_line
 from palimpsa.runs.schema import DIVERGED, FAILED
 
 # Pictures that no runs stand behind: file and title.
@@ -110,7 +110,7 @@ class Dashboard:
             "language": describe_language(self.results, problems),
             "finetuning": describe_finetuning(self.results, problems),
             "memory": self._write_memory_pages(problems),
-            "wandb": [_offline_row(run) for run in offline],
+            "wandb": [self._offline_row(run, problems) for run in offline],
             "progress": self._progress(runs),
             "watched": self.watched,
         }
@@ -210,6 +210,18 @@ class Dashboard:
         write = partial(write_page, inspection.parent, page, f"../{PLOTLY}", self.scrubber)
         self._cache.get("memory", page, [inspection], write)
 
+    def _offline_row(self, run: OfflineRun, problems: Problems) -> list[Any]:
+        """id, name, project, group, files, rows of the history, whether it has ended, the command that uploads it.
+
+        Instead of the command an empty text where it is uploaded.
+        """
+        line = "" if run.is_uploaded else nameless_sync_line(run.folders)
+        if self.scrubber.text(line) != line:
+            what = f"{run.name}: its path has a name that no page tells, so the line that uploads it is not whole here"
+            problems.add("wandb", what, "python scripts/create_workspace.py --offline")
+        numbers = [len(run.folders), len(run.history), run.ended]
+        return [run.run_id, run.name, run.project, run.group, *numbers, line]
+
     def _progress(self, runs: Sequence[PageRun]) -> dict[str, Any]:
         """The sweep at work, and of the run directories how many stand where."""
         own = [run for run in runs if run.folder is not None]
@@ -218,24 +230,30 @@ class Dashboard:
         if RUNNING not in statuses:
             # A sweep that was killed has left them: a job at work holds its directory.
             progress["jobs"] = []
+        not_finished = [run for run in own if run.rows[0].get("status") in (FAILED, DIVERGED)]
+        progress["failed"] = _not_told(progress["failed"], not_finished)
         return {
             **progress,
             "statuses": [[status, statuses.count(status)] for status in sorted(set(statuses))],
             "not_ended": [run.id for run in own if run.folder is not None and not run.folder.has_ended],
-            "not_finished": [run.id for run in own if run.rows[0].get("status") in (FAILED, DIVERGED)],
+            "not_finished": [run.id for run in not_finished],
         }
+
+
+def _not_told(failed: Sequence[list[str]], runs: Sequence[PageRun]) -> list[list[str]]:
+    """The failures of a sweep, name and reason, that no run's directory tells too."""
+    told, rest = Counter(run.rows[0].get("error") for run in runs), []
+    for name, reason in failed:
+        if told[reason] > 0:
+            told[reason] -= 1
+        else:
+            rest.append([name, reason])
+    return rest
 
 
 def _content(file: Path) -> bytes | None:
     """What a file holds, None where there is none. Raises OSError: it cannot be read."""
     return file.read_bytes() if file.is_file() else None
-
-
-def _offline_row(run: OfflineRun) -> list[Any]:
-    """id, name, project, group, files, rows of the history, whether it has ended, the command that uploads it."""
-    line = sync_line(Path(folder_text(folder)) for folder in run.folders)
-    numbers = [len(run.folders), len(run.history), run.ended]
-    return [run.run_id, run.name, run.project, run.group, *numbers, line]
 
 
 def size_of(folder: Path) -> int:

@@ -56,6 +56,11 @@ class OfflineRun:
     histories: list[pd.DataFrame] = field(default_factory=list)
 
     @property
+    def is_uploaded(self) -> bool:
+        """Whether wandb sync has left its mark in all of its folders."""
+        return all(any(folder.glob("*.wandb.synced")) for folder in self.folders)
+
+    @property
     def history(self) -> pd.DataFrame:
         """Its curves, by step; of a step that was logged twice the later row, where the run was resumed before it."""
         if not self.histories:

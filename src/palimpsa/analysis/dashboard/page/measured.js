@@ -63,6 +63,9 @@
               jobs.map((job) => bar(job.name, job.step, job.total, job.note)),
             )
           : element("p", {}, "No sweep is at work in these run directories."),
+        total > ended && !jobs.length
+          ? element("p", {}, "No run is at work now. A sweep that was killed goes on by its same command.")
+          : null,
       ),
       statuses.length
         ? element(
@@ -226,7 +229,7 @@
       { name: "files", key: "files", number: true },
       { name: "rows", key: "rows", number: "grouped" },
       { name: "ended", key: "ended", show: (ended) => (ended ? "yes" : "no") },
-      { name: "uploaded by", key: "line", show: (line) => element("code", { class: "command" }, line) },
+      { name: "uploaded by", key: "line", show: (line) => (line ? element("code", { class: "command" }, line) : "done") },
     ];
     const names = ["id", "name", "project", "group", "files", "rows", "ended", "line"];
     const rows = Dashboard.get("index").wandb.map((row) =>
