@@ -37,8 +37,19 @@ def main(given: Sequence[str] | None = None) -> int:
     from palimpsa.analysis.dashboard.headless import measure_opening, take_pictures, write_many_runs
     from palimpsa.analysis.dashboard.watch import follow
 
+    if arguments.benchmark is not None and arguments.benchmark < 1:
+        parser.error(f"--benchmark: got {arguments.benchmark}, expected a number of runs, 1 or more")
+    for name, folders in (("--runs", arguments.runs), ("--wandb", arguments.wandb)):
+        for folder in folders or []:
+            if not folder.is_dir():
+                print(f"note: {name}: got {folder}, where no folder is (yet)", file=sys.stderr)
+
     def build(dashboard: Dashboard) -> Path:
-        built = dashboard.build()
+        try:
+            built = dashboard.build()
+        except OSError as error:
+            why = error.strerror or error
+            raise OSError(f"--out: {dashboard.out} cannot be written ({why}), expected a folder") from error
         for _, what, command in built.problems:
             print(f"note: {what}{f' ({command})' if command else ''}", file=sys.stderr)
         print(f"{built.num_runs} runs, {size_of(dashboard.out) / 1e6:.1f} MB in {dashboard.out}", file=sys.stderr)

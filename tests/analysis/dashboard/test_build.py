@@ -377,8 +377,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, run_script):
     (tmp_path / "taken").write_text("a file")
     code, out, err = run_script("dashboard.py", "--results", ".", "--out", "taken")
     assert (code, out) == (1, "")
-    assert err.splitlines()[-1].startswith("error: ")
-    assert "taken" in err.splitlines()[-1]
+    assert err.splitlines()[-1] == "error: --out: taken cannot be written (Not a directory), expected a folder"
+
+
+def test_a_folder_that_is_asked_for_and_is_not_there_is_named(tmp_path, run_script):
+    code, out, err = run_script("dashboard.py", "--results", ".", "--runs", "nowhere", "--wandb", "elsewhere")
+    assert (code, out) == (0, f"{(tmp_path / 'dashboard/index.html').as_uri()}\n")
+    assert "note: --runs: got nowhere, where no folder is (yet)\n" in err
+    assert "note: --wandb: got elsewhere, where no folder is (yet)\n" in err
 
 
 def test_numbers_of_any_kind_become_json():

@@ -177,6 +177,10 @@ def test_the_table_searches_filters_sorts_and_remembers_it_in_its_address(tab):
     page.keyboard.press("/")
     page.keyboard.type("gla 0.01")
     assert rows.count() == 2
+    # A seed and a rate are meant whole, however they are written.
+    for words, count in (("seed 1", 4), ("lr 1e-2 seed 2", 2), ("seed 12", 0), ("seed", 11), ("gla 0.01", 2)):
+        page.locator("#search").fill(words)
+        assert rows.count() == count + (count == 0), words
     page.get_by_label("status").select_option("finished")
     page.get_by_role("button", name="seed").click()
     page.get_by_role("button", name="seed").click()

@@ -67,6 +67,14 @@ def test_a_workspace_is_of_somebody_online(capsys, monkeypatch):
     assert "--layers: got 0, expected >= 1" in capsys.readouterr().err
 
 
+def test_a_word_that_is_no_number_is_refused_with_the_usage(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        create("--layers", "many")
+    error = capsys.readouterr().err
+    assert error.startswith("usage: create_workspace.py --entity NAME")
+    assert error.endswith("argument --layers: invalid int value: 'many'\n")
+
+
 def test_what_the_server_does_not_take_is_one_line(capsys, monkeypatch):
     import wandb_workspaces.workspaces as workspaces
 

@@ -30,7 +30,8 @@ def create_workspace_main(arguments: Sequence[str]) -> int:
         0; 1 where a file cannot be written, or W&B does not take the workspace; 2 where the command line is wrong; 130
         where it was interrupted.
     """
-    parser = argparse.ArgumentParser(prog="create_workspace.py", usage=USAGE, allow_abbrev=False)
+    usage = USAGE.removeprefix("usage: ")
+    parser = argparse.ArgumentParser(prog="create_workspace.py", usage=usage, allow_abbrev=False)
     parser.add_argument("--entity")
     parser.add_argument("--project", default="palimpsa")
     parser.add_argument("--name", default="Palimpsa")

@@ -28,12 +28,21 @@
       ]
         .join(" ")
         .toLowerCase();
-      const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
+      const words = state.search
+        .toLowerCase()
+        .replace(/\b(lr|seed)[\s=]+(?=\S)/g, "$1=")
+        .split(/\s+/)
+        .filter(Boolean);
+      // A number is meant whole: seed 1 is not seed 12.
+      const isIn = (word) => {
+        const [, name, value] = word.match(/^(lr|seed)=(.+)$/) || [];
+        return name ? Numbers.short(run[name]) === Numbers.short(value) : text.includes(word);
+      };
       const fits = (name) =>
         !state[name] ||
         String(run[name]) === state[name] ||
         (name === "status" && state[name] === "not finished" && run.status !== "finished");
-      return FILTERS.every(fits) && words.every((word) => text.includes(word));
+      return FILTERS.every(fits) && words.every(isIn);
     }
 
     function fill() {
