@@ -175,3 +175,18 @@ def test_bins_that_are_missing_are_named(folder):
     (folder / "reliability.csv").unlink()
     with pytest.raises(ResultError, match=r"reliability\.csv: got no row of scale laptop"):
         build_calibration(folder)
+
+
+@pytest.mark.parametrize("value", [0.7, math.nan], ids=["measured", "all_alike"])
+def test_the_figure_of_one_run_shows_its_heading_whole_and_says_where_there_is_no_auroc(value, tmp_path):
+    from palimpsa.analysis.calibration.figure import calibration_figure
+
+    rows, bins = rows_of("palimpsa_d", 1)
+    add_calibration(tmp_path, [{**row, "auroc": value} for row in rows], bins)
+    figure = calibration_figure(read_calibration(tmp_path), read_bins(tmp_path))
+    figure.draw_without_rendering()
+    heading = figure._suptitle
+    assert "one seed a model" in heading.get_text()
+    assert heading.get_window_extent().x0 >= 0
+    told = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert any(text.startswith("no AUROC") for text in told) == math.isnan(value)

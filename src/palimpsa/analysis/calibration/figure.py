@@ -31,7 +31,8 @@ def calibration_figure(rows: pd.DataFrame, bins: pd.DataFrame) -> Figure:
     hardest = max((one.seq_len, one.num_pairs) for one in results)
     scale = results[0].scale
     with figure_style():
-        figure = new_figure(max(3.3 * len(models), 9.0), 7.6)
+        # What the heading needs, at least.
+        figure = new_figure(max(3.3 * len(models), 11.5), 7.6)
         panels = figure.subplots(2, len(models), squeeze=False, sharey="row")
         for (model, label), above, below in zip(models, panels[0], panels[1], strict=True):
             above.set_title(shortened(label, MAX_LABEL))
@@ -43,8 +44,9 @@ def calibration_figure(rows: pd.DataFrame, bins: pd.DataFrame) -> Figure:
         panels[1][0].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
-        seeds = rows["seed"].nunique()
-        told = f"{subtitle(scale)}; {seeds} seeds a model; 95% intervals: above Student's of the seeds, below Wilson's"
+        num_seeds = rows["seed"].nunique()
+        seeds = "one seed" if num_seeds == 1 else f"{num_seeds} seeds"
+        told = f"{subtitle(scale)}; {seeds} a model; 95% intervals: above Student's of the seeds, below Wilson's"
         heading(figure, "Does a memory's variance know its errors of recall?", told)
     return figure
 
@@ -69,6 +71,9 @@ def _draw_auroc(axes: Axes, results: list[LoadResult]) -> None:
                 axes.plot([place, place], [mean.low, mean.high], color=color, linewidth=1.0, alpha=0.5)
     names = [f"{one.seq_len:,}\n{one.num_pairs:,} pairs" for one in results]
     axes.set_xticks(list(places), names)
+    if all(math.isnan(mean.value) for one in results for mean in one.auroc.values()):
+        why = "no AUROC: all answers\nare right, or all are wrong"
+        axes.text(0.5, 0.75, why, ha="center", va="center", transform=axes.transAxes)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(0.0, 1.02)
 
