@@ -3,6 +3,7 @@
 import pytest
 
 from palimpsa.config.private import hide_private, is_secret, with_short_paths, without_private
+from palimpsa.config.process import print_failure
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +29,11 @@ def environment(monkeypatch):
 )
 def test_a_text_is_shown_without_what_is_private(text, shown):
     assert hide_private(text) == shown
+
+
+def test_a_failure_is_printed_without_secrets_its_paths_as_they_are_typed(capsys):
+    print_failure("error: /home/someone/data: refused abcdefgh12345")
+    assert capsys.readouterr().err == "error: /home/someone/data: refused [hidden]\n"
 
 
 def test_containers_keep_their_shape():

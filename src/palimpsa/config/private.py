@@ -25,11 +25,17 @@ def is_secret(name: str) -> bool:
 
 def hide_private(text: str) -> str:
     """Text without the secrets of the environment, and with ~ for the home directory, whose name is its owner's."""
+    text = hide_secrets(text)
+    home = os.path.expanduser("~").rstrip("/")
+    return re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text) if home.startswith("/") else text
+
+
+def hide_secrets(text: str) -> str:
+    """Text without the secrets of the environment; paths stay as they are typed."""
     for name, value in os.environ.items():
         if is_secret(name) and len(value) >= _LEAST:
             text = text.replace(value, HIDDEN)
-    home = os.path.expanduser("~").rstrip("/")
-    return re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text) if home.startswith("/") else text
+    return text
 
 
 def without_private(value: object) -> object:

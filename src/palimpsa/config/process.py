@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from palimpsa.config.errors import ConfigError
+from palimpsa.config.private import hide_secrets
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,8 +85,8 @@ def refuse_options(arguments: Sequence[str]) -> None:
 
 
 def print_failure(line: str) -> None:
-    """Prints what went wrong to the error stream: in red on a terminal, on one line."""
-    plain_console(stderr=True).print(line, style="red", soft_wrap=True)
+    """Prints what went wrong to the error stream, which may be a log: in red on a terminal, on one line, no secret."""
+    plain_console(stderr=True).print(hide_secrets(line), style="red", soft_wrap=True)
 
 
 @functools.cache

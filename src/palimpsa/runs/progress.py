@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from palimpsa.config.private import hide_private
 from palimpsa.config.process import plain_console
 from palimpsa.runs.files import read_regular
 from palimpsa.runs.schema import DIVERGED, FAILED
@@ -58,7 +59,8 @@ class JobProgress:
             plain_console(stderr=True).print(f"{self.name}: {note}", soft_wrap=True)
 
     def finish(self, status: str, note: str) -> None:
-        """Tells how it ended: "skipped", or a status of `runs.schema`."""
+        """Tells how it ended: "skipped", or a status of `runs.schema`. A log may hold it: nothing private is told."""
+        note = hide_private(note)
         self._write(status, self.total, note)
         if self.alone:
             plain_console(stderr=True).print(f"{self.name}: {status}, {note}", soft_wrap=True)

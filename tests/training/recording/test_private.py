@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from palimpsa.runs.progress import SweepProgress, read_jobs
 from palimpsa.training.run import run
 
 SENTINELS = {
@@ -127,8 +128,12 @@ def test_a_run_that_fails_tells_why_without_names(home, tiny_config, monkeypatch
         raise ValueError(f"{home}/project: {os.environ['HF_TOKEN']}")
 
     monkeypatch.setattr(run_module, "build_model", fail)
-    with pytest.raises(ValueError, match="project"):
-        run(tiny_config("logger=csv", "results_dir=results"))
+    with SweepProgress(1, home / "progress"):
+        with pytest.raises(ValueError, match="project"):
+            run(tiny_config("logger=csv", "results_dir=results"))
+        # A sweep prints it, into a log perhaps.
+        (job,) = read_jobs(home / "progress").values()
+    assert job["note"] == "ValueError: ~/project: [hidden]"
     (result,) = Path("results").rglob("result.json")
     error = json.loads(result.read_text())["error"]
     assert error == "ValueError: ~/project: [hidden]"
