@@ -59,6 +59,14 @@ def test_a_resumed_run_is_one_run_with_one_line(write_offline_run, tmp_path):
     assert run.history["loss"].tolist() == [3.0, 2.0, 0.2, 0.1]
 
 
+def test_the_same_id_in_another_place_is_another_run(write_offline_run, tmp_path):
+    for place, losses in (("a", (3.0, 2.0, 1.0)), ("b", (9.0, 8.0, 7.0))):
+        write_offline_run(tmp_path / place / "wandb/offline-run-20261130_010101-abc", "abc", losses=losses)
+    runs, _ = read_offline_runs([tmp_path], Problems(), Cache())
+    assert [list(run.history["loss"]) for run in runs] == [[3.0, 2.0, 1.0], [9.0, 8.0, 7.0]]
+    assert [len(run.folders) for run in runs] == [1, 1]
+
+
 def test_a_file_that_is_being_written_is_read_as_far_as_it_is(write_offline_run, tmp_path):
     path = write_offline_run(tmp_path / "offline-run-1-x", "x", steps=range(400), losses=[1.0] * 400)
     content = path.read_bytes()

@@ -77,8 +77,12 @@ def find_offline_folders(roots: list[Path]) -> list[Path]:
 
 
 def read_offline_runs(roots: list[Path], problems: Problems, cache: Cache) -> tuple[list[OfflineRun], set[str]]:
-    """The offline runs below these roots, merged by id, and the names of the machines that wrote them."""
-    runs: dict[str, OfflineRun] = {}
+    """The offline runs below these roots, and the names of the machines that wrote them.
+
+    Folders of one id that lie side by side are one run, which was resumed. One of that id in another place is another
+    run, of the same config.
+    """
+    runs: dict[tuple[Path, str], OfflineRun] = {}
     hosts: set[str] = set()
     for folder in find_offline_folders(roots):
         files = sorted(folder.glob("*.wandb"))
@@ -91,7 +95,8 @@ def read_offline_runs(roots: list[Path], problems: Problems, cache: Cache) -> tu
             if found is None:
                 continue
             hosts.add(found.host)
-            run = runs.setdefault(found.run_id, OfflineRun(found.run_id, found.name, found.project, found.group))
+            own = OfflineRun(found.run_id, found.name, found.project, found.group)
+            run = runs.setdefault((folder.resolve().parent, found.run_id), own)
             run.folders.append(folder)
             run.ended = found.ended
             run.histories.append(found.history)
