@@ -16,6 +16,7 @@ from palimpsa.config.schema import CommonsenseConfig, SweepAxes, typed
 from palimpsa.model.build import build_model
 from palimpsa.tasks.build import build_task
 from palimpsa.tasks.commonsense import CommonsenseTask
+from palimpsa.tasks.data_digests import split_folder
 from palimpsa.tasks.loss import row_losses
 from palimpsa.tasks.perplexity import Perplexity
 from palimpsa.tasks.token_batches import TokenBatch, padded_boundaries
@@ -445,3 +446,12 @@ def test_a_tokenizer_that_is_damaged_is_an_error(byte_text, tmp_path):
 
 def test_ids_that_no_text_was_made_into_need_no_tokenizer(text):
     assert list(CommonsenseTask(config(text), 1).notes) == []
+
+
+def test_a_folder_of_text_may_begin_with_the_home_directory(tmp_path, monkeypatch):
+    """As a stored config says it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "text/train").mkdir(parents=True)
+    assert split_folder("~/text", "train") == tmp_path / "text/train"
+    with pytest.raises(ConfigError, match="task.data: got '~/text', expected a folder"):
+        split_folder("~/text", "validation")

@@ -341,6 +341,11 @@ def test_an_open_page_takes_in_what_is_built_again(browser, run_writer, tmp_path
     dashboard.build()
     page.wait_for_function("Results.runs().length === 5")
     page.wait_for_function("document.querySelector('main details').open")
+    # A sweep that was killed after some of its runs.
+    (tmp_path / "runs/.progress").mkdir()
+    (tmp_path / "runs/.progress/num_jobs").write_text("9")
+    dashboard.build()
+    assert "No run is at work now. A sweep that was killed goes on" in own.go("#running").locator("main").inner_text()
     dashboard.watched = False
     dashboard.build()
     page.wait_for_function("document.getElementById('state').textContent === 'no longer followed'")
