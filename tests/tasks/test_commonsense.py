@@ -453,5 +453,5 @@ def test_a_folder_of_text_may_begin_with_the_home_directory(tmp_path, monkeypatc
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "text/train").mkdir(parents=True)
     assert split_folder("~/text", "train") == tmp_path / "text/train"
-    with pytest.raises(ConfigError, match="task.data: got '~/text', expected a folder"):
+    with pytest.raises(ConfigError, match=r"task\.data: got '~/text', expected a folder"):
         split_folder("~/text", "validation")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -197,6 +198,15 @@ def test_the_table_searches_filters_sorts_and_remembers_it_in_its_address(tab):
     assert again.evaluate("document.activeElement === document.querySelectorAll('tbody a')[1]")
     again.keyboard.press("Enter")
     again.wait_for_selector('#main[data-view="run"]')
+
+
+def test_the_number_of_failed_runs_leads_to_those_runs_and_no_others(tab):
+    page = tab().go()
+    page.locator(".facts a", has_text=re.compile("^1$")).first.click()
+    page.wait_for_selector('#main[data-view="runs"]')
+    assert page.locator("#choice-status").input_value() == "failed or diverged"
+    assert page.locator("tbody tr").count() == 1
+    assert page.locator("tbody .status").inner_text() == "failed"
 
 
 def test_two_runs_are_picked_and_compared_by_what_differs(tab):

@@ -11,7 +11,7 @@
       ["runs", link(Numbers.grouped(runs.length), "#runs")],
       [
         "failed or diverged",
-        failed ? link(String(failed), Address.write("runs", [], { status: "not finished" })) : "none",
+        failed ? link(String(failed), Address.write("runs", [], { status: "failed or diverged" })) : "none",
       ],
       [
         "left in the sweep",

@@ -3,6 +3,11 @@
 
 (() => {
   const FILTERS = ["source", "task", "scale", "model", "status"];
+  // Several statuses under one name.
+  const STATUSES = {
+    "not finished": (status) => status !== "finished",
+    "failed or diverged": (status) => status === "failed" || status === "diverged",
+  };
   const picked = [];
 
   function drawTable({ options }) {
@@ -41,7 +46,7 @@
       const fits = (name) =>
         !state[name] ||
         String(run[name]) === state[name] ||
-        (name === "status" && state[name] === "not finished" && run.status !== "finished");
+        (name === "status" && Object.hasOwn(STATUSES, state.status) && STATUSES[state.status](run.status));
       return FILTERS.every(fits) && words.every(isIn);
     }
 
@@ -89,7 +94,7 @@
       const values = [
         ...new Set(runs.map((run) => run[name]).filter((value) => value !== null && value !== "")),
       ].sort();
-      const extra = name === "status" ? [["not finished", "not finished"]] : [];
+      const extra = name === "status" ? Object.keys(STATUSES).map((one) => [one, one]) : [];
       // What an address asks for, and no run has.
       const known = [...values, ...extra.map(([value]) => value), ""];
       if (!known.includes(state[name])) extra.push([state[name], `${state[name]} (no run)`]);
