@@ -78,6 +78,19 @@ def _by_hand(mixer, x):
     return torch.stack(variances, 1), torch.stack(outputs, 1)
 
 
+def test_a_memory_that_recalls_nothing_has_scores_still(asked):
+    """Of values of zeros: AUROC takes finite scores alone."""
+
+    def write_nothing(model):
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "conv" in name:
+                    parameter.zero_()
+
+    *_, found = asked("palimpsa_d", change=write_nothing)
+    assert all(np.isfinite(scores).all() for scores in found.scores.values())
+
+
 def test_the_batch_size_changes_rounding_alone(asked):
     one, other = asked("palimpsa_m", batch_size=1)[-1], asked("palimpsa_m", batch_size=6)[-1]
     assert one.scores.keys() == other.scores.keys()

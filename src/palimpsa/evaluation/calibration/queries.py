@@ -19,6 +19,8 @@ from palimpsa.tasks.task import Stage, Task
 
 VARIANCE, RELATIVE_VARIANCE = "variance", "relative_variance"
 CONFIDENCE, ENTROPY, AGE = "confidence", "entropy", "age"
+# The square of a length that is none.
+SMALLEST_LENGTH = 1e-60
 # Of the layers' scores their sum.
 ALL_LAYERS = "sum"
 
@@ -133,7 +135,8 @@ def _ask(model: LanguageModel, inputs: Tensor, positions: Tensor, labels: Tensor
         normed: Any = block.mixer_norm
         recalled = mixer.recall(normed(x))
         variance = _at(recalled.variance, positions).sum(-1)
-        relative = variance / _at(recalled.o, positions).square().sum(-1)
+        # A memory in which nothing was written recalls nothing: as unsure as can be, and a number still.
+        relative = variance / _at(recalled.o, positions).square().sum(-1).clamp(min=SMALLEST_LENGTH)
         for name, value in ((VARIANCE, variance), (RELATIVE_VARIANCE, relative)):
             found[Signal(name, str(layer))] = value
             found[Signal(name, ALL_LAYERS)] = found[Signal(name, ALL_LAYERS)] + value
