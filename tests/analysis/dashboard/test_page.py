@@ -363,6 +363,24 @@ def test_an_open_page_takes_in_what_is_built_again(browser, run_writer, tmp_path
     own.context.close()
 
 
+def test_a_label_and_a_reason_without_a_blank_make_no_page_wider(browser, run_writer, tmp_path):
+    add_run = run_writer(tmp_path)
+    add_run()
+    failed = add_run(seed=2, status="failed", test=[None, None])
+    for file in (tmp_path / "runs").rglob("result.json"):
+        result = json.loads(file.read_text())
+        result["run"]["label"] = result["config"]["model"]["label"] = "W" * 1000
+        if file.parent == failed:
+            result["error"] = "E" * 1000
+        file.write_text(json.dumps(result))
+    Dashboard(tmp_path, tmp_path / "dashboard", [tmp_path / "runs"], [], scrubber=Scrubber()).build()
+    own = Tab(browser, tmp_path, NARROW)
+    for view in ("overview", "rates", "dynamics", "runs", "compare", "running"):
+        page = own.go(f"#{view}")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
+    own.context.close()
+
+
 def test_500_runs_draw_few_figures_at_load(browser, tmp_path):
     """How long that takes is for scripts/dashboard.py --benchmark 500 to say, on a machine with nothing else to do."""
     from palimpsa.analysis.dashboard.headless import write_many_runs
