@@ -44,7 +44,7 @@ def calibration_figure(rows: pd.DataFrame, bins: pd.DataFrame) -> Figure:
         panels[1][0].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
-        num_seeds = rows["seed"].nunique()
+        num_seeds = len(set(rows["seed"]))
         seeds = "one seed" if num_seeds == 1 else f"{num_seeds} seeds"
         told = f"{subtitle(scale)}; {seeds} a model; 95% intervals: above Student's of the seeds, below Wilson's"
         heading(figure, "Does a memory's variance know its errors of recall?", told)
