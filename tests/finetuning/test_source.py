@@ -53,6 +53,18 @@ def test_a_run_is_the_start_of_one_of_its_model_and_task(trained, compose_config
     assert [stage.in_figure for stage in own.task.stages] == [False, True]
 
 
+def test_a_run_of_a_renamed_task_has_that_task_still(trained, compose_config):
+    """As those of experiments are: no file of configs/task has their name."""
+    directory = trained("palimpsa_d", "task.name=mqar_forced", "task.directory=mqar_forced")
+    for overrides, place in (
+        (module().default_task(directory, []), "mqar_curriculum"),
+        (module().own_task_overrides(directory), "mqar_forced"),
+    ):
+        task = typed(compose_config(*module().source_overrides(directory, overrides))).task
+        assert (task.name, task.directory, task.tokens_per_step) == ("mqar_forced", place, 64)
+        assert [stage.max_steps for stage in task.stages] == [7, 12]
+
+
 def test_whether_there_are_importances_is_seen_by_class_and_key(trained, compose_config):
     for name, expected in (("palimpsa_d", True), ("mamba2", False), ("palimpsa_d_nometa", False), ("gla", False)):
         config = typed(compose_config(f"model={name}"))

@@ -11,7 +11,7 @@ from typing import Any
 
 from palimpsa.config.compose import compose_config
 from palimpsa.config.errors import ConfigError, RunDirectoryError
-from palimpsa.config.schema import typed
+from palimpsa.config.schema import CONFIG_DIR, typed
 from palimpsa.model.build import SKELETON_KEYS
 from palimpsa.runs.files import write_atomic
 from palimpsa.runs.identity import upgraded
@@ -21,6 +21,8 @@ from palimpsa.training.storage.trained import OWN_MODEL_TYPE, read_source, weigh
 
 # The file of configs/model that a model of each class builds on: what its own config does not say is as it is there.
 BASES = {"palimpsa.mixers.PalimpsaD": "palimpsa_d", "palimpsa.mixers.PalimpsaM": "palimpsa_m"}
+# The file of configs/task whose keys a task of each kind has, where it was given a name that no file has.
+TASK_BASES = {"mqar": "mqar_curriculum", "commonsense": "commonsense"}
 # Digits of a digest in a folder's name.
 NUM_DIGITS = 12
 
@@ -221,21 +223,40 @@ def check_reads_alike(source: Path, data: str) -> None:
 
 
 def default_task(source: Path, given: Sequence[str]) -> list[str]:
-    """The task of a run, unless whoever asks names one; of a folder nobody knows another than text."""
+    """The task of a run, unless whoever asks names one; of a folder nobody knows another than text.
+
+    Of a task that is no file of configs/task, as many experiments' are, every key is given; where its runs lie is not.
+    """
     if any(override.startswith("task=") for override in given):
         return []
-    file = source / "config.json"
-    config = read_json_object(file, "expected a config", with_infinity=True) if file.is_file() else {}
-    return [f"task={config['task']['name']}"] if "task" in config else ["task=commonsense"]
+    task = _task_of(source)
+    if task is None:
+        return ["task=commonsense"]
+    if _base_of(task) == task["name"]:
+        return [f"task={task['name']}"]
+    return _whole_task({name: value for name, value in task.items() if name != "directory"})
 
 
 def own_task_overrides(source: Path) -> list[str]:
     """The command line of the very task that a run was trained on, every key of it; empty for what is no run."""
+    task = _task_of(source)
+    return [] if task is None else _whole_task(task)
+
+
+def _task_of(source: Path) -> dict[str, Any] | None:
+    """The `task` group of a run, with its keys where they are today; None for what is no run."""
     file = source / "config.json"
-    config = read_json_object(file, "expected a config") if file.is_file() else {}
-    if "task" not in config or "model" not in config:
-        return []
-    task = upgraded(config)["task"]
-    # Numbers of the sweep that it was in, and digests that are read again, are none of its own.
-    keys = {name: value for name, value in task.items() if name not in ("kind", "name", "sweep")}
-    return [f"task={task['name']}", *(f"++task.{name}={as_override(value)}" for name, value in keys.items())]
+    config = read_json_object(file, "expected a config", with_infinity=True) if file.is_file() else {}
+    return upgraded(config)["task"] if {"task", "model"} <= config.keys() else None
+
+
+def _base_of(task: Mapping[str, Any]) -> str:
+    """The file of configs/task that a task begins with: its own, or where it has none one of its kind."""
+    has_file = (CONFIG_DIR / "task" / f"{task['name']}.yaml").is_file()
+    return task["name"] if has_file else TASK_BASES.get(task.get("kind", "mqar"), task["name"])
+
+
+def _whole_task(task: Mapping[str, Any]) -> list[str]:
+    # Numbers of the sweep that it was in are none of its own.
+    keys = {name: value for name, value in task.items() if name not in ("kind", "sweep")}
+    return [f"task={_base_of(task)}", *(f"++task.{name}={as_override(value)}" for name, value in keys.items())]
