@@ -44,3 +44,13 @@ def test_three_steps_of_the_trainer_are_three_steps_of_adamw(name, make_model, d
     assert logged == pytest.approx(losses, rel=2e-3)
     for found, expected in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_smoothed_labels_are_of_the_next_token(make_model, draw_tokens, tmp_path):
+    """Trainer shifts those of the classes that it knows: a token of another would be its own label."""
+    model, tokens = make_model("palimpsa_d"), draw_tokens(2, 10)
+    arguments = TrainingArguments(output_dir=str(tmp_path), label_smoothing_factor=0.1, report_to=[], use_cpu=True)
+    found = Trainer(model=model, args=arguments).compute_loss(model, {"input_ids": tokens, "labels": tokens.clone()})
+    logits = model(input_ids=tokens).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), label_smoothing=0.1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
