@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from palimpsa.analysis.recipe.selection_table import PROTOCOLS, selection_table
 from palimpsa.analysis.statistics.learning_rate import one_experiment
@@ -71,6 +72,16 @@ def test_an_interval_is_welchs_of_independent_samples():
     draws = generator.normal(0, 1, (400, 2, 6))
     holds = [abs(found.mean) <= found.margin for found in (gap_of(*pair) for pair in draws)]
     assert 0.93 < np.mean(holds) < 0.98
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (2, 4), (3, 8), (8, 8)], ids=str)
+def test_an_interval_is_as_wide_as_scipys(sizes):
+    """Of few seeds too, whose degrees of freedom lie between 1 and 2: a whole number would be a fifth off."""
+    generator = np.random.default_rng(1)
+    for spread in (0.01, 0.05, 0.2):
+        ours, theirs = generator.normal(0.8, 0.05, sizes[0]), generator.normal(0.7, spread, sizes[1])
+        found, expected = gap_of(ours, theirs), stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval()
+        assert found.margin == pytest.approx((expected.high - expected.low) / 2, rel=1e-4)
 
 
 def test_a_protocol_has_rows_once_it_has_runs_and_its_command_before(tmp_path):

@@ -14,7 +14,7 @@ from palimpsa.analysis.statistics.learning_rate import (
     choose_learning_rates,
     finished_stages,
 )
-from palimpsa.analysis.statistics.power import critical_value
+from palimpsa.analysis.statistics.power import LEVEL
 from palimpsa.analysis.statistics.summary import mean_difference
 
 # The readings, in the order of a table. The last one is of eight seeds alone.
@@ -95,8 +95,14 @@ def _degrees(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def _student(degrees: float) -> float:
-    """The |t| that 5% lie beyond, interpolated over 1 / degrees between whole ones, which errs to the wide side."""
-    low, high = math.floor(degrees), math.ceil(degrees)
-    # Of n pairs there are n - 1 degrees of freedom.
-    values = [critical_value(whole + 1) for whole in (low, high)]
-    return float(np.interp(1 / degrees, [1 / high, 1 / low], values[::-1])) if low < high else values[0]
+    """The |t| that 5% lie beyond, of degrees of freedom >= 1 that need not be whole.
+
+    >>> round(_student(3), 3), round(_student(1.5), 3)
+    (3.182, 6.017)
+    """
+    # With t = sqrt(degrees) tan(angle) the density is cos(angle)^(degrees - 1), but for its factor.
+    angles = np.linspace(0, math.pi / 2, 20_001)[:-1]
+    density = np.cos(angles) ** (degrees - 1)
+    log_factor = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2) - math.log(math.pi) / 2
+    within = np.append(0.0, ((density[1:] + density[:-1]) / 2 * np.diff(angles)).cumsum()) * 2 * math.exp(log_factor)
+    return math.sqrt(degrees) * math.tan(np.interp(1 - LEVEL, within, angles))
