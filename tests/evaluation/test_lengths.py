@@ -1,5 +1,7 @@
 """Finished runs at other lengths: what is measured, that it goes on where it stopped, and what is refused."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -84,8 +86,9 @@ def test_the_same_command_measures_what_is_missing(runs, tmp_path, monkeypatch, 
     ("arguments", "words"),
     [
         (("--lengths", "16"), "--lengths: got '16', expected TOKENS:PAIRS"),
+        (("--lengths", "0:0"), "--lengths: got '0:0', expected tokens and pairs >= 1"),
         (("--lengths", "16:4,16:4"), "--lengths: got '16:4,16:4', expected each once"),
-        (("--lengths", "16:5"), "task.stages[0].num_pairs: got 5, expected 1 <= num_pairs <= seq_len / 4 = 4"),
+        (("--lengths", "16:5"), "seed_1: task.stages[0].num_pairs: got 5, expected 1 <= num_pairs <= seq_len / 4 = 4"),
         (("--task", "mqar_kept"), "got no finished run of task mqar_kept below"),
     ],
 )
@@ -103,6 +106,45 @@ def test_a_run_that_kept_no_weights_is_told_how(tiny_config):
     run(config)
     with pytest.raises(RunDirectoryError, match=r"which trainer\.keep_final=true has a run keep"):
         load_weights(read_run(Path(config.run_dir)), torch.device("cpu"))
+
+
+def test_runs_that_did_not_finish_or_kept_no_weights_are_left_out(runs, tmp_path, capsys):
+    """A run that diverged has weights too, of somewhere on the way."""
+    folder, out = runs(models="palimpsa_d,palimpsa_d_nometa,gla"), tmp_path / "lengths.csv"
+    (diverged,) = folder.glob("*/*/palimpsa_d/*/*")
+    result = json.loads((diverged / "result.json").read_text())
+    (diverged / "result.json").write_text(json.dumps({**result, "status": "diverged"}))
+    (bare,) = folder.glob("*/*/gla/*/*")
+    shutil.rmtree(bare / "checkpoints")
+    command = [str(folder), "--lengths", "16:4", "--out", str(out)]
+    assert evaluate_lengths_main(command) == 3
+    assert set(read_lengths_csv(out)["model"]) == {"palimpsa_d_nometa"}
+    assert f"left out: {bare}: got no checkpoint in it" in capsys.readouterr().err
+    assert evaluate_lengths_main([str(bare), *command[1:]]) == 2
+    assert evaluate_lengths_main([str(diverged), *command[1:]]) == 2
+
+
+def test_a_length_that_only_some_tasks_have_room_for_is_tested_in_those(runs, tmp_path, capsys):
+    stage = "task.stages=[{seq_len:16,num_pairs:2,max_steps:2}]"
+    runs(stage, models="gla")
+    folder = runs("task=mqar_interference", stage, models="gla")
+    out = tmp_path / "lengths.csv"
+    assert evaluate_lengths_main([str(folder), "--lengths", "16:4,16:2", "--out", str(out)]) == 0
+    rows = read_lengths_csv(out)
+    found = set(rows[["task", "num_pairs"]].itertuples(index=False, name=None))
+    assert found == {("mqar_curriculum", 2), ("mqar_curriculum", 4), ("mqar_interference", 2)}
+    said = capsys.readouterr().out
+    assert "left out: 16:4 of " in said
+    assert "num_pairs: got 4, of which 2 are written twice" in said
+
+
+def test_help_and_a_wrong_option_say_usage_once(capsys):
+    assert evaluate_lengths_main(["--help"]) == 0
+    with pytest.raises(SystemExit):
+        evaluate_lengths_main(["runs", "--length", "16:4"])
+    said = capsys.readouterr()
+    assert said.out.count("usage:") == said.err.count("usage:") == 1
+    assert max(map(len, said.out.splitlines())) <= 120
 
 
 def row(**changes) -> dict:

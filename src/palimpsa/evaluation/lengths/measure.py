@@ -16,6 +16,7 @@ from palimpsa.mixers.parameters import store_in
 from palimpsa.model.build import build_model
 from palimpsa.model.language_model import LanguageModel
 from palimpsa.runs.result import read_json_object, run_of
+from palimpsa.runs.schema import FINISHED, Block
 from palimpsa.runs.stored_config import read_stored_config
 from palimpsa.tasks.build import build_task
 from palimpsa.training.optimizer import stored_dtype
@@ -26,26 +27,33 @@ Length = tuple[int, int]
 
 
 class FinishedRun(NamedTuple):
-    """A run whose final weights are kept. place: the columns of `lengths.csv` that say which it is."""
+    """A run that is finished. place: the columns of `lengths.csv` that say which it is."""
 
     directory: Path
     config: TrainConfig
     place: dict[str, Any]
 
 
-def read_run(directory: Path) -> FinishedRun:
-    """What a run was.
+def read_run(directory: Path, task: str | None = None) -> FinishedRun | None:
+    """What a run was; None for one that failed or diverged, or is of another task than this one.
 
     Raises:
-        ConfigError, RunDirectoryError: for one of another task, or whose config lacks a key.
+        ConfigError, RunDirectoryError: for one that is no associative recall, or whose config lacks a key.
+        ResultError: for a result.json that no run can have written.
     """
     stored = read_stored_config(directory / "config.json")
+    place = {name: run_of(stored)[name] for name in ("task", "scale", "model", "label", "lr", "seed")}
+    result = read_json_object(directory / "result.json", "expected a run's result")
+    if task not in (None, place["task"]) or result.get("status") != FINISHED:
+        return None
     config = typed(stored)
     if not hasattr(config.task, "stages"):
-        raise ConfigError(f"{directory}: got a run of task {config.task.name}, expected one of associative recall")
-    result = read_json_object(directory / "result.json", "expected a run's result")
-    named = {name: run_of(stored)[name] for name in ("task", "scale", "model", "label", "lr", "seed")}
-    return FinishedRun(directory, config, {**named, "config_hash": result["config_hash"]})
+        raise ConfigError(
+            f"{directory}: got a run of task {config.task.name}, expected one of associative recall; --task NAME takes "
+            "those of one task"
+        )
+    hashed = Block(directory / "result.json", "", result).get("config_hash", "text")
+    return FinishedRun(directory, config, {**place, "config_hash": hashed})
 
 
 def load_weights(run: FinishedRun, device: torch.device) -> LanguageModel:
@@ -72,10 +80,26 @@ def stage_config(run: FinishedRun, length: Length) -> TrainConfig:
     return dataclasses.replace(run.config, task=own)
 
 
-def check_lengths(run: FinishedRun, lengths: Sequence[Length]) -> None:
-    """Raises ConfigError for a length that the run's task does not make examples of."""
+def lengths_that_fit(runs: Sequence[FinishedRun], lengths: Sequence[Length]) -> tuple[list[list[Length]], list[str]]:
+    """Of each run the lengths that its task makes examples of, and a line for each other one that says why.
+
+    Raises:
+        ConfigError: for a length that no run's task makes examples of.
+    """
+    fitting: list[list[Length]] = [[] for _ in runs]
+    lines = []
     for length in lengths:
-        build_task(stage_config(run, length).task, run.config.seed)
+        reasons = []
+        for run, own in zip(runs, fitting, strict=True):
+            try:
+                build_task(stage_config(run, length).task, run.config.seed)
+                own.append(length)
+            except ConfigError as error:
+                reasons.append(f"{length[0]}:{length[1]} of {run.directory}: {error}")
+        if len(reasons) == len(runs):
+            raise ConfigError(f"--lengths: got {reasons[0]}")
+        lines += reasons
+    return fitting, lines
 
 
 @torch.no_grad()
