@@ -166,6 +166,21 @@ def test_tables_say_what_was_measured_and_before_that_how(tmp_path):
     assert "| model | seeds | all queries | rare, overwritten |" in interference_table(tmp_path)
 
 
+def test_tables_mix_no_rates_no_lengths_and_no_numbers_of_seeds(tmp_path):
+    (tmp_path / "recipe").mkdir()
+    kept = [row(seed=seed, value=0.5, config_hash=str(seed)) for seed in (1, 2)]
+    half_done = row(seed=1, seq_len=512, num_pairs=128, value=0.8, config_hash="1")
+    other_rate = [row(seed=seed, lr=1e-2, value=0.1, config_hash=f"fast {seed}") for seed in (1, 2)]
+    shared = {"task": "mqar_interference", "config_hash": "c"}
+    lengths = ((1_024, 128, 0.9), (2_048, 128, 0.2), (2_048, 256, 0.1), (1_024, 64, 0.3))
+    kinds = [row(**shared, seq_len=seq_len, num_pairs=pairs, value=value) for seq_len, pairs, value in lengths]
+    add_lengths(tmp_path / "recipe" / "lengths.csv", [*kept, half_done, *other_rate, *kinds])
+    assert "| Palimpsa-D, rate 0.00464 | 2 | 80.0 (1 seed) | 50.0 ± 0.0 |" in beyond_table(tmp_path)
+    assert "| Palimpsa-D, rate 0.01 | 2 | - | 10.0 ± 0.0 |" in beyond_table(tmp_path)
+    assert "| Palimpsa-D | 1 | 90.0 |" in interference_table(tmp_path)
+    assert "At L 1,024 with 128 pairs" in interference_table(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -7,12 +7,15 @@ from pathlib import Path
 import pandas as pd
 
 from palimpsa.analysis.collect.length_files import read_lengths_csv
+from palimpsa.analysis.statistics.learning_rate import seeds_text
 from palimpsa.analysis.style import model_order
 from palimpsa.analysis.tables import count_text, markdown_table, mean_and_std
 
 SCALE = "h200"
 FILE = "lengths.csv"
 COMMAND = "scripts/evaluate_lengths.py results/recipe/runs --task"
+# The greatest length that interference is trained on, and its pairs.
+TRAINED = (1_024, 128)
 
 
 def beyond_table(results: Path) -> str:
@@ -35,16 +38,17 @@ def interference_table(results: Path) -> str:
     rows = _rows_of(results, "mqar_interference")
     if rows.empty:
         return _not_run("recipe_interference", f"{COMMAND} mqar_interference --lengths 1024:128")
-    longest = rows.loc[rows["seq_len"] == rows["seq_len"].max()]
-    metrics = [name for name in dict.fromkeys(longest["metric"]) if name.startswith("accuracy")]
+    measured = sorted(set(rows[["seq_len", "num_pairs"]].itertuples(index=False, name=None)))
+    seq_len, num_pairs = TRAINED if TRAINED in measured else measured[-1]
+    rows = rows.loc[(rows["seq_len"] == seq_len) & (rows["num_pairs"] == num_pairs)]
+    metrics = [name for name in dict.fromkeys(rows["metric"]) if name.startswith("accuracy")]
     columns = {
-        name.removeprefix("accuracy/").replace("accuracy", "all queries").replace("_", ", "): longest.loc[
-            longest["metric"] == name
+        name.removeprefix("accuracy/").replace("accuracy", "all queries").replace("_", ", "): rows.loc[
+            rows["metric"] == name
         ]
         for name in metrics
     }
-    seq_len, num_pairs = longest.iloc[0][["seq_len", "num_pairs"]]
-    return _table(longest, columns, f"At L {count_text(seq_len)} with {num_pairs} pairs, half of them written twice.")
+    return _table(rows, columns, f"At L {count_text(seq_len)} with {num_pairs} pairs, half of them written twice.")
 
 
 def _rows_of(results: Path, task: str) -> pd.DataFrame:
@@ -57,23 +61,27 @@ def _not_run(experiment: str, command: str) -> str:
 
 
 def _table(rows: pd.DataFrame, columns: dict[str, pd.DataFrame], caption: str) -> str:
+    """A row a model, and a learning rate where it has several; a cell of fewer seeds than its row's says how many."""
     labels = dict(zip(rows["model"], rows["label"], strict=True))
-    seeds = rows.groupby("model")["seed"].nunique()
-    cells: list[list[str]] = [
-        [
-            labels[model],
-            str(seeds[model]),
-            *(_text(own.loc[own["model"] == model, "value"]) for own in columns.values()),
-        ]
-        for model in model_order(labels)
-    ]
+    cells: list[list[str]] = []
+    for model in model_order(labels):
+        own = rows.loc[rows["model"] == model]
+        rates = sorted(set(own["lr"]))
+        for lr in rates:
+            num_seeds = own.loc[own["lr"] == lr, "seed"].nunique()
+            values = [part.loc[(part["model"] == model) & (part["lr"] == lr), "value"] for part in columns.values()]
+            name = labels[model] if len(rates) == 1 else f"{labels[model]}, rate {lr:g}"
+            cells.append([name, str(num_seeds), *(_text(one, num_seeds) for one in values)])
     lines: Sequence[str] = markdown_table(["model", "seeds", *columns], cells)
     return "\n".join([*lines, "", _wrapped(f"Test accuracy in %, mean ± standard deviation over seeds. {caption}")])
 
 
-def _text(values: pd.Series) -> str:
+def _text(values: pd.Series, num_seeds: int) -> str:
     found = values.to_numpy(dtype=float)
-    return "-" if not len(found) else mean_and_std(found.mean(), found.std(ddof=1) if len(found) > 1 else float("nan"))
+    if not len(found):
+        return "-"
+    text = mean_and_std(found.mean(), found.std(ddof=1) if len(found) > 1 else float("nan"))
+    return text if len(found) == num_seeds else f"{text} ({seeds_text(len(found))})"
 
 
 def _wrapped(text: str) -> str:
