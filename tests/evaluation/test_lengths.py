@@ -179,6 +179,8 @@ def test_tables_mix_no_rates_no_lengths_and_no_numbers_of_seeds(tmp_path):
     assert "| Palimpsa-D, rate 0.01 | 2 | - | 10.0 ± 0.0 |" in beyond_table(tmp_path)
     assert "| Palimpsa-D | 1 | 90.0 |" in interference_table(tmp_path)
     assert "At L 1,024 with 128 pairs" in interference_table(tmp_path)
+    assert "Only some of its runs: 4 of 16." in beyond_table(tmp_path).replace("\n", " ")
+    assert "Only some of its runs: 1 of 8." in interference_table(tmp_path).replace("\n", " ")
 
 
 @pytest.mark.parametrize(

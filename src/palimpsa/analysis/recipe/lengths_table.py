@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from palimpsa.analysis.collect.length_files import read_lengths_csv
+from palimpsa.analysis.recipe.selection_table import PROTOCOLS
 from palimpsa.analysis.statistics.learning_rate import seeds_text
 from palimpsa.analysis.style import model_order
 from palimpsa.analysis.tables import count_text, markdown_table, mean_and_std
@@ -30,7 +31,8 @@ def beyond_table(results: Path) -> str:
         ]
         for seq_len, num_pairs in sorted(set(rows[["seq_len", "num_pairs"]].itertuples(index=False, name=None)))
     }
-    return _table(rows, columns, "Trained up to L 1,024 with 256 pairs, tested without any training.")
+    caption = "Trained up to L 1,024 with 256 pairs, tested without any training."
+    return _table(rows, columns, caption + _unfinished(rows, "recipe_beyond"))
 
 
 def interference_table(results: Path) -> str:
@@ -48,7 +50,8 @@ def interference_table(results: Path) -> str:
         ]
         for name in metrics
     }
-    return _table(rows, columns, f"At L {count_text(seq_len)} with {num_pairs} pairs, half of them written twice.")
+    caption = f"At L {count_text(seq_len)} with {num_pairs} pairs, half of them written twice."
+    return _table(rows, columns, caption + _unfinished(rows, "recipe_interference"))
 
 
 def _rows_of(results: Path, task: str) -> pd.DataFrame:
@@ -58,6 +61,13 @@ def _rows_of(results: Path, task: str) -> pd.DataFrame:
 
 def _not_run(experiment: str, command: str) -> str:
     return _wrapped(f"Not run yet: `scripts/train.py +experiment={experiment}`, then `{command}`.")
+
+
+def _unfinished(rows: pd.DataFrame, experiment: str) -> str:
+    """The end of a caption: how many of an experiment's runs were tested, where not all."""
+    (num_runs,) = (protocol.num_runs for protocol in PROTOCOLS if protocol.experiment == experiment)
+    tested = len(rows[["model", "lr", "seed"]].drop_duplicates())
+    return "" if num_runs is None or tested >= num_runs else f" Only some of its runs: {tested} of {num_runs}."
 
 
 def _table(rows: pd.DataFrame, columns: dict[str, pd.DataFrame], caption: str) -> str:
