@@ -117,6 +117,32 @@ def test_a_protocol_of_which_runs_are_missing_says_how_many_there_are(tmp_path):
     assert "Only some of their runs: `recipe_f` (4 of 24)." in text
 
 
+def test_another_pair_than_an_experiments_own_has_rows_and_counts_for_none(tmp_path):
+    """As configs/experiment/recipe_e.yaml offers; recipe_a and recipe_c are pairs of one task."""
+    (tmp_path / "recipe").mkdir()
+    header, *lines = (RESULTS / "mqar" / "runs.csv").read_text().splitlines()
+    model = header.split(",").index("model")
+    kept = [
+        line.replace("mqar_curriculum", task)
+        for line in lines
+        if line.startswith("mqar_curriculum,h200,") and line.split(",")[model] in ("palimpsa_m", "mamba2")
+        for task in ("mqar_bf16", "mqar_authors")
+    ]
+    (tmp_path / "recipe" / "runs.csv").write_text("\n".join([header, *kept]) + "\n")
+    text = selection_table(tmp_path)
+    assert text.count("| curriculum, all in bf16, L 512 | Palimpsa-M minus Mamba-2") == 1
+    assert text.count("| scratch by their recipe, 20 epochs, L 512 | Palimpsa-M minus Mamba-2") == 1
+    not_run = text.partition("Not run yet")[2]
+    assert "`recipe_e`" in not_run
+    assert "`recipe_a`" in not_run
+    assert "`recipe_c`" not in text
+
+
+def test_no_protocol_is_called_by_the_row_above():
+    """Which may not be there."""
+    assert not [protocol.label for protocol in PROTOCOLS if "the same" in protocol.label]
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.experiment)
 def test_every_protocol_is_what_its_experiment_runs(protocol, tmp_path, monkeypatch):
     from palimpsa.sweeps.plan import plan_command_line

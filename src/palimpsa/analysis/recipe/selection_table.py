@@ -18,7 +18,8 @@ SCALE = "h200"
 class Protocol(NamedTuple):
     """Rows of the table: of which task, what it is called, its folder of results, and what runs it.
 
-    models: those of the experiment; none: whatever is there. num_runs: of them, when it is finished; None: not counted.
+    models: those of the experiment, which `num_runs` counts when it is finished; None: not counted. More models of its
+    task have rows too.
     """
 
     task: str
@@ -31,14 +32,15 @@ class Protocol(NamedTuple):
 
 D_AND_TWIN = ("palimpsa_d", "palimpsa_d_nometa")
 M_AND_TWIN = ("palimpsa_m", "mamba2")
+FORCED = "curriculum, A and d's bias decay by"
 FOUR = (*D_AND_TWIN, "palimpsa_d_scalar", "gated_deltanet")
 
 PROTOCOLS = (
     Protocol("mqar_curriculum", "curriculum", "mqar", "figure2_grid"),
     Protocol("mqar_long", "curriculum, four times the steps", "mqar", "mqar_long"),
-    Protocol("mqar_forced", "curriculum, A and d's bias decay by 0.1", "recipe", "recipe_f", (*FOUR, *M_AND_TWIN), 24),
-    Protocol("mqar_forced_weak", "the same by 0.01", "recipe", "recipe_f_weak", D_AND_TWIN, 8),
-    Protocol("mqar_forced_strong", "the same by 0.3", "recipe", "recipe_f_strong", D_AND_TWIN, 8),
+    Protocol("mqar_forced", f"{FORCED} 0.1", "recipe", "recipe_f", (*FOUR, *M_AND_TWIN), 24),
+    Protocol("mqar_forced_weak", f"{FORCED} 0.01", "recipe", "recipe_f_weak", D_AND_TWIN, 8),
+    Protocol("mqar_forced_strong", f"{FORCED} 0.3", "recipe", "recipe_f_strong", D_AND_TWIN, 8),
     Protocol("mqar_bf16", "curriculum, all in bf16", "recipe", "recipe_e", D_AND_TWIN, 8),
     Protocol("mqar_kept", "curriculum, again", "recipe", "recipe_beyond", FOUR, 16),
     Protocol("mqar_scratch", "scratch, 60 epochs", "mqar", "mqar_scratch"),
@@ -47,7 +49,9 @@ PROTOCOLS = (
     Protocol("mqar_authors", "scratch by their recipe, 20 epochs", "recipe", "recipe_c", M_AND_TWIN, 8),
     Protocol("mqar_authors_long", "scratch by their recipe, 60 epochs", "recipe", "recipe_a_long", D_AND_TWIN, 6),
     Protocol(
-        "mqar_authors_very_small", "the same, very small forgetting, 20 epochs", "recipe", "recipe_b", D_AND_TWIN, 8
+        "mqar_authors_very_small",
+        "scratch by their recipe, very small forgetting, 20 epochs",
+        *("recipe", "recipe_b", D_AND_TWIN, 8),
     ),
     Protocol("mqar_authors_1024", "scratch by their recipe, 20 epochs", "recipe", "recipe_d_authors", D_AND_TWIN, 4),
     Protocol("mqar_interference", "curriculum with interference", "recipe", "recipe_interference", FOUR, 8),
@@ -66,12 +70,15 @@ def selection_table(results: Path) -> str:
     cells, missing, unfinished = [], [], []
     for protocol in PROTOCOLS:
         rows = _rows_of(results / protocol.folder / "runs.csv", protocol)
-        if rows is None:
+        own = None if rows is None else rows.loc[rows["model"].isin(protocol.models or set(rows["model"]))]
+        if rows is None or own is None or own.empty:
             missing.append(f"`{protocol.experiment}`")
+        else:
+            num_runs = len(own.loc[own["status"] == "finished", ["model", "lr", "seed"]].drop_duplicates())
+            if protocol.num_runs is not None and num_runs < protocol.num_runs:
+                unfinished.append(f"`{protocol.experiment}` ({num_runs} of {protocol.num_runs})")
+        if rows is None:
             continue
-        num_runs = len(rows.loc[rows["status"] == "finished", ["model", "lr", "seed"]].drop_duplicates())
-        if protocol.num_runs is not None and num_runs < protocol.num_runs:
-            unfinished.append(f"`{protocol.experiment}` ({num_runs} of {protocol.num_runs})")
         for model, twin in PAIRS:
             labels = dict(zip(rows["model"], rows["label"], strict=True))
             if not {model, twin} <= labels.keys():
@@ -95,12 +102,12 @@ def selection_table(results: Path) -> str:
 
 
 def _rows_of(path: Path, protocol: Protocol) -> pd.DataFrame | None:
-    """A protocol's runs at SCALE; None where there are none yet."""
+    """A protocol's runs at SCALE, without those of another one of the same task; None where there are none yet."""
     if not path.exists():
         return None
     runs = read_runs_csv(path)
-    if protocol.models:
-        runs = runs.loc[runs["model"].isin(protocol.models)]
+    others = [other for other in PROTOCOLS if other.task == protocol.task and other.experiment != protocol.experiment]
+    runs = runs.loc[~runs["model"].isin({model for other in others for model in other.models})]
     known = set(runs[["task", "scale"]].itertuples(index=False, name=None))
     return one_experiment(runs, protocol.task, SCALE) if (protocol.task, SCALE) in known else None
 
