@@ -152,7 +152,8 @@ def test_impossible_specs_are_refused_by_name(arguments, words):
 
 
 def config_of(*overrides: str):
-    return typed(compose_config(["task=mqar_interference", *overrides]))
+    task = [] if overrides and overrides[0].startswith("task=") else ["task=mqar_interference"]
+    return typed(compose_config([*task, *overrides]))
 
 
 def test_a_stage_has_its_shares_of_the_pairs():
@@ -171,6 +172,14 @@ def test_a_stage_has_its_shares_of_the_pairs():
         ("task.zipf=null", r"task\.overwrite_share: got 0\.5 with task\.zipf=null, expected 0"),
         ("task.overwrite_share=1.5", r"task\.overwrite_share: got 1\.5, expected at most 1"),
         ("task.distractor_share=1", r"task\.distractor_share: got 1\.0, expected >= 0 and < 1"),
+        (
+            "task.distractor_share=0.99",
+            r"task\.distractor_share: got 0\.99, which is 2 of task\.stages\[0\]\.num_pairs = 2, expected a share that",
+        ),
+        (
+            "task=mqar_scratch task.zipf=1 task.overwrite_share=0.5",
+            r"task\.overwrite_share: got 0\.5 with task\.stages=null, .* expected 0, or stages of fewer pairs",
+        ),
         ("task.zipf=-1", r"task\.zipf: got -1\.0, expected >= 0"),
         (
             "task.stages=[{seq_len:16,num_pairs:4,max_steps:1}]",

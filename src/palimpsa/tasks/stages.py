@@ -102,10 +102,21 @@ def _spec(path: str, seq_len: int, num_pairs: int, task: MQARConfig) -> MQARSpec
         raise ConfigError(
             f"task.{given[0]}: got {shares[given[0]]} with task.zipf=null, expected 0, or an exponent there"
         )
+    numbers = [int(share * num_pairs + 0.5) for share in shares.values()]
+    # The spec knows numbers, and a config shares.
+    if 0 < num_pairs <= numbers[1]:
+        raise ConfigError(
+            f"task.distractor_share: got {task.distractor_share}, which is {numbers[1]} of {path}num_pairs = "
+            f"{num_pairs}, expected a share that leaves a pair to be queried"
+        )
+    if task.stages is None and numbers[0]:
+        raise ConfigError(
+            f"task.overwrite_share: got {task.overwrite_share} with task.stages=null, whose seq_len / 4 pairs leave no "
+            "room to write a key again, expected 0, or stages of fewer pairs"
+        )
     try:
         if task.zipf is None:
             return MQARSpec(seq_len, num_pairs, task.vocab_size, task.power)
-        numbers = (int(share * num_pairs + 0.5) for share in shares.values())
         return InterferenceSpec(seq_len, num_pairs, task.vocab_size, task.power, *numbers, zipf=task.zipf)
     except ValueError as error:
         owner = "task." if str(error).startswith(("vocab_size", "power", "zipf")) else path
