@@ -262,6 +262,10 @@ def test_a_run_of_either_recipe_goes_on_to_the_same_end(tiny_config, monkeypatch
         ("optimizer.gradient_clip=0", r"optimizer\.gradient_clip: got 0\.0, expected > 0"),
         ("model.final_norm=none", r"model\.final_norm: got 'none', expected one of layernorm, rmsnorm"),
         ("model.mixer.up_init=zero", r"model\.mixer\.up_init: got 'zero', expected one of normal, uniform"),
+        (
+            "recipe=mqar_authors recipe.forgetting=very_small optimizer.dtype=float32",
+            r"recipe\.forgetting: got 'very_small', which .* expected model\.mixer\.forgetting=very_small",
+        ),
         ("task.schedule=step", r"task\.schedule: got 'step', expected one of constant, cosine, cosine_by_epoch"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.keys import MAX_NAME, is_file_name, rules
+from palimpsa.config.optimizer_schema import RecipeConfig
 from palimpsa.config.schema import TrainConfig
 from palimpsa.config.text import is_line
 
@@ -81,6 +82,13 @@ def _check_agreement(config: TrainConfig) -> None:
         raise ConfigError(
             f"model.vocab_size: got {config.model.vocab_size}, expected at least task.vocab_size = "
             f"{config.task.vocab_size}"
+        )
+    # Associative recall's models do not take it: it would be asked for, stored, and change nothing.
+    asked, taken = config.recipe.forgetting, config.model.mixer.get("forgetting")
+    if config.task.kind == "mqar" and asked not in (RecipeConfig().forgetting, taken):
+        raise ConfigError(
+            f"recipe.forgetting: got {asked!r}, which models of associative recall do not take, expected "
+            f"model.mixer.forgetting={asked}"
         )
 
 
