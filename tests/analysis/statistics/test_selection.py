@@ -115,6 +115,11 @@ def test_a_protocol_of_which_runs_are_missing_says_how_many_there_are(tmp_path):
     text = selection_table(tmp_path)
     assert "| curriculum, A and d's bias decay by 0.1, L 512 | Palimpsa-D minus D w/o Meta | 2 |" in text
     assert "Only some of their runs: `recipe_f` (4 of 24)." in text
+    diverged = [line.replace(",finished,", ",diverged,") if ",0.00464,2," in line else line for line in kept]
+    (tmp_path / "recipe" / "runs.csv").write_text("\n".join([header, *diverged]) + "\n")
+    text = selection_table(tmp_path)
+    assert "| curriculum, A and d's bias decay by 0.1, L 512 | Palimpsa-D minus D w/o Meta | 1 |" in text
+    assert "Only some of their runs: `recipe_f` (2 of 24, 2 failed)." in text
 
 
 def test_another_pair_than_an_experiments_own_has_rows_and_counts_for_none(tmp_path):

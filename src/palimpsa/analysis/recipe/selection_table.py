@@ -11,6 +11,7 @@ from palimpsa.analysis.statistics.learning_rate import one_experiment
 from palimpsa.analysis.statistics.selection import READINGS, Gap, selected_gaps
 from palimpsa.analysis.tables import count_text, markdown_table
 from palimpsa.runs.read import read_runs_csv
+from palimpsa.runs.schema import FINISHED
 
 SCALE = "h200"
 
@@ -74,9 +75,12 @@ def selection_table(results: Path) -> str:
         if rows is None or own is None or own.empty:
             missing.append(f"`{protocol.experiment}`")
         else:
-            num_runs = len(own.loc[own["status"] == "finished", ["model", "lr", "seed"]].drop_duplicates())
+            runs = own.drop_duplicates(["model", "lr", "seed"])
+            num_runs = int((runs["status"] == FINISHED).sum())
+            # Of which those that diverged are not tried again.
+            failed = f", {len(runs) - num_runs} failed" if len(runs) > num_runs else ""
             if protocol.num_runs is not None and num_runs < protocol.num_runs:
-                unfinished.append(f"`{protocol.experiment}` ({num_runs} of {protocol.num_runs})")
+                unfinished.append(f"`{protocol.experiment}` ({num_runs} of {protocol.num_runs}{failed})")
         if rows is None:
             continue
         for model, twin in PAIRS:
