@@ -199,6 +199,16 @@ def test_a_damaged_file_is_named(tmp_path, change, words):
     path.write_text(path.read_text().replace(change, words))
     with pytest.raises(ResultError, match=str(path)):
         read_lengths_csv(path)
-    add_lengths(tmp_path / "other.csv", [row()])
+
+
+def test_a_number_that_another_process_has_measured_leaves_the_file_as_it_is(tmp_path):
+    path = tmp_path / "lengths.csv"
+    add_lengths(path, [row()])
+    before = path.read_text()
+    with pytest.raises(ResultError, match="a, 2048, 512, accuracy twice"):
+        add_lengths(path, [row(seq_len=512), row()])
+    assert path.read_text() == before
+    assert len(read_lengths_csv(path)) == 1
+    path.write_text(before + before.splitlines()[1] + "\n")
     with pytest.raises(ResultError, match="twice"):
-        add_lengths(tmp_path / "other.csv", [row()]) and read_lengths_csv(tmp_path / "other.csv")
+        read_lengths_csv(path)

@@ -32,17 +32,21 @@ def read_lengths_csv(path: Path) -> pd.DataFrame:
     rows = read_csv_columns(path, COLUMNS, TEXT)
     if rows[["lr", "seed", "seq_len", "num_pairs", "value"]].isna().to_numpy().any():
         raise ResultError(f"{path}: a number is empty in a row, expected one")
+    _check_once(rows, path)
+    return rows
+
+
+def _check_once(rows: pd.DataFrame, path: Path) -> None:
     if rows.duplicated(KEYS).any():
         twice = rows.loc[rows.duplicated(KEYS), KEYS].iloc[0]
         raise ResultError(f"{path}: got {', '.join(map(str, twice))} twice, expected it once")
-    return rows
 
 
 def add_lengths(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     """Adds rows to the file, sorted.
 
     Raises:
-        ResultError: see `read_lengths_csv`.
+        ResultError: see `read_lengths_csv`; also for a number that is there, of another process say. The file stays.
         OSError: it cannot be written.
     """
     cells = [{key: to_cell(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows]
@@ -53,6 +57,7 @@ def add_lengths(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
         read_lengths_csv(path)
         # As text, so that what is there stays as it is.
         new = pd.concat([pd.read_csv(path, dtype=str, keep_default_na=False), new])
+    _check_once(new, path)
     order = ["task", "model", "lr", "seed", "seq_len", "num_pairs"]
     numbers = {"seed": int, "seq_len": int, "num_pairs": int, "lr": float}
     new = new.sort_values(order, key=lambda column: column.map(numbers.get(str(column.name), str)), kind="stable")
