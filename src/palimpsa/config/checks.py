@@ -85,7 +85,7 @@ def _check_agreement(config: TrainConfig) -> None:
         )
     # Associative recall's models do not take it: it would be asked for, stored, and change nothing.
     asked, taken = config.recipe.forgetting, config.model.mixer.get("forgetting")
-    if config.task.kind == "mqar" and asked not in (RecipeConfig().forgetting, taken):
+    if hasattr(config.task, "stages") and asked not in (RecipeConfig().forgetting, taken):
         raise ConfigError(
             f"recipe.forgetting: got {asked!r}, which models of associative recall do not take, expected "
             f"model.mixer.forgetting={asked}"

@@ -71,7 +71,7 @@ def selection_table(results: Path) -> str:
     cells, missing, unfinished = [], [], []
     for protocol in PROTOCOLS:
         rows = _rows_of(results / protocol.folder / "runs.csv", protocol)
-        own = None if rows is None else rows.loc[rows["model"].isin(protocol.models or set(rows["model"]))]
+        own = None if rows is None else rows.loc[rows["model"].isin(list(protocol.models or rows["model"]))]
         if rows is None or own is None or own.empty:
             missing.append(f"`{protocol.experiment}`")
         else:
@@ -111,7 +111,7 @@ def _rows_of(path: Path, protocol: Protocol) -> pd.DataFrame | None:
         return None
     runs = read_runs_csv(path)
     others = [other for other in PROTOCOLS if other.task == protocol.task and other.experiment != protocol.experiment]
-    runs = runs.loc[~runs["model"].isin({model for other in others for model in other.models})]
+    runs = runs.loc[~runs["model"].isin([model for other in others for model in other.models])]
     known = set(runs[["task", "scale"]].itertuples(index=False, name=None))
     return one_experiment(runs, protocol.task, SCALE) if (protocol.task, SCALE) in known else None
 

@@ -68,14 +68,14 @@ def read_lengths(words: str) -> list[tuple[int, int]]:
 def _evaluate(folders: Sequence[Path], words: str, task: str | None, out: Path) -> int:
     # Here and not above: torch, pandas.
     from palimpsa.analysis.collect.length_files import add_lengths, read_lengths_csv
-    from palimpsa.evaluation.lengths.measure import lengths_that_fit, load_weights, measure, read_run
+    from palimpsa.evaluation.lengths.measure import is_finished, lengths_that_fit, load_weights, measure, read_run
     from palimpsa.evaluation.models.checkpoints import settled_device
     from palimpsa.runs.provenance import provenance
     from palimpsa.runs.read import find_run_dirs
 
     lengths = read_lengths(words)
     places = [place for folder in folders for place in find_run_dirs(folder)[0]]
-    runs = [run for run in (read_run(place, task) for place in dict.fromkeys(places)) if run is not None]
+    runs = [read_run(place) for place in dict.fromkeys(places) if is_finished(place, task)]
     if not runs:
         of_task = "" if task is None else f" of task {task}"
         raise ConfigError(f"{', '.join(map(str, folders))}: got no finished run{of_task} below, expected one at least")

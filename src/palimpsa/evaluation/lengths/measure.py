@@ -34,26 +34,35 @@ class FinishedRun(NamedTuple):
     place: dict[str, Any]
 
 
-def read_run(directory: Path, task: str | None = None) -> FinishedRun | None:
-    """What a run was; None for one that failed or diverged, or is of another task than this one.
+def is_finished(directory: Path, task: str | None) -> bool:
+    """Whether a run neither failed nor diverged, and is of this task; of None: of any.
+
+    Raises:
+        RunDirectoryError, ResultError: for a config.json or result.json that no run can have written.
+    """
+    result = read_json_object(directory / "result.json", "expected a run's result")
+    own = run_of(read_stored_config(directory / "config.json"))["task"]
+    return task in (None, own) and result.get("status") == FINISHED
+
+
+def read_run(directory: Path) -> FinishedRun:
+    """What a run was.
 
     Raises:
         ConfigError, RunDirectoryError: for one that is no associative recall, or whose config lacks a key.
         ResultError: for a result.json that no run can have written.
     """
     stored = read_stored_config(directory / "config.json")
-    place = {name: run_of(stored)[name] for name in ("task", "scale", "model", "label", "lr", "seed")}
-    result = read_json_object(directory / "result.json", "expected a run's result")
-    if task not in (None, place["task"]) or result.get("status") != FINISHED:
-        return None
     config = typed(stored)
     if not hasattr(config.task, "stages"):
         raise ConfigError(
             f"{directory}: got a run of task {config.task.name}, expected one of associative recall; --task NAME takes "
             "those of one task"
         )
+    result = read_json_object(directory / "result.json", "expected a run's result")
+    named = {name: run_of(stored)[name] for name in ("task", "scale", "model", "label", "lr", "seed")}
     hashed = Block(directory / "result.json", "", result).get("config_hash", "text")
-    return FinishedRun(directory, config, {**place, "config_hash": hashed})
+    return FinishedRun(directory, config, {**named, "config_hash": hashed})
 
 
 def load_weights(run: FinishedRun, device: torch.device) -> LanguageModel:
