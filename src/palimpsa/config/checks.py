@@ -11,13 +11,14 @@ from typing import Any
 
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.keys import MAX_NAME, is_file_name, rules
-from palimpsa.config.optimizer_schema import RecipeConfig
 from palimpsa.config.schema import TrainConfig
 from palimpsa.config.text import is_line
 
 # Bytes of a file's name on any file system of today's; and of a run's directory, which leaves room for its files.
 MAX_FILE_NAME = 255
 MAX_PATH = 3_900
+# `recipe.forgetting` as configs/recipe has it, for language models alone.
+OF_LANGUAGE_RECIPES = ("normal", "random")
 
 
 def check_config(config: TrainConfig) -> None:
@@ -85,7 +86,7 @@ def _check_agreement(config: TrainConfig) -> None:
         )
     # Associative recall's models do not take it: it would be asked for, stored, and change nothing.
     asked, taken = config.recipe.forgetting, config.model.mixer.get("forgetting")
-    if hasattr(config.task, "stages") and asked not in (RecipeConfig().forgetting, taken):
+    if hasattr(config.task, "stages") and asked not in (*OF_LANGUAGE_RECIPES, taken):
         raise ConfigError(
             f"recipe.forgetting: got {asked!r}, which models of associative recall do not take, expected "
             f"model.mixer.forgetting={asked}"
