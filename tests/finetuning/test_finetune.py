@@ -133,3 +133,10 @@ def test_bad_input_is_one_clear_error(arguments, words, finetune, trained, tmp_p
     assert len(error.splitlines()) == 1
     assert not list(tmp_path.glob("out/converted/*"))
     assert not (tmp_path / "out/runs").exists()
+
+
+def test_the_usage_is_told_once(finetune, capsys):
+    assert finetune() == 2
+    assert capsys.readouterr().err.count("usage:") == 1
+    assert finetune("-h") == 0
+    assert capsys.readouterr().out.startswith("usage: finetune.py SOURCE")

@@ -17,7 +17,7 @@ from palimpsa.runs.schema import FINISHED, ResultError
 CONFIG_NAME = "finetune"
 # Below a run's directory.
 EXPORT = "export"
-USAGE = """usage: finetune.py SOURCE [--convert OPTIONS] [--as-it-is] [KEY=VALUE ...], for instance
+USAGE = """finetune.py SOURCE [--convert OPTIONS] [--as-it-is] [KEY=VALUE ...], for instance
 
   finetune.py data/mamba2 task=commonsense task.data=data/sample    a Mamba-2, which becomes metaplastic first
   finetune.py RUN optimizer.freeze=[old]                            a run; the new parameters alone are trained
@@ -39,7 +39,7 @@ def finetune_main(arguments: Sequence[str]) -> int:
     parser.add_argument("--convert", default="")
     parser.add_argument("--as-it-is", action="store_true")
     if {"-h", "--help"} & set(arguments):
-        print(USAGE)
+        print(f"usage: {USAGE}")
         return 0
     options, overrides = parser.parse_known_args(arguments)
     # Here and not above: a wrong command line is told at once.

@@ -252,8 +252,9 @@ def _task_of(source: Path) -> dict[str, Any] | None:
 
 def _base_of(task: Mapping[str, Any]) -> str:
     """The file of configs/task that a task begins with: its own, or where it has none one of its kind."""
-    has_file = (CONFIG_DIR / "task" / f"{task['name']}.yaml").is_file()
-    return task["name"] if has_file else TASK_BASES.get(task.get("kind", "mqar"), task["name"])
+    name: str = task["name"]
+    has_file = (CONFIG_DIR / "task" / f"{name}.yaml").is_file()
+    return name if has_file else TASK_BASES.get(task.get("kind", "mqar"), name)
 
 
 def _whole_task(task: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from palimpsa.runs.exit_codes import exit_code
 from palimpsa.runs.result import read_json_object, run_of
 
 CONFIG_NAME = "finetune"
-USAGE = """usage: vary_strength.py SOURCE [--strengths 0,0.1,1] [--name NAME] [KEY=VALUE ...], for instance
+USAGE = """vary_strength.py SOURCE [--strengths 0,0.1,1] [--name NAME] [KEY=VALUE ...], for instance
 
   vary_strength.py RUN                                              a run, on what it was trained on
   vary_strength.py data/model task=commonsense task.data=DIR        a folder of scripts/convert.py, on a text
@@ -37,7 +37,7 @@ def vary_strength_main(arguments: Sequence[str]) -> int:
     parser.add_argument("--strengths")
     parser.add_argument("--name")
     if {"-h", "--help"} & set(arguments):
-        print(USAGE)
+        print(f"usage: {USAGE}")
         return 0
     options, overrides = parser.parse_known_args(arguments)
     return exit_code(
