@@ -16,13 +16,12 @@ from palimpsa.model.build import SKELETON_KEYS
 from palimpsa.runs.files import write_atomic
 from palimpsa.runs.identity import upgraded
 from palimpsa.runs.result import read_json_object
+from palimpsa.tasks.build import FILES
 from palimpsa.tasks.data_digests import split_folder, with_data_digests
 from palimpsa.training.storage.trained import OWN_MODEL_TYPE, read_source, weights_digest
 
 # The file of configs/model that a model of each class builds on: what its own config does not say is as it is there.
 BASES = {"palimpsa.mixers.PalimpsaD": "palimpsa_d", "palimpsa.mixers.PalimpsaM": "palimpsa_m"}
-# The file of configs/task whose keys a task of each kind has, where it was given a name that no file has.
-TASK_BASES = {"mqar": "mqar_curriculum", "commonsense": "commonsense"}
 # Digits of a digest in a folder's name.
 NUM_DIGITS = 12
 
@@ -254,7 +253,8 @@ def _base_of(task: Mapping[str, Any]) -> str:
     """The file of configs/task that a task begins with: its own, or where it has none one of its kind."""
     name: str = task["name"]
     has_file = (CONFIG_DIR / "task" / f"{name}.yaml").is_file()
-    return name if has_file else TASK_BASES.get(task.get("kind", "mqar"), name)
+    # What has no kind came before the key, of the first one.
+    return name if has_file else FILES.get(task.get("kind", next(iter(FILES))), name)
 
 
 def _whole_task(task: Mapping[str, Any]) -> list[str]:

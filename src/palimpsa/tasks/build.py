@@ -10,6 +10,8 @@ from palimpsa.tasks.mqar import MQARTask
 from palimpsa.tasks.task import Task
 
 TASKS = {"mqar": MQARTask, "commonsense": CommonsenseTask}
+# The file of configs/task that has a kind's keys, for a task whose name is that of no file.
+FILES = {"mqar": "mqar_curriculum", "commonsense": "commonsense"}
 
 
 def build_task(config: Any, seed: int) -> Task[Any, Any]:
