@@ -49,7 +49,8 @@ def main(given: Sequence[str] | None = None) -> int:
             built = dashboard.build()
         except OSError as error:
             why = error.strerror or error
-            raise OSError(f"--out: {dashboard.out} cannot be written ({why}), expected a folder") from error
+            place = error.filename or dashboard.out
+            raise OSError(f"--out: {place} cannot be written ({why}), expected a folder") from error
         for _, what, command in built.problems:
             print(f"note: {what}{f' ({command})' if command else ''}", file=sys.stderr)
         print(f"{built.num_runs} runs, {size_of(dashboard.out) / 1e6:.1f} MB in {dashboard.out}", file=sys.stderr)
