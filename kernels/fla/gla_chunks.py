@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..library import NAMESPACE
 from ..transforms import fold, refuse, register_rule, stand_in, unfold
+from .guards import prepare_kernels
 
 # Up to so many numbers K * V a state, which is moved once a chunk, is cheaper than the C pairs that every token meets.
 SMALL_STATE = 1024
@@ -41,6 +42,7 @@ def _forward(
 
     # Its signature does not say what may be None.
     kernels: Any = chunk_gla_fwd
+    prepare_kernels(q.device)
     # Triton launches on the current device.
     with torch.cuda.device_of(q):
         decays, pairs, _, final, o = kernels(

@@ -1,4 +1,4 @@
-"""flash-linear-attention's simple GLA, and guards against its kernels that are compiled wrongly."""
+"""flash-linear-attention's simple GLA, and what stands before every call of the library's kernels."""
 
 # B batch, T time, H heads, K key dim, V value dim, N sequences
 import functools
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..transforms import is_mapped
+from .tuning import compile_candidates_side_by_side
 
 # Triton 3.7.1 compiles the library's kernel of dq, dk and dg for Hopper so that its configurations of four warps read
 # outside of their shared memory where a tile of keys is at most this wide: wrong gradients, or an illegal access.
@@ -31,7 +32,7 @@ def guarded_chunk_simple_gla(device: torch.device) -> Any:
             "beta=None in half precision on a GPU runs on flash-linear-attention, which cannot be imported here: "
             "pip install flash-linear-attention==0.6.0"
         ) from error
-    avoid_miscompiled_backward(device)
+    prepare_kernels(device)
     return chunk_simple_gla
 
 
@@ -100,22 +101,25 @@ def _refuse_batched(gradient: Tensor) -> None:
         )
 
 
-def avoid_miscompiled_backward(device: torch.device) -> None:
-    """Call it before any chunked operator of the library whose way back runs its kernel of dq, dk and dg on `device`.
+def prepare_kernels(device: torch.device) -> None:
+    """Call it before any chunked operator of the library: on a GPU its candidates are compiled side by side.
 
-    Those are simple GLA, the delta rule and the gated delta rule. Off Hopper it does nothing.
+    On Hopper those of the kernel of dq, dk and dg that are compiled wrongly are left out: simple GLA and both delta
+    rules run it.
     """
-    _avoid_miscompiled_backward(device)
+    _prepare_kernels(device)
 
 
 # Called when code is compiled, and not by what is compiled: torch.compiler.assume_constant_result, without its import,
 # which takes seconds and brings Triton.
-avoid_miscompiled_backward.__dict__["_dynamo_marked_constant"] = True
+prepare_kernels.__dict__["_dynamo_marked_constant"] = True
 
 
 # Once a device: what it does lasts, and it stands before every call.
 @functools.cache
-def _avoid_miscompiled_backward(device: torch.device) -> None:
+def _prepare_kernels(device: torch.device) -> None:
+    if device.type == "cuda":
+        compile_candidates_side_by_side()
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9:
         # The type checker takes it for the module of another backend.
         chunk_o: Any = importlib.import_module("fla.ops.common.chunk_o")

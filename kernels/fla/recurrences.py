@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..sequences import linked
 from ..validation import under_transforms
-from .guards import avoid_miscompiled_backward, call_padded, guarded_chunk_simple_gla
+from .guards import call_padded, guarded_chunk_simple_gla, prepare_kernels
 
 # The library's decorators and signatures hide from the type checker what its kernels return.
 _Kernel = Callable[..., Any]
@@ -91,7 +91,7 @@ def gated_delta_rule(
     if _has_kernels(q):
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
-        avoid_miscompiled_backward(q.device)
+        prepare_kernels(q.device)
         return _by_kernel(chunk_gated_delta_rule, (q, k, v, g, beta), state, cu_seqlens)
     if under_transforms():
         return _by_reference(_gated_recurrence, (q, k, v, g[..., None], beta), state, cu_seqlens)

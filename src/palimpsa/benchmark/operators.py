@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from palimpsa.analysis.collect.benchmark_columns import ROWS_A_GROUP
 from palimpsa.kernels import palimpsa, palimpsa_reference, palimpsa_step
-from palimpsa.kernels.fla.guards import avoid_miscompiled_backward, guarded_chunk_simple_gla
+from palimpsa.kernels.fla.guards import guarded_chunk_simple_gla, prepare_kernels
 
 Inputs = dict[str, Tensor]
 State = tuple[Tensor, ...]
@@ -237,7 +237,7 @@ class GatedDeltaNet(Operator):
         return x
 
     def forward(self, x: Inputs) -> Tensor:
-        avoid_miscompiled_backward(x["q"].device)
+        prepare_kernels(x["q"].device)
         return _fla("gated_delta_rule.chunk_gated_delta_rule")(x["q"], x["k"], x["v"], x["g"], x["beta"])[0]
 
     def reference(self, x: Inputs) -> tuple[Tensor, State]:

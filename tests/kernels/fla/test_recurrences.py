@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from palimpsa.kernels.fla import recurrences
-from palimpsa.kernels.fla.guards import avoid_miscompiled_backward
+from palimpsa.kernels.fla.guards import prepare_kernels
 
 
 class OnGPU(torch.Tensor):
@@ -105,7 +105,7 @@ def test_deltanet_takes_the_gated_kernel_without_decay(call, dtype):
 def test_the_miscompiled_configurations_are_avoided_wherever_they_are_run(call, rule, monkeypatch):
     avoided = []
     for place in ("palimpsa.kernels.fla.recurrences", "palimpsa.kernels.fla.guards"):
-        monkeypatch.setattr(f"{place}.avoid_miscompiled_backward", avoided.append)
+        monkeypatch.setattr(f"{place}.prepare_kernels", avoided.append)
     q, k, v, beta, g = operands()
     call(rule, q, k, v, *{"simple_gla": (g,), "delta_rule": (beta,), "gated_delta_rule": (beta, g)}[rule])
     assert avoided == [q.device]
@@ -113,7 +113,7 @@ def test_the_miscompiled_configurations_are_avoided_wherever_they_are_run(call, 
 
 def test_code_that_avoids_them_is_compiled_without_a_break_or_a_warning():
     def run(x):
-        avoid_miscompiled_backward(x.device)
+        prepare_kernels(x.device)
         return 2 * x
 
     torch._dynamo.reset()
