@@ -1,5 +1,7 @@
 """The continuum at fixed weights: its ends are the twin without importances and the model as trained."""
 
+import json
+
 import pandas as pd
 import pytest
 import torch
@@ -92,6 +94,25 @@ def test_a_run_is_measured_on_its_own_task_and_drawn(trained, tmp_path, capsys):
     assert vary(directory, f"results_dir={tmp_path}", "--strengths", "0,1", "--name", "tiny") == 0
     rows = pd.read_csv(folder / "strength.csv")
     assert len(rows) == before * 3 // 2
+
+
+def test_a_run_of_another_scale_is_a_result_and_no_demonstration(trained, tmp_path):
+    directory = trained("palimpsa_d")
+    config = json.loads((directory / "config.json").read_text())
+    config["scale"]["name"] = "h200"
+    (directory / "config.json").write_text(json.dumps(config))
+    assert vary(directory, f"results_dir={tmp_path}", "--strengths", "0,1") == 0
+    assert (tmp_path / "finetuning/strength.csv").is_file()
+
+
+def test_it_is_measured_on_the_gpu_that_there_is_unless_told_otherwise():
+    from palimpsa.finetuning.strengths_command import where_to_measure
+
+    run = {"trainer": {"precision": "32-true"}}
+    assert where_to_measure(run, ["seed=2"], has_gpu=True) == ["trainer=gpu", "trainer.precision=32-true"]
+    assert where_to_measure(None, [], has_gpu=True) == ["trainer=gpu"]
+    assert where_to_measure(run, [], has_gpu=False) == []
+    assert where_to_measure(run, ["trainer=cpu"], has_gpu=True) == []
 
 
 @pytest.mark.parametrize(

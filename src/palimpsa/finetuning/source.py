@@ -242,11 +242,16 @@ def own_task_overrides(source: Path) -> list[str]:
     return [] if task is None else _whole_task(task)
 
 
-def _task_of(source: Path) -> dict[str, Any] | None:
-    """The `task` group of a run, with its keys where they are today; None for what is no run."""
+def run_config(source: Path) -> dict[str, Any] | None:
+    """The config of a run, with its keys where they are today; None for what is no run."""
     file = source / "config.json"
     config = read_json_object(file, "expected a config", with_infinity=True) if file.is_file() else {}
-    return upgraded(config)["task"] if {"task", "model"} <= config.keys() else None
+    return upgraded(config) if {"task", "model"} <= config.keys() else None
+
+
+def _task_of(source: Path) -> dict[str, Any] | None:
+    config = run_config(source)
+    return None if config is None else config["task"]
 
 
 def _base_of(task: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def _vary(source: Path, words: str | None, name: str | None, overrides: Sequence
     from palimpsa.config.compose import compose_config
     from palimpsa.config.schema import typed
     from palimpsa.evaluation.models.checkpoints import settled_device
-    from palimpsa.finetuning.source import default_task, own_task_overrides, source_overrides
+    from palimpsa.finetuning.source import default_task, own_task_overrides, run_config, source_overrides
     from palimpsa.finetuning.strengths import DEFAULT_STRENGTHS, measure_strengths, strength_rows
     from palimpsa.model.build import build_model, check_model
     from palimpsa.runs.provenance import provenance
@@ -66,7 +66,9 @@ def _vary(source: Path, words: str | None, name: str | None, overrides: Sequence
     unknown = [one for one in overrides if one.startswith("-")]
     if unknown:
         raise ConfigError(f"{unknown[0]}: got an option that there is not, expected --strengths or --name")
-    given = [*(own_task_overrides(source) or default_task(source, overrides)), *overrides]
+    run = run_config(source)
+    where = where_to_measure(run, overrides, has_gpu=torch.cuda.is_available())
+    given = [*(own_task_overrides(source) or default_task(source, overrides)), *where, *overrides]
     config = typed(compose_config(source_overrides(source, given), CONFIG_NAME))
     check_config(config)
     name = name or _name_of(source)
@@ -95,13 +97,21 @@ def _vary(source: Path, words: str | None, name: str | None, overrides: Sequence
         report=lambda strength, metrics: console.print(_line(strength, metrics, task.metric)),
     )
     folder = Path(config.results_dir) / "finetuning"
-    if config.scale.name == "laptop":
+    if (run or dataclasses.asdict(config))["scale"]["name"] == "laptop":
         # What shows that the pipeline works is kept apart from results.
         folder /= "demonstration"
     made_by = provenance(config.trainer.accelerator)
     shown = strength_rows(rows, name=name, label=config.model.label, task=config.task.name, provenance=made_by)
     for path in (add_strengths(folder, shown), *build_strengths(folder)):
         console.print(str(path))
+
+
+def where_to_measure(run: Mapping[str, Any] | None, overrides: Sequence[str], *, has_gpu: bool) -> list[str]:
+    """The trainer, unless whoever asks names one: the GPU where there is one, in the precision that a run had there."""
+    if not has_gpu or any(one.lstrip("+~").startswith("trainer=") for one in overrides):
+        return []
+    precision = [] if run is None else [f"trainer.precision={run['trainer']['precision']}"]
+    return ["trainer=gpu", *precision]
 
 
 def read_strengths(words: str) -> list[float]:
