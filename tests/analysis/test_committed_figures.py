@@ -63,11 +63,11 @@ def test_pairs_are_what_the_committed_runs_have():
     found = set()
     for path in tracked("results/finetuning/runs"):
         if path.name == "result.json":
-            result = json.loads(path.read_text())
-            for row in (row for stage in result["stages"] for row in metrics_of_stage(stage)):
-                found.add((result["config_hash"], row["measure"], str(row["at"]), row["value"]))
+            result, measured = json.loads(path.read_text()), path.with_name("long_range.json")
+            points = [row for stage in result["stages"] for row in metrics_of_stage(stage)]
+            points += json.loads(measured.read_text())["points"] if measured.exists() else []
+            found |= {(result["config_hash"], row["measure"], str(row["at"]), row["value"]) for row in points}
     rows = read_pairs(folder)
-    rows = rows.loc[rows["demonstration"] == "recall"]
     assert set(rows[["config_hash", "measure", "at", "value"]].itertuples(index=False, name=None)) == found
 
 
@@ -96,12 +96,20 @@ def test_what_pages_say_of_conversion_and_forced_forgetting_is_what_the_rows_say
     assert f"worth {100 * mamba2.difference:.1f} ± {margin:.1f} points of recall at L 512" in readme
     ratios = [
         pd.read_csv(path)["metaplasticity_mean"].dropna()
-        for path in tracked("results/finetuning/runs")
+        for path in tracked("results/finetuning/runs/recall_further")
         if path.name == "history.csv" and "_converted" in str(path)
     ]
     last = [one.iloc[-1] for one in ratios]
     assert max(one.iloc[0] for one in ratios) < 0.001
     assert f"from under 0.001 to between {min(last):.0f} and {max(last):.0f}" in page
+    losses = rows.loc[rows["measure"] == "validation_loss"].pivot_table("value", ["model", "seed"], "arm")
+    ahead = (losses["continued"] - losses["converted"]).loc["lm/mamba2_44m"]
+    assert f"is ahead of its control by {ahead[1]:.3f} and {ahead[2]:.3f} nats (two pairs)" in page
+    d = losses.loc["lm/palimpsa_d_nometa_44m"]
+    assert {f"{loss:.3f}" for loss in d[["continued", "converted"]].to_numpy().flat} == {"4.215"}
+    strengths = pd.read_csv(folder / "strength.csv").query("metric == 'loss'").pivot_table("value", "name", "strength")
+    assert {f"{worth:.4f}" for worth in strengths[0.0] - strengths[1.0]} == {"0.0002"}
+    assert "the importances are worth 0.0002 nats a token so far, with three of six pairs trained" in page
     curves = pd.read_csv(REPOSITORY / "results/recipe/curves.csv")
     curves = curves.loc[(curves["task"] == "mqar_forced") & curves["model"].isin(["palimpsa_d", "palimpsa_d_nometa"])]
     windows = [name for name in curves if name.startswith("window/")]

@@ -95,12 +95,20 @@ def test_documents_and_seeds_are_drawn_together():
         assert width == pytest.approx(expected, rel=0.1)
 
 
-def test_rows_of_one_demonstration_take_the_place_of_its_old_ones(tmp_path):
+def test_rows_of_a_pair_take_the_place_of_its_old_ones(tmp_path):
+    """Seeds and models can be trained one after the other, and on several machines."""
     add_pairs(tmp_path, rows_of([0.1, 0.2]))
     add_pairs(tmp_path, rows_of([0.3, 0.4, 0.5], name="language", measure="validation_loss", at="all"))
     add_pairs(tmp_path, rows_of([0.7]))
+    add_pairs(tmp_path, [{**row, "model": "another"} for row in rows_of([0.9])])
     rows = read_pairs(tmp_path)
-    assert rows.groupby("demonstration").size().to_dict() == {"language": 9, "recall": 3}
+    sizes = rows.groupby(["demonstration", "model", "seed"]).size()
+    (model,) = {row["model"] for row in rows_of([0.1])}
+    recall = {("recall", model, 1): 3, ("recall", model, 2): 3, ("recall", "another", 1): 3}
+    assert sizes.to_dict() == {**recall, **{("language", model, seed): 3 for seed in (1, 2, 3)}}
+    converted = rows.loc[(rows["demonstration"] == "recall") & (rows["arm"] == "converted")]
+    again = [row["value"] for row in rows_of([0.7]) if row["arm"] == "converted"]
+    assert converted.loc[(converted["model"] == model) & (converted["seed"] == 1), "value"].tolist() == again
     document = {"demonstration": "recall", "model": "m", "seed": 1, "arm": "converted", "document": 0, "loss": 1.5}
     add_documents(tmp_path, [document])
     add_documents(tmp_path, [{**document, "loss": 2.5}])

@@ -53,7 +53,7 @@ def read_documents(folder: Path) -> pd.DataFrame:
 
 
 def add_pairs(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """Puts the rows of a demonstration into pairs.csv, in the place of those of its name.
+    """Puts rows into pairs.csv, in the place of those of the same demonstration, model and seed.
 
     Raises:
         ResultError: for a file that is there and is none of this version.
@@ -88,9 +88,10 @@ def _add(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> 
     cells = [{key: to_cell(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows]
     new = pd.DataFrame(cells, columns=list(columns))
     if path.exists():
-        # As text, so that the rows of other demonstrations stay as they are.
+        # As text, so that other rows stay as they are.
         old = pd.read_csv(path, dtype=str, keep_default_na=False)
         text = pd.read_csv(io.StringIO(new.to_csv(index=False)), dtype=str, keep_default_na=False)
-        others = old.loc[~old["demonstration"].isin(text["demonstration"])]
+        pair = ["demonstration", "model", "seed"]
+        others = old.loc[~pd.MultiIndex.from_frame(old[pair]).isin(pd.MultiIndex.from_frame(text[pair]))]
         new = pd.concat([others, text]).sort_values("demonstration", kind="stable")
     return write_atomic(path, new.to_csv(index=False, lineterminator="\n"))
