@@ -91,7 +91,9 @@ def _add(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> 
         # As text, so that other rows stay as they are.
         old = pd.read_csv(path, dtype=str, keep_default_na=False)
         text = pd.read_csv(io.StringIO(new.to_csv(index=False)), dtype=str, keep_default_na=False)
-        pair = ["demonstration", "model", "seed"]
-        others = old.loc[~pd.MultiIndex.from_frame(old[pair]).isin(pd.MultiIndex.from_frame(text[pair]))]
+        pairs = [
+            pd.MultiIndex.from_arrays([rows["demonstration"], rows["model"], rows["seed"]]) for rows in (old, text)
+        ]
+        others = old.loc[~pairs[0].isin(pairs[1])]
         new = pd.concat([others, text]).sort_values("demonstration", kind="stable")
     return write_atomic(path, new.to_csv(index=False, lineterminator="\n"))

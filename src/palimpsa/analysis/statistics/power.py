@@ -36,14 +36,26 @@ def _normal(values: np.ndarray) -> np.ndarray:
     return np.array([0.5 * (1 + math.erf(value / math.sqrt(2))) for value in values.tolist()])
 
 
-@functools.cache
 def critical_value(num_pairs: int, level: float = LEVEL) -> float:
     """The |t| that a paired t-test of n pairs rejects above.
 
     >>> round(critical_value(4), 3), round(critical_value(3), 3)
     (3.182, 4.303)
     """
-    return _where(lambda critical: level - rejection_rate(0.0, critical, num_pairs), 1e3)
+    return student_quantile(num_pairs - 1, level)
+
+
+@functools.cache
+def student_quantile(degrees: float, level: float = LEVEL) -> float:
+    """The |t| that `level` lies beyond, of degrees of freedom > 0 that need not be whole.
+
+    >>> round(student_quantile(3), 3), round(student_quantile(1.5), 3)
+    (3.182, 6.017)
+    """
+    # Here and not above: the import takes a second. Its noncentral t, which a power would be, is NaN here and there.
+    from scipy.stats import t
+
+    return float(t.ppf(1 - level / 2, degrees))
 
 
 def power_of(effect: float, num_pairs: int, level: float = LEVEL) -> float:

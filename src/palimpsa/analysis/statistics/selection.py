@@ -1,6 +1,5 @@
 """The gap between a model and its twin under each way of selecting: which learning rates, and which seeds, count."""
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from palimpsa.analysis.statistics.learning_rate import (
     choose_learning_rates,
     finished_stages,
 )
-from palimpsa.analysis.statistics.power import LEVEL
+from palimpsa.analysis.statistics.power import student_quantile
 from palimpsa.analysis.statistics.summary import mean_difference
 
 # The readings, in the order of a table. The last one is of eight seeds alone.
@@ -83,7 +82,7 @@ def gap_of(ours: np.ndarray, theirs: np.ndarray) -> Gap:
     if min(num_seeds) < 2:
         return Gap(float(ours.mean() - theirs.mean()), float("nan"), num_seeds)
     mean, error = mean_difference(ours, theirs)
-    return Gap(mean, _student(_degrees(ours, theirs)) * error, num_seeds)
+    return Gap(mean, student_quantile(_degrees(ours, theirs)) * error, num_seeds)
 
 
 def _degrees(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -92,17 +91,3 @@ def _degrees(ours: np.ndarray, theirs: np.ndarray) -> float:
     parts = [variance**2 / (len(sample) - 1) for variance, sample in zip(own, (ours, theirs), strict=True)]
     # Of samples that do not vary at all, whose interval is a point.
     return float(sum(own) ** 2 / sum(parts)) if sum(parts) else min(len(ours), len(theirs)) - 1
-
-
-def _student(degrees: float) -> float:
-    """The |t| that 5% lie beyond, of degrees of freedom >= 1 that need not be whole.
-
-    >>> round(_student(3), 3), round(_student(1.5), 3)
-    (3.182, 6.017)
-    """
-    # With t = sqrt(degrees) tan(angle) the density is cos(angle)^(degrees - 1), but for its factor.
-    angles = np.linspace(0, math.pi / 2, 20_001)[:-1]
-    density = np.cos(angles) ** (degrees - 1)
-    log_factor = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2) - math.log(math.pi) / 2
-    within = np.append(0.0, ((density[1:] + density[:-1]) / 2 * np.diff(angles)).cumsum()) * 2 * math.exp(log_factor)
-    return math.sqrt(degrees) * math.tan(np.interp(1 - LEVEL, within, angles))
