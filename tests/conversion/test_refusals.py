@@ -6,6 +6,8 @@ import json
 import os
 import re
 import resource
+import signal
+import time
 
 import pytest
 import torch
@@ -58,6 +60,47 @@ def test_bad_input_is_one_line_and_nothing_is_left_half_written(convert, run, tm
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert re.search(f"error: {new}: .*File too large", capsys.readouterr().err)
     assert set(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_one_line_and_leaves_nothing(number, convert, run, tmp_path, capsys, monkeypatch):
+    from palimpsa.conversion import folder as room
+
+    directory = run("palimpsa_d_nometa_tiny")
+    before, handler = set(os.listdir(tmp_path)), signal.getsignal(signal.SIGTERM)
+
+    def interrupted(*_):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    # After the weights.
+    monkeypatch.setattr(room, "storable", interrupted)
+    for command in ("export", "metaplastic"):
+        assert convert(command, directory, tmp_path / "new") == 130
+        assert capsys.readouterr().err.endswith("interrupted; nothing is written\n")
+        assert set(os.listdir(tmp_path)) == before
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_model_that_cannot_be_compared_or_learn_is_not_converted(convert, run, tmp_path, capsys):
+    directory, new = run("palimpsa_d_nometa_tiny"), tmp_path / "new"
+    assert convert("metaplastic", directory, new, "--strength", "1e-46") == 2
+    assert "--strength: got 1e-46, expected more: softplus(s) would be 0 in torch.float32" in capsys.readouterr().err
+    path = directory / "checkpoints/last.ckpt"
+    saved = torch.load(path, weights_only=True)
+    del saved["sha256"]
+    weights = saved["state_dict"]
+    embedding = {"model.embedding.weight": torch.zeros_like(weights["model.embedding.weight"])}
+    for changed, code, told in (
+        ({name: 1e20 * weight for name, weight in weights.items()}, 2, f"{directory}: got logits that are no finite"),
+        (weights | embedding, 0, "logits on 512 random tokens within 0.0e+00 of the source's"),
+    ):
+        saved["state_dict"] = changed
+        torch.save(saved, path)
+        assert convert("metaplastic", directory, new) == code
+        printed = capsys.readouterr()
+        assert told in printed.out + printed.err
+        assert new.exists() == (code == 0)
 
 
 def test_a_folder_of_more_weights_than_its_config_says_is_refused(convert, run, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """From a trained model to an exported metaplastic one, by one command that goes on where it stopped."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,26 @@ def test_a_mamba2_of_transformers_becomes_a_metaplastic_model_that_was_trained(
     assert "converted:" not in out
     last = load_folder(exported(out)).model.state_dict()
     assert {name for name in last if not torch.equal(after[name], last[name])} <= {n for n in last if "plasticity" in n}
+
+
+def test_a_conversion_lies_where_the_run_does_and_is_interrupted_in_one_line(
+    mamba2, finetune, write_text, tmp_path, capsys, monkeypatch
+):
+    from palimpsa.conversion import folder as room
+
+    command = (mamba2, "task=commonsense", f"task.data={write_text(tmp_path / 'text')}", *TEXT)
+    monkeypatch.chdir(tmp_path)
+    assert finetune(*command, "++results_dir='of mine, [1]'") == 0
+    assert {path.name for path in (tmp_path / "of mine, [1]").iterdir()} >= {"converted", "runs"}
+    capsys.readouterr()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(room, "storable", interrupted)
+    assert finetune(*command, "results_dir=out") == 130
+    assert capsys.readouterr().err.endswith("interrupted; the same command goes on where it stopped\n")
+    assert not os.listdir(tmp_path / "out/converted")
 
 
 def test_a_run_goes_on_with_its_own_task_converted_or_as_it_is(trained, finetune, tiny_overrides, tmp_path, capsys):

@@ -8,19 +8,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from palimpsa.config.errors import ConfigError, RunDirectoryError
+from palimpsa.runs.exit_codes import terminated_as_interrupted
 from palimpsa.runs.schema import ResultError
 
 
 def convert_main(arguments: Sequence[str]) -> int:
-    """Exports, imports or converts, and prints what it did; 0, 2 for bad input, 1 where nothing can be written."""
+    """Exports, imports or converts, and prints what it did.
+
+    Returns:
+        0, 2 for bad input, 1 where nothing can be written, 130 where it was interrupted.
+    """
     try:
-        lines = convert_as_told(arguments)
+        with terminated_as_interrupted():
+            lines = convert_as_told(arguments)
     except (ConfigError, RunDirectoryError, ResultError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing is written", file=sys.stderr)
+        return 130
     print(*lines, sep="\n")
     return 0
 

@@ -9,9 +9,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from palimpsa.config.errors import ConfigError
+from palimpsa.kernels.validation import OperandError
 from palimpsa.mixers import PalimpsaD, PalimpsaM
 from palimpsa.mixers.layers import ShortConvolution, softplus_inverse
 from palimpsa.mixers.plasticity import Plasticity, set_strength
+from palimpsa.model.finite import check_finite
 from palimpsa.model.language_model import Block, LanguageModel
 
 # See `choose_strength`.
@@ -29,6 +32,9 @@ class LogitsCheck:
 
     Args:
         model: metaplastic, of strength 1.
+
+    Raises:
+        ConfigError: its logits without precisions are no finite numbers, with which there is nothing to compare.
     """
 
     @torch.no_grad()
@@ -38,23 +44,34 @@ class LogitsCheck:
         generator = torch.Generator().manual_seed(0)
         self._tokens = torch.randint(len(model.embedding.weight), (1, self.num_tokens), generator=generator)
         set_strength(model, 0.0)
-        self._expected = model(self._tokens)
+        try:
+            self._expected = model(self._tokens)
+        except OperandError as error:
+            raise ConfigError(f"got logits that are no finite numbers ({error})") from error
+        check_finite({"logits": self._expected}, f"{self.num_tokens} random tokens")
         set_strength(model, 1.0)
 
     @torch.no_grad()
     def difference(self) -> float:
         """|logits - logits_0|_max / |logits_0|_max, as the model is now."""
-        return ((self._model(self._tokens) - self._expected).abs().max() / self._expected.abs().max()).item()
+        largest = self._expected.abs().max().clamp(min=torch.finfo(self._expected.dtype).tiny)
+        return ((self._model(self._tokens) - self._expected).abs().max() / largest).item()
 
 
 @torch.no_grad()
 def set_initial_scales(model: LanguageModel, strength: float) -> None:
-    """Sets every s of a model so that softplus(s) is `strength` times `initial_scales`."""
+    """Sets every s of a model so that softplus(s) is `strength` times `initial_scales`.
+
+    Raises:
+        ConfigError: for a strength so small that this is 0 in the dtype of s.
+    """
     for block in model.blocks:
         assert isinstance(block, Block)
         assert isinstance(block.mixer, PalimpsaD | PalimpsaM)
         assert isinstance(block.mixer.plasticity, Plasticity)
-        block.mixer.plasticity.scale.copy_(softplus_inverse(strength * initial_scales(block)))
+        scale = block.mixer.plasticity.scale.copy_(softplus_inverse(strength * initial_scales(block)))
+        if not scale.isfinite().all():
+            raise ConfigError(f"--strength: got {strength}, expected more: softplus(s) would be 0 in {scale.dtype}")
 
 
 def choose_strength(model: LanguageModel, check: LogitsCheck) -> float:

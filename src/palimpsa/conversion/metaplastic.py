@@ -84,7 +84,10 @@ def convert_metaplastic(path: Path, folder: Path, conversion: Conversion) -> lis
     config = PalimpsaConfig.of_model(model_config, context=source.facts.get("context"), **source.token_ids)
     model = PalimpsaForCausalLM(config).eval()
     created = _fill(model.model, source, conversion)
-    check = LogitsCheck(model.model)
+    try:
+        check = LogitsCheck(model.model)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     strength = choose_strength(model.model, check) if conversion.strength is None else conversion.strength
     set_initial_scales(model.model, strength)
     difference = check.difference()

@@ -11,6 +11,7 @@ from typing import Any
 from palimpsa.config.errors import ConfigError, RunDirectoryError
 from palimpsa.config.process import print_failure
 from palimpsa.runs.directory import RunDirectory
+from palimpsa.runs.exit_codes import terminated_as_interrupted
 from palimpsa.runs.result import read_json_object
 from palimpsa.runs.schema import FINISHED, ResultError
 
@@ -61,7 +62,8 @@ def finetune_main(arguments: Sequence[str]) -> int:
         task = default_task(options.source.expanduser(), given)
         if not flags:
             check_data([*task, *given], CONFIG_NAME)
-        source = starting_point(options.source, _results_dir(overrides), options.convert, as_it_is=options.as_it_is)
+        with terminated_as_interrupted():
+            source = starting_point(options.source, _results_dir(overrides), options.convert, as_it_is=options.as_it_is)
         words = source_overrides(source, [*task, *_without_new_parameters(source), *given])
         if not flags:
             task = compose_config(words, CONFIG_NAME).task
@@ -74,6 +76,9 @@ def finetune_main(arguments: Sequence[str]) -> int:
     except OSError as error:
         print_failure(f"error: {error.filename or ''}: {error.strerror or error}")
         return 1
+    except KeyboardInterrupt:
+        print_failure("interrupted; the same command goes on where it stopped")
+        return 130
     train_main(then=export_runs)
     return 0
 
@@ -109,8 +114,11 @@ def _without_new_parameters(source: Path) -> list[str]:
 
 
 def _results_dir(overrides: Sequence[str]) -> Path:
-    given = [one.partition("=")[2] for one in overrides if one.startswith("results_dir=")]
-    return Path(given[-1] if given else "results")
+    """As Hydra reads it, which takes quotes away. Raises ConfigError: see `compose_config`."""
+    from palimpsa.config.compose import compose_config
+
+    given = [one for one in overrides if one.lstrip("+").startswith("results_dir=")]
+    return Path(compose_config(given, CONFIG_NAME).results_dir)
 
 
 def export_runs(configs: Sequence[dict[str, Any]], code: int) -> int:

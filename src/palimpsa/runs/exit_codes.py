@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 from palimpsa.config.errors import ConfigError, RunDirectoryError
 from palimpsa.config.process import print_failure
@@ -31,3 +35,20 @@ def exit_code(work: Callable[[], int | None], *, interrupted: str) -> int:
     except KeyboardInterrupt:
         print_failure(f"interrupted; {interrupted}")
         return 130
+
+
+@contextlib.contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Has SIGTERM end what goes on as Ctrl-C does, which removes what is half written; in the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
