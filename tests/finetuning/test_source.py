@@ -40,6 +40,15 @@ def test_the_command_line_of_a_model_builds_it_again(overrides, tiny_config, com
     assert again.model.mixer.items() >= config.model.mixer.items()
 
 
+@pytest.mark.parametrize(
+    "text", ["a b", "it's", "x\\'y", "trail\\", "${oc.env:HOME}", "a\\${y}", "$x{}", "\\\\'", "", "null"]
+)
+def test_a_text_on_a_command_line_is_itself(text, compose_config):
+    """Of a label that somebody else wrote, nothing is looked up in the environment."""
+    line = f"start.weights={module().as_override(text)}"
+    assert typed(compose_config("model=palimpsa_d", "scale=laptop", "task=mqar_curriculum", line)).start.weights == text
+
+
 def test_a_run_is_the_start_of_one_of_its_model_and_task(trained, compose_config):
     directory = trained("palimpsa_m")
     config = typed(compose_config(*module().source_overrides(directory, ["seed=4"])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -151,8 +152,9 @@ def as_override(value: Any) -> str:
     # As stored configs have what is no number to JSON.
     if value in ("inf", "-inf", "nan"):
         return value
-    quoted = str(value).replace("\\'", "\\\\\\'") if "\\'" in str(value) else str(value).replace("'", "\\'")
-    return f"'{quoted}'"
+    # OmegaConf's interpolations first, then Hydra's quotes: both count the backslashes before.
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text) + "'"
 
 
 def source_overrides(source: Path, given: Sequence[str]) -> list[str]:
