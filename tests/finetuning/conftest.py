@@ -22,11 +22,12 @@ def trained(tiny_config, tmp_path) -> Callable[..., Path]:
 
 @pytest.fixture
 def mamba2(tmp_path) -> Path:
-    """A tiny Mamba-2 as transformers writes one, of random weights."""
+    """A tiny Mamba-2 as transformers writes one, of random weights; its step sizes have a lower limit alone."""
     import torch
     from transformers import Mamba2Config, Mamba2ForCausalLM
 
     torch.manual_seed(3)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 8, "num_heads": 2, "head_dim": 16, "n_groups": 1}
-    Mamba2ForCausalLM(Mamba2Config(vocab_size=32, **sizes)).save_pretrained(tmp_path / "mamba2")
+    limit = (0.001, float("inf"))
+    Mamba2ForCausalLM(Mamba2Config(vocab_size=32, time_step_limit=limit, **sizes)).save_pretrained(tmp_path / "mamba2")
     return tmp_path / "mamba2"

@@ -276,3 +276,20 @@ def storable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [storable(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def with_numbers(model: dict[str, Any]) -> dict[str, Any]:
+    """A stored `model` group with its mixer's inf as the number again, which `storable` had made a word.
+
+    >>> with_numbers({"label": "inf", "mixer": {"limit": [0, "inf"]}})
+    {'label': 'inf', 'mixer': {'limit': [0, inf]}}
+    """
+    return {**model, "mixer": _with_numbers(model["mixer"])} if "mixer" in model else model
+
+
+def _with_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_numbers(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_numbers(item) for item in value]
+    return float(value) if value in ("inf", "-inf") else value

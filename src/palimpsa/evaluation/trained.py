@@ -8,7 +8,7 @@ from typing import Any
 
 from palimpsa.config.errors import ConfigError, RunDirectoryError
 from palimpsa.config.keys import convert
-from palimpsa.config.schema import ModelConfig
+from palimpsa.config.schema import ModelConfig, with_numbers
 from palimpsa.model.build import build_model
 from palimpsa.model.language_model import LanguageModel
 from palimpsa.runs.directory import RunDirectory
@@ -54,7 +54,8 @@ def load_trained(folder: Path | str, checkpoint: Path | None = None) -> TrainedM
     except (CheckpointError, OSError) as error:
         raise RunDirectoryError(f"{path}: cannot be read ({error}), expected a run's checkpoint") from error
     try:
-        model_config = convert(ModelConfig, content.get(MODEL_CONFIG_KEY, config["model"]), "model_config.")
+        stored = with_numbers(content.get(MODEL_CONFIG_KEY, config["model"]))
+        model_config = convert(ModelConfig, stored, "model_config.")
     except ConfigError as error:
         raise RunDirectoryError(f"{path}: {error}") from error
     model = build_model(model_config, seed=None)

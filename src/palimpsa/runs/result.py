@@ -173,7 +173,8 @@ def read_json_object(path: Path, expected: str, *, with_infinity: bool = False) 
 
     Args:
         expected: "expected ...", the end of an error.
-        with_infinity: takes the bare word Infinity, which other programs' configs have: transformers before 5 wrote it.
+        with_infinity: takes the bare word Infinity, which other programs' configs have: transformers before 5 wrote it;
+            and {"__float__": "Infinity"} as the number, which transformers writes since.
 
     Raises:
         ResultError: for a file that is cut short or holds something else, NaN, Infinity or a number of more than
@@ -197,13 +198,17 @@ def read_json_object(path: Path, expected: str, *, with_infinity: bool = False) 
             reject(text)
         return value
 
+    def tagged(found: dict[str, Any]) -> Any:
+        tag = found.get("__float__")
+        return float(tag) if with_infinity and len(found) == 1 and tag in ("Infinity", "-Infinity") else found
+
     try:
         content = read_regular(path)
     except OSError as error:
         raise FileUnreadableError(f"{path}: cannot be read ({error.strerror}), {expected}") from None
     try:
         # As UTF-8 alone, which Python would guess from the first bytes.
-        found = json.loads(content.decode(), parse_constant=constant, parse_float=finite)
+        found = json.loads(content.decode(), parse_constant=constant, parse_float=finite, object_hook=tagged)
         _canonical(found, allow_nan=with_infinity)
     except ResultError:
         raise

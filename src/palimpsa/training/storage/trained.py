@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from palimpsa.config.errors import ConfigError, RunDirectoryError
+from palimpsa.config.schema import with_numbers
 from palimpsa.runs.checkpoints import is_sharded
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.result import read_json_object
@@ -77,7 +78,7 @@ def read_trained(path: Path) -> Checkpoint:
     return Checkpoint(
         path=path,
         weights={name.removeprefix(PREFIX): weight for name, weight in content["state_dict"].items()},
-        model_config=content[MODEL_CONFIG_KEY],
+        model_config=with_numbers(content[MODEL_CONFIG_KEY]),
         step=content["global_step"],
         config=config,
         result=result,
@@ -132,7 +133,7 @@ def read_source(path: Path) -> Checkpoint:
 
 
 def _read_folder(path: Path) -> Checkpoint:
-    config = read_json_object(path / "config.json", "expected the config of a model")
+    config = read_json_object(path / "config.json", "expected the config of a model", with_infinity=True)
     if config["model_type"] != OWN_MODEL_TYPE:
         raise ConfigError(
             f"{path}: got a model of type {config['model_type']!r}, expected {OWN_MODEL_TYPE!r}; scripts/convert.py "
