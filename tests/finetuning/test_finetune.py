@@ -118,7 +118,21 @@ def test_text_of_another_tokenizer_is_refused(finetune, write_text, compose_conf
     other = write_text(tmp_path / "text")
     assert finetune(folder, "task=commonsense", f"task.data={other}", f"results_dir={tmp_path}/new", *TEXT) == 2
     assert "does not fit" in capsys.readouterr().err
+    assert finetune(directory, "--as-it-is", f"task.data={other}", f"results_dir={tmp_path}/new", *TEXT) == 2
+    assert "got ids of test, expected bytes's" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_text_of_another_tokenizer_than_that_of_a_foreign_folder_is_refused(
+    mamba2, finetune, write_text, tmp_path, capsys
+):
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.WordLevel({"<eos>": 0, "a": 1}, unk_token="a")).save(str(mamba2 / "tokenizer.json"))
+    command = (mamba2, "task=commonsense", f"task.data={write_text(tmp_path / 'text')}", f"results_dir={tmp_path}/out")
+    assert finetune(*command, *TEXT) == 2
+    assert "does not fit" in capsys.readouterr().err
+    assert not (tmp_path / "out/runs").exists()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from palimpsa.config.compose import compose_config
 from palimpsa.config.errors import ConfigError, RunDirectoryError
@@ -20,6 +20,9 @@ from palimpsa.runs.result import read_json_object
 from palimpsa.tasks.build import FILES
 from palimpsa.tasks.data_digests import split_folder, with_data_digests
 from palimpsa.training.storage.trained import OWN_MODEL_TYPE, read_source, weights_digest
+
+if TYPE_CHECKING:
+    from palimpsa.text.manifest import TokenizerFacts
 
 # The file of configs/model that a model of each class builds on: what its own config does not say is as it is there.
 BASES = {"palimpsa.mixers.PalimpsaD": "palimpsa_d", "palimpsa.mixers.PalimpsaM": "palimpsa_m"}
@@ -201,26 +204,47 @@ def check_data(overrides: Sequence[str], config_name: str) -> None:
 
 
 def check_reads_alike(source: Path, data: str) -> None:
-    """Holds the tokenizer in a folder to the one that made the token shards which it is to be trained on.
+    """Holds the tokenizer of a run, or in a folder, to the one that made the token shards of further training.
 
     Raises:
-        ConfigError: naming the first text of which it makes other ids. A folder without a tokenizer says nothing.
+        ConfigError: naming the first text of which it makes other ids. What has no tokenizer, or a run whose own shards
+            are gone, says nothing.
     """
     # Here and not above: transformers.
     from palimpsa.conversion.tokenizer import FACTS, read_folder_tokenizer
     from palimpsa.text.golden import check_tokenizer
     from palimpsa.text.manifest import read_manifest
+    from palimpsa.text.tokenizers import LAYOUTS, build_tokenizer, find_tokenizer
 
-    if not (source / FACTS).is_file():
-        return
-    facts = read_json_object(source / FACTS, "expected what is known of a tokenizer")
     manifest = read_manifest(split_folder(data, "train"))
-    if facts.get("sha256") == manifest.tokenizer.sha256 and facts.get("golden_ids") == manifest.tokenizer.golden_ids:
-        return
+    new, known = manifest.tokenizer, _tokenizer_of_a_run(source)
+    if known is not None and known.golden_ids != new.golden_ids:
+        raise ConfigError(f"task.data: {data} does not fit {source}: got ids of {new.name}, expected {known.name}'s")
     try:
-        check_tokenizer(manifest, read_folder_tokenizer(source))
+        if (source / FACTS).is_file():
+            facts = read_json_object(source / FACTS, "expected what is known of a tokenizer")
+            if facts.get("sha256") != new.sha256 or facts.get("golden_ids") != new.golden_ids:
+                check_tokenizer(manifest, read_folder_tokenizer(source))
+        elif any(all((source / file).is_file() for file in layout) for layout in LAYOUTS):
+            # Of a model of other programs.
+            files = find_tokenizer(str(source), end_of_text=new.end_of_text, reaches_hub=False)
+            check_tokenizer(manifest, build_tokenizer(files))
     except ConfigError as error:
         raise ConfigError(f"task.data: {data} does not fit {source}: {error}") from error
+
+
+def _tokenizer_of_a_run(source: Path) -> TokenizerFacts | None:
+    """Of the shards that a run was trained on, where they still are."""
+    from palimpsa.text.manifest import read_manifest
+
+    task = _task_of(source)
+    if task is None or task.get("data") is None:
+        return None
+    try:
+        manifest = read_manifest(split_folder(task["data"], "train"))
+    except ConfigError:
+        return None
+    return manifest.tokenizer if manifest.digest == task.get("train_digest") else None
 
 
 def default_task(source: Path, given: Sequence[str]) -> list[str]:
