@@ -12,6 +12,9 @@ STAMP = $(VENV)/.setup-done
 PYTHON ?=
 PYTHONS = $(or $(PYTHON),python3.11 python3.12 python3)
 
+# One word of the shell, whatever spaces and quotes a path has.
+quoted = '$(subst ','\'',$(1))'
+
 # Asked at most once, and only by the targets that want to know.
 GPUS = $(eval GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU '))$(GPUS)
 GPU = $(filter-out 0,$(GPUS))
@@ -159,7 +162,7 @@ TASK ?=
 finetune: SCALE = $(if $(GPU),h200,laptop)
 finetune: check-source check-scale setup ## Fine-tune a trained model as a metaplastic one: SOURCE=model DATA=dir, or TASK=name
 	$(if $(DATA)$(TASK),,$(PY) scripts/prepare_text.py source=sample tokenizer=bytes validation_every=8 directory=data/sample)
-	$(PY) scripts/finetune.py $(SOURCE) $(if $(DATA),task=commonsense task.data=$(DATA),$(if $(TASK),task=$(TASK))) scale=$(SCALE) trainer=$(TRAINER) $(ARGS)
+	$(PY) scripts/finetune.py $(call quoted,$(SOURCE)) $(if $(DATA),task=commonsense $(call quoted,task.data=$(DATA)),$(if $(TASK),task=$(TASK))) scale=$(SCALE) trainer=$(TRAINER) $(ARGS)
 
 # Without CHECKPOINT the run of make pretrain, without DATA the hub's data.
 CHECKPOINT ?=
@@ -183,7 +186,7 @@ clean: ## Remove .venv and caches; results stay
 	find kernels src scripts tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 check-source:
-	@if [ -z "$(SOURCE)" ]; then \
+	@if [ -z $(call quoted,$(SOURCE)) ]; then \
 	  echo "SOURCE= is missing: make finetune SOURCE=model, a run's directory or a folder (docs/finetuning.md)" >&2; exit 2; \
 	fi
 

@@ -1,6 +1,7 @@
 """The Makefile, tried with a stand-in for Python: nothing is installed and nothing is trained."""
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -484,11 +485,13 @@ def test_make_finetune_asks_for_a_source_and_reads_a_novel_where_nothing_else_is
     assert "SOURCE= is missing" in missing.stderr
     prepare, train = commands(ready.make("-n", "finetune", "SOURCE=data/mamba2", "ARGS=seed=2").stdout)
     assert prepare.startswith("scripts/prepare_text.py source=sample tokenizer=bytes")
-    assert train.split() == ["scripts/finetune.py", "data/mamba2", "scale=laptop", "trainer=cpu", "seed=2"]
+    assert shlex.split(train) == ["scripts/finetune.py", "data/mamba2", "scale=laptop", "trainer=cpu", "seed=2"]
     (train,) = commands(ready.make("-n", "finetune", "SOURCE=run", "DATA=data/hub", "SCALE=laptop").stdout)
-    assert train.split()[1:4] == ["run", "task=commonsense", "task.data=data/hub"]
+    assert shlex.split(train)[1:4] == ["run", "task=commonsense", "task.data=data/hub"]
     (train,) = commands(ready.make("-n", "finetune", "SOURCE=run", "TASK=mqar_curriculum").stdout)
-    assert train.split()[1:3] == ["run", "task=mqar_curriculum"]
+    assert shlex.split(train)[1:3] == ["run", "task=mqar_curriculum"]
     ready.add_gpus()
     (train,) = commands(ready.make("-n", "finetune", "SOURCE=run", "DATA=data/hub").stdout)
-    assert train.split()[-2:] == ["scale=h200", "trainer=gpu"]
+    assert shlex.split(train)[-2:] == ["scale=h200", "trainer=gpu"]
+    (train,) = commands(ready.make("-n", "finetune", 'SOURCE=it\'s "my" model', "DATA=my data").stdout)
+    assert shlex.split(train)[1:4] == ['it\'s "my" model', "task=commonsense", "task.data=my data"]
