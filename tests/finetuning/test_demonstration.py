@@ -171,3 +171,11 @@ def test_bad_input_is_refused_before_anything_is_trained(override, words, tmp_pa
     with pytest.raises(ConfigError, match=words):
         load([override, f"results_dir={tmp_path}/out", *(["recall"] if override.startswith("demonstration.") else [])])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model", ["palimpsa_m", "gla"])
+def test_a_model_that_cannot_be_converted_is_refused_before_it_is_trained(model, tmp_path, capsys):
+    command = ("recall_small", f"++results_dir={tmp_path}/out", f"demonstration.models=[mamba2,{model}]")
+    assert demonstrate(*command) == 2
+    assert f"demonstration.models: got '{model}', expected Palimpsa-D or" in capsys.readouterr().err
+    assert not (tmp_path / "out/runs").exists()

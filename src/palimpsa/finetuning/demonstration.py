@@ -16,7 +16,14 @@ from palimpsa.analysis.finetuning.pairs import CONTINUED, CONVERTED, SOURCE, met
 from palimpsa.config.errors import ConfigError
 from palimpsa.finetuning.evaluate import evaluated
 from palimpsa.finetuning.schema import DemonstrateConfig
-from palimpsa.finetuning.source import as_override, conversion_digits, converted, source_overrides, start_overrides
+from palimpsa.finetuning.source import (
+    BASES,
+    as_override,
+    conversion_digits,
+    converted,
+    source_overrides,
+    start_overrides,
+)
 from palimpsa.runs.directory import RunDirectory
 from palimpsa.runs.result import read_json_object, read_result
 from palimpsa.sweeps.ledger import Job
@@ -48,11 +55,17 @@ class Arm:
 
 
 def plan_sources(config: DemonstrateConfig) -> tuple[Sweep, list[Arm]]:
-    """The first trainings. Raises ConfigError: see `plan_runs`."""
+    """The first trainings. Raises ConfigError: see `plan_runs`; for a model that cannot be converted afterwards."""
     plan = config.demonstration
     places = [(model, seed) for model in plan.models for seed in plan.seeds]
     lines = [[*_common(config), *plan.source, f"model={model}", f"seed={seed}"] for model, seed in places]
     sweep = plan_runs(lines)
+    for (model, _), job in zip(places, sweep.jobs, strict=True):
+        mixer = job.config["model"]["mixer"]
+        if mixer["_target_"] not in BASES or mixer.get("metaplastic", True):
+            raise ConfigError(
+                f"demonstration.models: got {model!r}, expected Palimpsa-D or Palimpsa-M without importances"
+            )
     return sweep, [
         Arm(model, job.config["model"]["label"], seed, SOURCE, job)
         for (model, seed), job in zip(places, sweep.jobs, strict=True)

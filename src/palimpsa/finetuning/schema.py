@@ -65,7 +65,7 @@ def load(overrides: Sequence[str]) -> DemonstrateConfig:
     names = [one for one in overrides if "=" not in one]
     if len(names) != 1:
         raise ConfigError(f"demonstration: got {' '.join(names) or 'none'}, expected a file of configs/demonstration")
-    own = [one for one in overrides if one.startswith(("results_dir=", "demonstration."))]
+    own = [one for one in overrides if one.lstrip("+").startswith(("results_dir=", "demonstration."))]
     others = [one for one in overrides if one not in own and one not in names]
     config: DemonstrateConfig = convert(
         DemonstrateConfig, compose_values([f"demonstration={names[0]}", *own], CONFIG_NAME)
