@@ -58,8 +58,12 @@ def test_bad_input_is_one_line_and_nothing_is_left_half_written(convert, run, tm
         assert convert("export", directory, new) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert re.search(f"error: {new}: .*File too large", capsys.readouterr().err)
+    assert re.fullmatch(f"error: {new}: .*File too large.*\n", capsys.readouterr().err)
     assert set(os.listdir(tmp_path)) == before
+    # No folder can be where a file is.
+    place = tmp_path / "bad.ckpt/new"
+    assert convert("export", directory, place) == 1
+    assert capsys.readouterr().err == f"error: {place}: Not a directory\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

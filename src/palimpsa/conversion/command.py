@@ -70,9 +70,13 @@ def convert_as_told(arguments: Sequence[str]) -> list[str]:
     metaplastic.add_argument("--tokenizer", help="where the model's tokenizer is, if not with it")
     options = parser.parse_args(arguments)
     # Here and not above: a wrong command line is told at once.
+    from transformers.utils.logging import disable_progress_bar
+
     from palimpsa.conversion.checkpoint import read_trained
     from palimpsa.conversion.folder import export_folder, import_folder
 
+    # Bars of a moment, between which an error would stand.
+    disable_progress_bar()
     if options.command == "export":
         return export_folder(read_trained(options.checkpoint), options.folder, tokenizer=options.tokenizer)
     if options.command == "import":

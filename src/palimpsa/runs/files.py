@@ -111,6 +111,11 @@ def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             if os.path.lexists(old):
                 os.rename(old, folder)
             raise
+    except OSError as error:
+        if error.filename == str(partial):
+            # What is asked for, and not where it is made.
+            error.filename = str(folder)
+        raise
     finally:
         for left in (partial, old):
             shutil.rmtree(left, ignore_errors=True)
