@@ -113,8 +113,10 @@ def test_text_of_another_tokenizer_is_refused(finetune, write_text, compose_conf
     config = compose_config("task=commonsense", f"task.data={novel}", "model=lm/palimpsa_d_tiny", *sizes, *TEXT)
     run(typed(config))
     directory = config.run_dir
-    assert finetune(directory, f"task.data={novel}", f"results_dir={tmp_path}/out", *TEXT) == 0
+    assert finetune(directory, f"results_dir={tmp_path}/out", *TEXT) == 0
     folder = exported(capsys.readouterr().out)
+    # On its own text, where no other is named.
+    assert json.loads((folder.parent / "config.json").read_text())["task"]["data"] == str(novel)
     other = write_text(tmp_path / "text")
     assert finetune(folder, "task=commonsense", f"task.data={other}", f"results_dir={tmp_path}/new", *TEXT) == 2
     assert "does not fit" in capsys.readouterr().err

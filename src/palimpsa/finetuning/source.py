@@ -248,7 +248,7 @@ def _tokenizer_of_a_run(source: Path) -> TokenizerFacts | None:
 
 
 def default_task(source: Path, given: Sequence[str]) -> list[str]:
-    """The task of a run, unless whoever asks names one; of a folder nobody knows another than text.
+    """The task of a run, on its data, unless whoever asks names one; of a folder nobody knows another than text.
 
     Of a task that is no file of configs/task, as many experiments' are, every key is given; where its runs lie is not.
     """
@@ -258,7 +258,8 @@ def default_task(source: Path, given: Sequence[str]) -> list[str]:
     if task is None:
         return ["task=commonsense"]
     if _base_of(task) == task["name"]:
-        return [f"task={task['name']}"]
+        data = [] if task.get("data") is None else [f"task.data={as_override(task['data'])}"]
+        return [f"task={task['name']}", *data]
     return _whole_task({name: value for name, value in task.items() if name != "directory"})
 
 
