@@ -107,7 +107,7 @@ def test_a_folder_is_converted_anew_where_its_config_is_another_one_beside_the_s
     assert json.loads((after / "config.json").read_text())["norm_eps"] == 0.01
 
 
-def test_a_conversion_whose_report_finds_no_room_is_done_again(mamba2, tmp_path, monkeypatch):
+def test_a_conversion_without_its_report_is_done_again(mamba2, tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -117,4 +117,9 @@ def test_a_conversion_whose_report_finds_no_room_is_done_again(mamba2, tmp_path,
             module().converted(mamba2, tmp_path / "converted")
     assert not list((tmp_path / "converted").iterdir())
     place = module().converted(mamba2, tmp_path / "converted")
-    assert "created" in place.with_name(f"{place.name}.txt").read_text()
+    report = place.with_name(f"{place.name}.txt")
+    assert "created" in report.read_text()
+    # As a kill between the two leaves it.
+    report.unlink()
+    assert module().converted(mamba2, tmp_path / "converted") == place
+    assert "created" in report.read_text()

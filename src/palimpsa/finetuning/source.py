@@ -81,12 +81,15 @@ def converted(source: Path, folder: Path, options: str = "") -> Path:
             f"--convert: got {options!r} ({error}), expected options of scripts/convert.py metaplastic"
         ) from error
     place = folder / f"{source.resolve().name}_{conversion_digits(_content_digest(source), options)}"
-    if place.is_dir():
+    report_file = place.with_name(f"{place.name}.txt")
+    if place.is_dir() and report_file.is_file():
         return place
+    # What was killed before its report is there.
+    shutil.rmtree(place, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     report = convert_as_told(["metaplastic", str(source), str(place), *words])
     try:
-        write_atomic(place.with_name(f"{place.name}.txt"), "".join(f"{line}\n" for line in report))
+        write_atomic(report_file, "".join(f"{line}\n" for line in report))
     except OSError:
         # Or it would count as converted, without the report.
         shutil.rmtree(place, ignore_errors=True)
