@@ -161,6 +161,7 @@ def test_language_is_demonstrated_with_perplexity_positions_and_recall(tmp_path)
         ("demonstration.seeds=[-1]", r"demonstration\.seeds: got -1, expected 0 to"),
         ("demonstration.models=[]", r"demonstration\.models: got \[\]"),
         ("demonstration.sedes=[1]", "sedes"),
+        ("demonstration.convert='--form'", r"demonstration\.convert: got '--form' \(argument --form: expected one"),
         ("recal", "recal"),
         ("task.data=x", "demonstration: got none, expected a file of configs/demonstration"),
     ],

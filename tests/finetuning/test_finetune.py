@@ -137,6 +137,17 @@ def test_text_of_another_tokenizer_than_that_of_a_foreign_folder_is_refused(
     assert not (tmp_path / "out/runs").exists()
 
 
+def test_text_of_more_ids_than_the_model_has_is_refused(mamba2, finetune, tmp_path, capsys):
+    from palimpsa.text.command import prepare_text_main
+
+    novel = tmp_path / "novel"
+    assert prepare_text_main(["source=sample", "tokenizer=bytes", f"directory={novel}"]) == 0
+    assert finetune(mamba2, "task=commonsense", f"task.data={novel}", f"results_dir={tmp_path}/out", *TEXT) == 2
+    error = capsys.readouterr().err
+    assert "got 257 ids of bytes, expected at most the model's 32" in error
+    assert not (tmp_path / "out/runs").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -151,6 +162,11 @@ def test_text_of_another_tokenizer_than_that_of_a_foreign_folder_is_refused(
             '--convert: got "--form \'scalar" (No closing quotation), expected',
         ),
         (("MAMBA2", "--convert", "--form round"), "--form: got 'round', expected"),
+        (
+            ("MAMBA2", "--convert", "more"),
+            "--convert: got 'more' (unrecognized arguments: more), expected options of scripts/convert.py metaplastic",
+        ),
+        (("MAMBA2", "--convert", "--strength much"), "--convert: got '--strength much' (argument --strength: invalid"),
         (
             ("MAMBA2", "task=commonsense", "task.data=NOWHERE"),
             "task.data: got 'NOWHERE', expected a folder that scripts/prepare_text.py wrote",

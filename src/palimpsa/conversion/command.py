@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from palimpsa.config.errors import ConfigError, RunDirectoryError
 from palimpsa.runs.exit_codes import terminated_as_interrupted
@@ -41,7 +43,50 @@ def convert_as_told(arguments: Sequence[str]) -> list[str]:
         ConfigError, RunDirectoryError, ResultError, OSError: for what cannot be read, converted or written.
         SystemExit: for words that are no command line, which has been told on stderr.
     """
-    parser = argparse.ArgumentParser(
+    options = _parser(argparse.ArgumentParser).parse_args(arguments)
+    # Here and not above: a wrong command line is told at once.
+    from transformers.utils.logging import disable_progress_bar
+
+    from palimpsa.conversion.checkpoint import read_trained
+    from palimpsa.conversion.folder import export_folder, import_folder
+
+    # Bars of a moment, between which an error would stand.
+    disable_progress_bar()
+    if options.command == "export":
+        return export_folder(read_trained(options.checkpoint), options.folder, tokenizer=options.tokenizer)
+    if options.command == "import":
+        return import_folder(options.folder, options.checkpoint)
+    return _convert(options)
+
+
+def metaplastic_words(options: str, named: str) -> list[str]:
+    """Options of `convert.py metaplastic`, word by word, as another command line has them in one.
+
+    Args:
+        named: what they are there.
+
+    Raises:
+        ConfigError: for what are none, before anything is read.
+    """
+    try:
+        words = shlex.split(options)
+        _parser(_Teller).parse_args(["metaplastic", "SOURCE", "FOLDER", *words])
+    except ValueError as error:
+        raise ConfigError(
+            f"{named}: got {options!r} ({error}), expected options of scripts/convert.py metaplastic"
+        ) from error
+    return words
+
+
+class _Teller(argparse.ArgumentParser):
+    """Raises what its parent prints before it ends the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    parser = kind(
         prog="convert.py",
         description="Trainer checkpoints to Hugging Face folders, and back; models to metaplastic ones.",
     )
@@ -68,20 +113,7 @@ def convert_as_told(arguments: Sequence[str]) -> list[str]:
     metaplastic.add_argument("--label", help="of the model, in tables and figures")
     metaplastic.add_argument("--norm-groups", type=int, help="of a Mamba-2's output norm, if not one a group of keys")
     metaplastic.add_argument("--tokenizer", help="where the model's tokenizer is, if not with it")
-    options = parser.parse_args(arguments)
-    # Here and not above: a wrong command line is told at once.
-    from transformers.utils.logging import disable_progress_bar
-
-    from palimpsa.conversion.checkpoint import read_trained
-    from palimpsa.conversion.folder import export_folder, import_folder
-
-    # Bars of a moment, between which an error would stand.
-    disable_progress_bar()
-    if options.command == "export":
-        return export_folder(read_trained(options.checkpoint), options.folder, tokenizer=options.tokenizer)
-    if options.command == "import":
-        return import_folder(options.folder, options.checkpoint)
-    return _convert(options)
+    return parser
 
 
 def _convert(options: argparse.Namespace) -> list[str]:

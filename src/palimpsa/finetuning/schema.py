@@ -11,6 +11,7 @@ from palimpsa.config.compose import compose_values
 from palimpsa.config.errors import ConfigError
 from palimpsa.config.keys import convert, key
 from palimpsa.config.schema import MAX_SEED
+from palimpsa.conversion.command import metaplastic_words
 
 CONFIG_NAME = "demonstrate"
 
@@ -73,6 +74,7 @@ def load(overrides: Sequence[str]) -> DemonstrateConfig:
     check_ranges(config)
     plan = config.demonstration
     plan.common += others
+    metaplastic_words(plan.convert, "demonstration.convert")
     for name in ("models", "seeds"):
         values = getattr(plan, name)
         if not values or len(set(values)) < len(values):

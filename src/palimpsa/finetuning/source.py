@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from palimpsa.config.compose import compose_config
 from palimpsa.config.errors import ConfigError, RunDirectoryError
 from palimpsa.config.schema import CONFIG_DIR, typed
+from palimpsa.conversion.command import convert_as_told, metaplastic_words
 from palimpsa.model.build import SKELETON_KEYS
 from palimpsa.runs.files import write_atomic
 from palimpsa.runs.identity import upgraded
@@ -71,15 +71,7 @@ def converted(source: Path, folder: Path, options: str = "") -> Path:
     Raises:
         ConfigError, RunDirectoryError, ResultError, OSError: where it cannot be converted, or written.
     """
-    # Here and not above: transformers.
-    from palimpsa.conversion.command import convert_as_told
-
-    try:
-        words = shlex.split(options)
-    except ValueError as error:
-        raise ConfigError(
-            f"--convert: got {options!r} ({error}), expected options of scripts/convert.py metaplastic"
-        ) from error
+    words = metaplastic_words(options, "--convert")
     place = folder / f"{source.resolve().name}_{conversion_digits(_content_digest(source), options)}"
     report_file = place.with_name(f"{place.name}.txt")
     if place.is_dir() and report_file.is_file():
@@ -219,8 +211,13 @@ def check_reads_alike(source: Path, data: str) -> None:
     from palimpsa.text.manifest import read_manifest
     from palimpsa.text.tokenizers import LAYOUTS, build_tokenizer, find_tokenizer
 
-    manifest = read_manifest(split_folder(data, "train"))
+    manifest, model = read_manifest(split_folder(data, "train")), model_of(source)
     new, known = manifest.tokenizer, _tokenizer_of_a_run(source)
+    if model is not None and new.vocab_size > model["vocab_size"]:
+        raise ConfigError(
+            f"task.data: {data} does not fit {source}: got {new.vocab_size} ids of {new.name}, expected at most the "
+            f"model's {model['vocab_size']}"
+        )
     if known is not None and known.golden_ids != new.golden_ids:
         raise ConfigError(f"task.data: {data} does not fit {source}: got ids of {new.name}, expected {known.name}'s")
     try:
