@@ -118,9 +118,10 @@ prepare_kernels.__dict__["_dynamo_marked_constant"] = True
 # Once a device: what it does lasts, and it stands before every call.
 @functools.cache
 def _prepare_kernels(device: torch.device) -> None:
-    if device.type == "cuda":
-        compile_candidates_side_by_side()
-    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9:
+    if device.type != "cuda":
+        return
+    compile_candidates_side_by_side()
+    if torch.cuda.get_device_capability(device)[0] == 9:
         # The type checker takes it for the module of another backend.
         chunk_o: Any = importlib.import_module("fla.ops.common.chunk_o")
         keep_right_configurations(chunk_o.chunk_bwd_kernel_dqkwg.fn)

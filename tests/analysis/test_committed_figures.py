@@ -71,6 +71,29 @@ def test_pairs_are_what_the_committed_runs_have():
     assert set(rows[["config_hash", "measure", "at", "value"]].itertuples(index=False, name=None)) == found
 
 
+def test_documents_and_strengths_are_those_of_the_committed_runs():
+    from palimpsa.analysis.finetuning.pairs import read_documents
+    from palimpsa.runs.result import run_of
+
+    folder = REPOSITORY / "results/finetuning"
+    losses, own = set(), {}
+    for path in tracked("results/finetuning/runs"):
+        if path.name == "long_range.json":
+            losses.add(tuple(json.loads(path.read_text())["documents"]))
+            run = run_of(json.loads(path.with_name("config.json").read_text()))
+            stage = json.loads(path.with_name("result.json").read_text())["stages"][-1]
+            own[f"{run['model']}_{run['scale']}_lr_{run['lr']}_seed_{run['seed']}"] = stage["validation_loss"]
+    documents = (
+        read_documents(folder).sort_values("document").groupby(["demonstration", "model", "seed", "arm"])["loss"]
+    )
+    assert set(documents.apply(tuple)) == losses
+    assert len(documents) == len(losses)
+    rows = pd.read_csv(folder / "strength.csv").query("metric == 'loss'").set_index(["name", "strength"])["value"]
+    for name in {name for name, _ in rows.index}:
+        # At strength 1 a model is as it was trained; bf16 rounds in another order outside of training.
+        assert rows[name, 1.0] == pytest.approx(own[name], rel=1e-5)
+
+
 # What README.md, docs/finetuning.md and docs/results.md say in words.
 def test_what_pages_say_of_conversion_and_forced_forgetting_is_what_the_rows_say():
     from palimpsa.analysis.finetuning.comparison import compare
@@ -105,6 +128,9 @@ def test_what_pages_say_of_conversion_and_forced_forgetting_is_what_the_rows_say
     losses = rows.loc[rows["measure"] == "validation_loss"].pivot_table("value", ["model", "seed"], "arm")
     ahead = (losses["continued"] - losses["converted"]).loc["lm/mamba2_44m"]
     assert f"is ahead of its control by {ahead[1]:.3f} and {ahead[2]:.3f} nats (two pairs)" in page
+    pairs = {("lm/mamba2_44m", 1), ("lm/mamba2_44m", 2), ("lm/palimpsa_d_nometa_44m", 1)}
+    assert set(losses.index) == pairs
+    assert "Missing are seed 3 of both models and seed 2 of Palimpsa-D w/o Meta" in page
     d = losses.loc["lm/palimpsa_d_nometa_44m"]
     assert {f"{loss:.3f}" for loss in d[["continued", "converted"]].to_numpy().flat} == {"4.215"}
     strengths = pd.read_csv(folder / "strength.csv").query("metric == 'loss'").pivot_table("value", "name", "strength")

@@ -5,7 +5,6 @@ The compilers wait and fail on demand, and make nothing; the clock gives every c
 
 import sys
 import threading
-import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -16,10 +15,9 @@ from hopper import pretend
 
 
 def main() -> None:
-    # The library asks at once for the name of a GPU that it finds.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from fla.ops.utils.cumsum import chunk_local_cumsum_scalar_kernel
+    # First, since the library asks at once for the name of a GPU that it finds.
+    from fla.ops.utils.cumsum import chunk_local_cumsum_scalar_kernel
+
     pretend()
     import triton
     import triton.language as tl
