@@ -66,9 +66,14 @@ def test_pairs_are_what_the_committed_runs_have():
             result, measured = json.loads(path.read_text()), path.with_name("long_range.json")
             points = [row for stage in result["stages"] for row in metrics_of_stage(stage)]
             points += json.loads(measured.read_text())["points"] if measured.exists() else []
-            found |= {(result["config_hash"], row["measure"], str(row["at"]), row["value"]) for row in points}
+            of = [
+                result["config_hash"],
+                *(result["provenance"][name] for name in ("device", "git_revision", "started")),
+            ]
+            found |= {(*of, row["measure"], str(row["at"]), row["value"]) for row in points}
     rows = read_pairs(folder)
-    assert set(rows[["config_hash", "measure", "at", "value"]].itertuples(index=False, name=None)) == found
+    columns = ["config_hash", "device", "git_revision", "date", "measure", "at", "value"]
+    assert set(rows[columns].itertuples(index=False, name=None)) == found
 
 
 def test_documents_and_strengths_are_those_of_the_committed_runs():

@@ -94,6 +94,11 @@ def test_recall_is_demonstrated_in_pairs_and_goes_on_from_what_there_is(tmp_path
     assert (again["stages"], again["config_hash"]) == (expected["stages"], expected["config_hash"])
     kept = ["model", "seed", "arm", "measure", "at", "value", "config_hash"]
     pd.testing.assert_frame_equal(pd.read_csv(folder / "demonstration/pairs.csv")[kept], rows[kept])
+    # With nothing left to do the file stays as it is, dates and all.
+    before = (folder / "demonstration/pairs.csv").read_bytes()
+    assert before.decode().count(json.loads((lost / "result.json").read_text())["provenance"]["started"]) >= 1
+    assert demonstrate(*command) == 0
+    assert (folder / "demonstration/pairs.csv").read_bytes() == before
     # What was converted by other options is no run of this demonstration.
     assert demonstrate(*command, "demonstration.convert='--strength 1e-3 --form scalar'") == 2
     assert "demonstration.convert: got '--strength 1e-3 --form scalar', expected the" in capsys.readouterr().err

@@ -6,7 +6,6 @@ So the same command goes on where it stopped, on another machine too, to which r
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +144,6 @@ def pair_rows(config: DemonstrateConfig, arms: Sequence[Arm], report: Report) ->
         ConfigError, RunDirectoryError, ResultError: a run cannot be read or evaluated.
     """
     plan = config.demonstration
-    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     rows, documents = [], []
     for arm in arms:
         result = read_result(RunDirectory(arm.directory).result_file)
@@ -154,7 +152,7 @@ def pair_rows(config: DemonstrateConfig, arms: Sequence[Arm], report: Report) ->
             **place,
             **{"label": arm.label, "scale": result["run"]["scale"], "config_hash": result["config_hash"]},
             **{name: result["provenance"][name] for name in ("device", "git_revision")},
-            **{"steps": result["metrics"]["num_steps"], "date": date},
+            **{"steps": result["metrics"]["num_steps"], "date": result["provenance"]["started"]},
         }
         found = [row for stage in result["stages"] for row in metrics_of_stage(stage)]
         if plan.evaluation is not None:

@@ -18,6 +18,7 @@ SOURCE, CONTINUED, CONVERTED = "source", "continued", "converted"
 FILE, DOCUMENTS_FILE = "pairs.csv", "documents.csv"
 PLACE = ("demonstration", "model", "seed", "arm")
 # measure, at: what was measured, and at which length, position or age. stderr, count: where evaluation knows them.
+# date: when the run began.
 COLUMNS = (
     *("demonstration", "scale", "model", "label", "seed", "arm", "steps", "measure", "at", "value", "stderr", "count"),
     *("config_hash", "device", "git_revision", "date"),
