@@ -93,10 +93,22 @@ def test_documents_and_strengths_are_those_of_the_committed_runs():
     )
     assert set(documents.apply(tuple)) == losses
     assert len(documents) == len(losses)
-    rows = pd.read_csv(folder / "strength.csv").query("metric == 'loss'").set_index(["name", "strength"])["value"]
-    for name in {name for name, _ in rows.index}:
-        # At strength 1 a model is as it was trained; bf16 rounds in another order outside of training.
-        assert rows[name, 1.0] == pytest.approx(own[name], rel=1e-5)
+    rows = pd.read_csv(folder / "strength.csv").query("metric == 'loss' and strength == 1")
+    # At strength 1 a model is as it was trained; bf16 rounds in another order outside of training.
+    language = rows.loc[rows["at"] == "L 4096"].set_index("name")["value"]
+    assert dict(language) == pytest.approx({name: own[name] for name in language.index}, rel=1e-5)
+    continuum = {}
+    for path in tracked("results/finetuning/continuum"):
+        if path.name == "result.json":
+            run = run_of(json.loads(path.with_name("config.json").read_text()))
+            name = f"{run['model']}_{run['scale']}_lr_{run['lr']}_seed_{run['seed']}"
+            continuum[name] = json.loads(path.read_text())["stages"][-1]["test_loss"]
+    recall = rows.loc[rows["at"] == "L 1024"].set_index("name")["value"]
+    assert dict(recall) == pytest.approx(continuum, rel=2e-4)
+    assert len(language) + len(recall) == rows["name"].nunique()
+
+
+LANGUAGE_PAIRS = ("mamba2_44m", "palimpsa_d_nometa_44m")
 
 
 # What README.md, docs/finetuning.md and docs/results.md say in words.
@@ -131,16 +143,26 @@ def test_what_pages_say_of_conversion_and_forced_forgetting_is_what_the_rows_say
     assert max(one.iloc[0] for one in ratios) < 0.001
     assert f"from under 0.001 to between {min(last):.0f} and {max(last):.0f}" in page
     losses = rows.loc[rows["measure"] == "validation_loss"].pivot_table("value", ["model", "seed"], "arm")
-    ahead = (losses["continued"] - losses["converted"]).loc["lm/mamba2_44m"]
-    assert f"is ahead of its control by {ahead[1]:.3f} and {ahead[2]:.3f} nats (two pairs)" in page
-    pairs = {("lm/mamba2_44m", 1), ("lm/mamba2_44m", 2), ("lm/palimpsa_d_nometa_44m", 1)}
-    assert set(losses.index) == pairs
-    assert "Missing are seed 3 of both models and seed 2 of Palimpsa-D w/o Meta" in page
-    d = losses.loc["lm/palimpsa_d_nometa_44m"]
-    assert {f"{loss:.3f}" for loss in d[["continued", "converted"]].to_numpy().flat} == {"4.215"}
-    strengths = pd.read_csv(folder / "strength.csv").query("metric == 'loss'").pivot_table("value", "name", "strength")
-    assert {f"{worth:.4f}" for worth in strengths[0.0] - strengths[1.0]} == {"0.0002"}
-    assert "the importances are worth 0.0002 nats a token so far, with three of six pairs trained" in page
+    ahead = losses["continued"] - losses["converted"]
+    assert set(losses.index) == {(f"lm/{name}", seed) for name in LANGUAGE_PAIRS for seed in (1, 2, 3)}
+    assert ahead.loc["lm/palimpsa_d_nometa_44m"].abs().max() < 4e-5
+    assert "end within 0.00004 nats a token of their controls" in page
+    own = [one for one in compare(rows.loc[rows["demonstration"] == "language"]) if one.model == "lm/mamba2_44m"]
+    (loss,) = (one for one in own if one.measure == "validation_loss")
+    leads = [ahead["lm/mamba2_44m"].min(), ahead["lm/mamba2_44m"].max(), -loss.difference]
+    assert "by {:.3f} to {:.3f} nats and {:.3f} in the mean".format(*leads) in page
+    assert "Student's interval, {:.3f} to {:.3f}, has 0 in it".format(*loss.interval) in page
+    assert f"three pairs would have found {loss.detectable:.3f}" in page
+    sure = [one for one in own if one.interval[0] > 0 or one.interval[1] < 0]
+    assert (len(own), len(sure), {one.measure for one in sure} & {"phonebook", "repeat_copy"}) == (48, 7, set())
+    assert max(one.difference for one in sure) < 0
+    strengths = pd.read_csv(folder / "strength.csv").pivot_table("value", ["metric", "name", "at"], "strength")
+    worth = strengths.loc["loss"].query("name.str.contains('_44m_')").diff(axis=1, periods=7)[1.0]
+    assert {f"{-one:.4f}" for one in worth} == {"0.0001", "0.0002"}
+    assert "without them the trained models lose 0.0001 to 0.0002 nats a token" in page
+    recalled = strengths.loc["accuracy"].xs("L 1024", level="at")[[0.0, 1.0]].to_numpy().flat
+    told = "recalls {:.1f}% of 1,024 tokens in place of {:.1f}%, and Palimpsa-M {:.1f}% in place of {:.1f}%"
+    assert told.format(*(100 * one for one in recalled)) in page
     curves = pd.read_csv(REPOSITORY / "results/recipe/curves.csv")
     curves = curves.loc[(curves["task"] == "mqar_forced") & curves["model"].isin(["palimpsa_d", "palimpsa_d_nometa"])]
     windows = [name for name in curves if name.startswith("window/")]
@@ -154,3 +176,16 @@ def test_what_pages_say_of_conversion_and_forced_forgetting_is_what_the_rows_say
     row = "| curriculum, A and d's bias decay by 0.1, L 1,024 | Palimpsa-D minus D w/o Meta | 4 | "
     gap = results.partition(row)[2].partition(" |")[0]
     assert f"So the gap of that arm, {gap} points at L 1,024" in results
+
+
+def test_what_is_said_of_the_controls_of_language_is_what_the_runs_say():
+    from palimpsa.analysis.finetuning.controls import AS_IT_WAS, FROZEN, TRAINED, control_runs
+
+    runs = pd.DataFrame(control_runs(REPOSITORY / "results/finetuning"))
+    page = " ".join((REPOSITORY / "docs/finetuning.md").read_text().split())
+    own = runs.loc[(runs["seed"] == 101) & (runs["kind"] == AS_IT_WAS), "loss"]
+    assert f"spread the control over {own.max() - own.min():.3f}" in page
+    means = runs.pivot_table("loss", "seed", "kind")
+    kernel, trained = means[AS_IT_WAS] - means[FROZEN], means[FROZEN] - means[TRAINED]
+    assert f"has {kernel[101]:.3f} (seed 101) and {kernel[103]:.3f} (seed 103) of the lead" in page
+    assert f"The other {trained[101]:.3f} and {trained[103]:.3f} come with training the importances" in page

@@ -16,6 +16,7 @@ import pandas as pd
 from palimpsa.analysis.calibration.tables import calibration_summary
 from palimpsa.analysis.collect.benchmark_columns import BASELINE, OPERATORS, PASSES
 from palimpsa.analysis.collect.benchmark_files import read_operator_csv, read_training_csv
+from palimpsa.analysis.finetuning.controls import controls_text
 from palimpsa.analysis.finetuning.tables import finetuning_summary
 from palimpsa.analysis.language.evaluation_tables import zero_shot_summary
 from palimpsa.analysis.language.speed_table import evaluation_speed_table
@@ -228,6 +229,7 @@ TEXT_BLOCKS: dict[str, Callable[[Path], str]] = {
     "pretraining_costs": pretraining_costs,
     "zero_shot_summary": zero_shot_summary,
     "evaluation_speed_table": evaluation_speed_table,
+    "finetuning_controls": controls_text,
     "finetuning_summary": finetuning_summary,
     "calibration_summary": calibration_summary,
 }

@@ -14,8 +14,7 @@ from palimpsa.analysis.dashboard.files import rounded
 from palimpsa.analysis.dashboard.speed import chart, looks_of_names
 from palimpsa.analysis.finetuning.comparison import Comparison, compare
 from palimpsa.analysis.finetuning.pairs import FILE, read_pairs
-from palimpsa.analysis.finetuning.strength import PANELS as STRENGTH_PANELS
-from palimpsa.analysis.finetuning.strength import read_strengths
+from palimpsa.analysis.finetuning.strength import read_strengths, run_labels, strength_panels
 from palimpsa.analysis.finetuning.tables import MEASURES
 from palimpsa.analysis.language.evaluation_tables import PANELS, caption, table_cells
 
@@ -90,16 +89,14 @@ def _pair_cells(one: Comparison) -> list[Any]:
 
 
 def _strength_charts(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    if rows.empty:
-        return []
-    looks = looks_of_names(set(rows["name"]))
     charts = []
-    for metric, words in STRENGTH_PANELS.items():
-        own = rows.loc[rows["metric"] == metric]
-        lines = [
-            (f"{line['label'].iloc[0]}, {at}", looks[str(name)], line.sort_values("strength"))
-            for (name, at), line in own.groupby(["name", "at"], sort=False)
-        ]
-        axis = {"title": "strength of the importances", "scale": "linear"}
-        charts.append(chart(words, words, axis, lines, "strength", "value", "linear"))
-    return [one for one in charts if one["lines"]]
+    for panels in strength_panels(rows) if len(rows) else []:
+        for title, own in panels.items():
+            looks, labels = looks_of_names(set(own["name"])), run_labels(own)
+            lines = [
+                (f"{labels[str(name)]}, {at}", looks[str(name)], line.sort_values("strength"))
+                for (name, at), line in own.groupby(["name", "at"], sort=False)
+            ]
+            axis = {"title": "strength of the importances", "scale": "linear"}
+            charts.append(chart(title, title, axis, lines, "strength", "value", "linear"))
+    return charts

@@ -52,7 +52,8 @@ def _cells(one: Comparison) -> list[str]:
 def _number(value: float, *, signed: bool = False) -> str:
     if math.isnan(value):
         return "-"
-    digits = 1 if abs(value) >= 10 else 3
+    # Of 0.0005 and less three digits would say 0.
+    digits = 1 if abs(value) >= 10 else 3 if abs(value) >= 5e-4 or not value else 6
     return f"{value:{'+' if signed else ''}.{digits}f}"
 
 
