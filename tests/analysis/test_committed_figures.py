@@ -108,19 +108,20 @@ def test_documents_and_strengths_are_those_of_the_committed_runs():
     assert len(language) + len(recall) == rows["name"].nunique()
 
 
+def words(page):
+    """Of a file, with one space between them."""
+    return " ".join((REPOSITORY / page).read_text().split())
+
+
 LANGUAGE_PAIRS = ("mamba2_44m", "palimpsa_d_nometa_44m")
 
 
-# What README.md, docs/finetuning.md and docs/results.md say in words.
-def test_what_pages_say_of_conversion_and_forced_forgetting_is_what_the_rows_say():
+def test_what_pages_say_of_conversion_is_what_the_rows_say():
     from palimpsa.analysis.finetuning.comparison import compare
     from palimpsa.analysis.finetuning.pairs import read_pairs
 
     folder = REPOSITORY / "results/finetuning"
-    page, readme, results = (
-        " ".join((REPOSITORY / name).read_text().split())
-        for name in ("docs/finetuning.md", "README.md", "docs/results.md")
-    )
+    page, readme = words("docs/finetuning.md"), words("README.md")
     rows = read_pairs(folder)
     by = {(one.model, one.at): one for one in compare(rows.loc[rows["demonstration"] == "recall"])}
     mamba2, twin, longer = by["mamba2", "512"], by["palimpsa_d_nometa", "512"], by["mamba2", "1024"]
@@ -163,29 +164,56 @@ def test_what_pages_say_of_conversion_and_forced_forgetting_is_what_the_rows_say
     recalled = strengths.loc["accuracy"].xs("L 1024", level="at")[[0.0, 1.0]].to_numpy().flat
     told = "recalls {:.1f}% of 1,024 tokens in place of {:.1f}%, and Palimpsa-M {:.1f}% in place of {:.1f}%"
     assert told.format(*(100 * one for one in recalled)) in page
-    curves = pd.read_csv(REPOSITORY / "results/recipe/curves.csv")
-    curves = curves.loc[(curves["task"] == "mqar_forced") & curves["model"].isin(["palimpsa_d", "palimpsa_d_nometa"])]
+
+
+def test_what_is_said_of_forced_forgetting_is_what_the_rows_say():
+    results = words("docs/results.md")
+    curves = pd.read_csv(REPOSITORY / "results/recipe/curves.csv").query("task == 'mqar_forced'")
     windows = [name for name in curves if name.startswith("window/")]
-    ended = curves.dropna(subset=windows, how="all").sort_values("step").groupby(["model", "seed"]).tail(1)[windows]
-    medians = ended.median(axis=1)
-    assert (f"{medians.min():.0e}", f"{medians.max():.0e}") == ("6e+09", "2e+13")
-    assert "the median head ends at 6 · 10^9 to 2 · 10^13 tokens" in results
-    assert ((ended < 100).sum().sum(), ended.notna().sum().sum()) == (1, 128)
-    assert "of 128 heads one is under 100" in results
+    ended = curves.dropna(subset=windows, how="all").sort_values("step").groupby(["model", "seed"]).tail(1)
+    medians = ended.set_index("model")[windows].median(axis=1)
+    slow = medians.index.isin(["palimpsa_m", "mamba2"])
+    ends = [f"{one:.0e}" for part in (medians[~slow], medians[slow]) for one in (part.min(), part.max())]
+    assert ends == ["4e+08", "1e+14", "4e+03", "1e+05"]
+    assert "4 · 10^8 to 1 · 10^14 tokens, that of Mamba-2 and Palimpsa-M at 4 · 10^3 to 1 · 10^5" in results
+    assert ((ended[windows] < 100).sum().sum(), ended[windows].notna().sum().sum()) == (9, 384)
+    assert "of 384 heads nine are under 100" in results
+    assert (len(ended), ended["model"].nunique()) == (24, 6)
     # The table is written by make figures.
-    row = "| curriculum, A and d's bias decay by 0.1, L 1,024 | Palimpsa-D minus D w/o Meta | 4 | "
-    gap = results.partition(row)[2].partition(" |")[0]
-    assert f"So the gap of that arm, {gap} points at L 1,024" in results
+    row, pairs = "| curriculum, A and d's bias decay by 0.1, L 1,024 | {} minus {} | 4 | ", []
+    for pair in (
+        ("Palimpsa-D", "D w/o Meta"),
+        ("Palimpsa-D, scalar", "D w/o Meta"),
+        ("Palimpsa-M", "Mamba-2 (M w/o Meta)"),
+    ):
+        pairs.append(results.partition(row.format(*pair))[2].partition(" |")[0])
+    assert "twin at L 1,024, by {}, {} (scalar) and {} points (M)".format(*pairs) in results
+    runs = pd.read_csv(REPOSITORY / "results/recipe/runs.csv").query("task == 'mqar_forced' and seq_len == 1024")
+    best = runs.groupby("model")["test_accuracy"].mean().sort_values()
+    assert (best.index[-1], f"{100 * best.iloc[-1]:.1f}") == ("gated_deltanet", "81.9")
+    assert "Gated DeltaNet, at 81.9, is ahead of all" in results
 
 
 def test_what_is_said_of_the_controls_of_language_is_what_the_runs_say():
     from palimpsa.analysis.finetuning.controls import AS_IT_WAS, FROZEN, TRAINED, control_runs
 
     runs = pd.DataFrame(control_runs(REPOSITORY / "results/finetuning"))
-    page = " ".join((REPOSITORY / "docs/finetuning.md").read_text().split())
+    page = words("docs/finetuning.md")
     own = runs.loc[(runs["seed"] == 101) & (runs["kind"] == AS_IT_WAS), "loss"]
     assert f"spread the control over {own.max() - own.min():.3f}" in page
     means = runs.pivot_table("loss", "seed", "kind")
     kernel, trained = means[AS_IT_WAS] - means[FROZEN], means[FROZEN] - means[TRAINED]
     assert f"has {kernel[101]:.3f} (seed 101) and {kernel[103]:.3f} (seed 103) of the lead" in page
     assert f"The other {trained[101]:.3f} and {trained[103]:.3f} come with training the importances" in page
+
+
+def test_what_is_said_of_calibration_is_what_the_rows_say():
+    rows = pd.read_csv(REPOSITORY / "results/calibration/calibration.csv").query("scale == 'h200' and seq_len == 1024")
+    assert set(rows["model"]) == {"palimpsa_d_scalar", "palimpsa_m_scalar"}
+    overall = rows.loc[rows["layer"].isna() | (rows["layer"] == "sum")]
+    means = overall.pivot_table("auroc", "signal", "model")
+    variances, confidences = ([f"{one:.2f}" for one in means.loc[signal]] for signal in ("variance", "confidence"))
+    assert set(confidences) == {"0.90"}
+    page, readme = words("docs/calibration.md"), words("README.md")
+    assert "an AUROC of {} and {} beside the softmax's 0.90".format(*variances) in page
+    assert "of the scalar forms, at the paper's sizes: it does not tell errors of recall" in readme
