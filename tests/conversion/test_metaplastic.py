@@ -407,6 +407,10 @@ WRONG = {
         lambda f: with_weights(f, lambda w: w.update({f"{FIRST}D": w[f"{FIRST}D"].to(torch.int8)})),
         "got torch.int8, expected floating-point numbers",
     ),
+    "8 bits": (
+        lambda f: with_weights(f, lambda w: w.update({name: x.to(torch.float8_e4m3fn) for name, x in w.items()})),
+        "got torch.float8_e4m3fn, expected floating-point numbers of 16 bits or more",
+    ),
     "another head": (
         lambda f: with_weights(f, lambda w: w.update({"lm_head.weight": w["backbone.embeddings.weight"] + 1})),
         "got lm_head.weight other than backbone.embeddings.weight, to which its config.json ties it",

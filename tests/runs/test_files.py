@@ -109,6 +109,20 @@ def test_a_folder_appears_once_it_is_whole_and_what_fails_leaves_the_old_one(tmp
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
+def test_what_fails_leaves_none_of_the_folders_that_it_was_to_be_in(tmp_path):
+    def fail(beside):
+        with whole_folder(tmp_path / "a/b/made") as partial:
+            (partial.parent if beside else partial).joinpath("written").write_text("1")
+            raise ValueError("full")
+
+    with pytest.raises(ValueError, match="full"):
+        fail(beside=False)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="full"):
+        fail(beside=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "b", "written"]
+
+
 def test_a_killed_writer_of_a_folder_leaves_nothing_for_long(tmp_path):
     place = tmp_path / "made"
     code = (

@@ -53,11 +53,14 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def check_one_floating_dtype(weights: dict[str, Tensor], path: Path) -> None:
-    """Raises ConfigError for tensors that are no floating-point numbers, or of several dtypes."""
+    """Raises ConfigError for tensors that are no floating-point numbers of 16 bits or more, or of several dtypes."""
     first: tuple[str, torch.dtype] | None = None
     for name, weight in weights.items():
         if not weight.is_floating_point():
             raise ConfigError(f"{path}: {name}: got {weight.dtype}, expected floating-point numbers")
+        if weight.element_size() < 2:
+            # Of 8 bits they are of quantised models, whose scales are elsewhere.
+            raise ConfigError(f"{path}: {name}: got {weight.dtype}, expected floating-point numbers of 16 bits or more")
         first = first or (name, weight.dtype)
         if weight.dtype != first[1]:
             raise ConfigError(

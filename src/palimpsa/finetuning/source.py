@@ -19,6 +19,7 @@ from palimpsa.runs.identity import upgraded
 from palimpsa.runs.result import read_json_object
 from palimpsa.tasks.build import FILES
 from palimpsa.tasks.data_digests import split_folder, with_data_digests
+from palimpsa.training.storage.start import weights_are_gone
 from palimpsa.training.storage.trained import OWN_MODEL_TYPE, read_source, weights_digest
 
 if TYPE_CHECKING:
@@ -74,9 +75,9 @@ def converted(source: Path, folder: Path, options: str = "") -> Path:
     words = metaplastic_words(options, "--convert")
     place = folder / f"{source.resolve().name}_{conversion_digits(_content_digest(source), options)}"
     report_file = place.with_name(f"{place.name}.txt")
-    if place.is_dir() and report_file.is_file():
+    if place.is_dir() and report_file.is_file() and not weights_are_gone(place):
         return place
-    # What was killed before its report is there.
+    # What was killed before its report is there, or copied without its weights.
     shutil.rmtree(place, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     report = convert_as_told(["metaplastic", str(source), str(place), *words])

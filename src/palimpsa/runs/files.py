@@ -92,13 +92,14 @@ def write_all_atomic(
 def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder beside a place, which is moved there once it is complete, and removed where it does not become so.
 
-    What a writer that was killed has left of this folder goes first.
+    What a writer that was killed has left of this folder goes first. Folders that it is in are made, and go with it.
 
     Args:
         replace: what is at the place goes, once the new one is complete.
     """
     place = folder.absolute().parent
     partial, old = _temporary_of(place / folder.name), place / f".{folder.name}.{os.getpid()}.old"
+    new_parents = [parent for parent in (place, *place.parents) if not parent.exists()]
     remove_abandoned(place, folder.name)
     try:
         partial.mkdir(parents=True)
@@ -119,6 +120,11 @@ def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     finally:
         for left in (partial, old):
             shutil.rmtree(left, ignore_errors=True)
+        if not os.path.lexists(folder):
+            # From within outwards, as long as nobody else has put something there.
+            with contextlib.suppress(OSError):
+                for parent in new_parents:
+                    parent.rmdir()
 
 
 def remove_abandoned(folder: Path, name: str | None = None) -> None:

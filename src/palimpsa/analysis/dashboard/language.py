@@ -94,8 +94,9 @@ def _strength_charts(rows: pd.DataFrame) -> list[dict[str, Any]]:
         for title, own in panels.items():
             looks, labels = looks_of_names(set(own["name"])), run_labels(own)
             lines = [
-                (f"{labels[str(name)]}, {at}", looks[str(name)], line.sort_values("strength"))
-                for (name, at), line in own.groupby(["name", "at"], sort=False)
+                (f"{labels[name]}, {at}", looks[name], line.sort_values("strength"))
+                for name, runs in ((str(name), runs) for name, runs in own.groupby("name", sort=False))
+                for at, line in runs.groupby("at", sort=False)
             ]
             axis = {"title": "strength of the importances", "scale": "linear"}
             charts.append(chart(title, title, axis, lines, "strength", "value", "linear"))

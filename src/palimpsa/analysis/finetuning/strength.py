@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -112,7 +113,7 @@ def strength_figure(rows: pd.DataFrame) -> Figure:
                 ticks = [0, *(10.0**k for k in range(-3, 1))]
                 axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
                 axes.set_xlim(-LINEAR_BELOW / 4, 1.3)
-                if (own["metric"] == VARIANCE).all() and (own["value"] > 0).all():
+                if set(own["metric"]) == {VARIANCE} and bool(np.all(own["value"] > 0)):
                     log_axis(axes)
             for axes in all_axes[len(panels) :]:
                 axes.remove()

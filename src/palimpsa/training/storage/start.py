@@ -46,11 +46,13 @@ def with_start_digest(config: TrainConfig) -> TrainConfig:
 
 
 def weights_are_gone(path: Path) -> bool:
-    """Whether there is nothing at a path, or a run that has ended and of which no checkpoint was kept."""
+    """Whether there is nothing at a path, or what once had weights: a run that has ended, a folder that was copied."""
     if not path.is_dir():
         return not path.exists()
     directory = RunDirectory(path)
-    return directory.result_file.exists() and not is_sharded(path) and not directory.checkpoints.newest_first()
+    if is_sharded(path) or directory.checkpoints.newest_first():
+        return False
+    return directory.result_file.exists() or (directory.config_file.exists() and not any(path.glob("*.safetensors")))
 
 
 def _digest_on_record(run_dir: str) -> str | None:
