@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from palimpsa.config.process import run_script
+from palimpsa.runs.exit_codes import terminated_as_interrupted
 from palimpsa.runs.schema import ResultError
 
 
@@ -74,7 +75,8 @@ def main(given: Sequence[str] | None = None) -> int:
                 print(path)
         print(page.absolute().as_uri(), flush=True)
         if arguments.watch:
-            follow(dashboard)
+            with terminated_as_interrupted():
+                follow(dashboard)
     except (ResultError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

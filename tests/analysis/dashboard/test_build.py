@@ -355,7 +355,9 @@ def test_an_inspections_page_is_written_once(tmp_path, build, monkeypatch):
     monkeypatch.setattr("palimpsa.analysis.dashboard.build.write_page", counted)
     built = build(tmp_path)
     first, second = built.index["memory"]
-    assert '<script src="../plotly.min.js"></script>' in (built.out / first["page"]).read_text()
+    page = (built.out / first["page"]).read_text()
+    assert '<script src="../plotly.min.js"></script>' in page
+    assert '<a href="../index.html#memory">All results</a>' in page
     assert second["page"] is None
     assert "memory/b/inspection.json" in built.problems()
     # Neither has changed; the one that could not be read is tried again.

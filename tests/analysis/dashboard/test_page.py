@@ -363,6 +363,20 @@ def test_an_open_page_takes_in_what_is_built_again(browser, run_writer, tmp_path
     own.context.close()
 
 
+def test_a_table_that_was_unfolded_stays_so_where_it_is_drawn_anew(tab):
+    counts = tab().go("#runs").evaluate(
+        """() => {
+          const rows = Array.from({ length: 120 }, (_, i) => ({ a: i }));
+          const draw = () => sortableTable([{ name: "a", key: "a" }], rows, { caption: "x" });
+          const first = draw();
+          const folded = first.querySelectorAll("tbody tr").length;
+          first.querySelector(".more").click();
+          return [folded, ...[first, draw()].map((table) => table.querySelectorAll("tbody tr").length)];
+        }"""
+    )
+    assert counts == [100, 120, 120]
+
+
 def test_a_label_and_a_reason_without_a_blank_make_no_page_wider(browser, run_writer, tmp_path):
     add_run = run_writer(tmp_path)
     add_run()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -136,3 +139,16 @@ def test_a_failure_of_which_a_directory_tells_too_is_told_once(add_run, tmp_path
         progress = build(tmp_path).index["progress"]
     assert progress["failed"] == [["gla lr 0.1 seed 1", "ConfigError: no"]]
     assert len(progress["not_finished"]) == 1
+
+
+def test_following_that_is_terminated_tells_the_open_page(tmp_path):
+    """As a scheduler ends it, and not a terminal."""
+    script = Path(__file__).resolve().parents[3] / "scripts/dashboard.py"
+    command = [sys.executable, str(script), "--results", str(tmp_path), "--watch"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("file://")
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told.splitlines()[-1]) == (0, "no longer following")
+    assert '"watched":false' in (tmp_path / "dashboard/data/version.js").read_text()

@@ -207,7 +207,7 @@ class Dashboard:
     def _write_memory_page(self, inspection: Path, page: Path) -> None:
         """One inspection's page, where the inspection is another one than at the last build."""
         page.parent.mkdir(parents=True, exist_ok=True)
-        write = partial(write_page, inspection.parent, page, f"../{PLOTLY}", self.scrubber)
+        write = partial(write_page, inspection.parent, page, f"../{PLOTLY}", self.scrubber, "../index.html#memory")
         self._cache.get("memory", page, [inspection], write)
 
     def _offline_row(self, run: OfflineRun, problems: Problems) -> list[Any]:

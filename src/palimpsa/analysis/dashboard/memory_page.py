@@ -50,7 +50,9 @@ WORDS = (
 )
 
 
-def write_page(folder: Path, out_html: Path, plotly_js: str, scrubber: Scrubber | None = None) -> Path:
+def write_page(
+    folder: Path, out_html: Path, plotly_js: str, scrubber: Scrubber | None = None, back: str | None = None
+) -> Path:
     """Writes the page of the inspection in a folder, whole or not at all.
 
     Args:
@@ -59,6 +61,7 @@ def write_page(folder: Path, out_html: Path, plotly_js: str, scrubber: Scrubber 
         plotly_js: where the page finds plotly.min.js: an address relative to it.
         scrubber: looks at what is said of the model and its origin, not at the text that was read; None: one that knows
             this machine.
+        back: where the page with all results is, an address relative to this one; None: there is none.
 
     Returns:
         `out_html`.
@@ -72,6 +75,7 @@ def write_page(folder: Path, out_html: Path, plotly_js: str, scrubber: Scrubber 
     content |= {key: scrubber.data(content[key]) for key in ("model", "provenance")}
     rules = content["rules"]
     slots = {
+        "BACK": "" if back is None else f'<p><a href="{html.escape(back, quote=True)}">All results</a></p>\n',
         "TITLE": html.escape(shortened(f"Memory of {one_line(content['model']['label'])}", 80)),
         "DATA": _script_json(content),
         "WORDS": _script_json(WORDS),

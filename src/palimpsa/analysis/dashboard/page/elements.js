@@ -111,13 +111,18 @@ function problemList(view = null) {
   );
 }
 
+// Tables whose rows are all shown, by their view and columns: they stay so where new data are drawn.
+const shownWhole = new Set();
+
 // A table that sorts by any column: a button in each header, the arrow keys from row to row.
 // columns: { name, key, number (right-aligned, sorted as numbers), show (value, row -> text or node), wide }.
 // options: caption, quiet (a heading above says the same), sort ("key" or "-key"), onSort, page (rows at first), empty (text).
 function sortableTable(columns, rows, options = {}) {
+  const place = [location.hash.split("?")[0], ...columns.map((column) => column.key)].join(" ");
   let { sort = "", page = 100 } = options;
+  if (shownWhole.has(place)) page = Infinity;
   const body = element("tbody");
-  const more = element("button", { type: "button", class: "more", onclick: () => ((page = Infinity), fill()) });
+  const more = element("button", { type: "button", class: "more", onclick: showWhole });
   const heads = columns.map((column) => {
     const button = element("button", { type: "button", onclick: () => change(column) }, column.name);
     return element("th", { scope: "col", class: cellClass(column) }, button);
@@ -134,6 +139,12 @@ function sortableTable(columns, rows, options = {}) {
     { class: "scroll", role: "region", tabindex: "0", "aria-label": options.caption },
     table,
   );
+
+  function showWhole() {
+    shownWhole.add(place);
+    page = Infinity;
+    fill();
+  }
 
   function cellClass(column) {
     return (
