@@ -364,8 +364,11 @@ def test_an_open_page_takes_in_what_is_built_again(browser, run_writer, tmp_path
 
 
 def test_a_table_that_was_unfolded_stays_so_where_it_is_drawn_anew(tab):
-    counts = tab().go("#runs").evaluate(
-        """() => {
+    counts = (
+        tab()
+        .go("#runs")
+        .evaluate(
+            """() => {
           const rows = Array.from({ length: 120 }, (_, i) => ({ a: i }));
           const draw = () => sortableTable([{ name: "a", key: "a" }], rows, { caption: "x" });
           const first = draw();
@@ -373,6 +376,7 @@ def test_a_table_that_was_unfolded_stays_so_where_it_is_drawn_anew(tab):
           first.querySelector(".more").click();
           return [folded, ...[first, draw()].map((table) => table.querySelectorAll("tbody tr").length)];
         }"""
+        )
     )
     assert counts == [100, 120, 120]
 
