@@ -205,15 +205,3 @@ def test_what_is_said_of_the_controls_of_language_is_what_the_runs_say():
     kernel, trained = means[AS_IT_WAS] - means[FROZEN], means[FROZEN] - means[TRAINED]
     assert f"has {kernel[101]:.3f} (seed 101) and {kernel[103]:.3f} (seed 103) of the lead" in page
     assert f"The other {trained[101]:.3f} and {trained[103]:.3f} come with training the importances" in page
-
-
-def test_what_is_said_of_calibration_is_what_the_rows_say():
-    rows = pd.read_csv(REPOSITORY / "results/calibration/calibration.csv").query("scale == 'h200' and seq_len == 1024")
-    assert set(rows["model"]) == {"palimpsa_d_scalar", "palimpsa_m_scalar"}
-    overall = rows.loc[rows["layer"].isna() | (rows["layer"] == "sum")]
-    means = overall.pivot_table("auroc", "signal", "model")
-    variances, confidences = ([f"{one:.2f}" for one in means.loc[signal]] for signal in ("variance", "confidence"))
-    assert set(confidences) == {"0.90"}
-    page, readme = words("docs/calibration.md"), words("README.md")
-    assert "an AUROC of {} and {} beside the softmax's 0.90".format(*variances) in page
-    assert "of the scalar forms, at the paper's sizes: it does not tell errors of recall" in readme
