@@ -1,12 +1,15 @@
 """A model config: built as it stands, or refused in one line that names the key."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 from omegaconf import OmegaConf
 
 from palimpsa.config.compose import compose_config
 from palimpsa.config.errors import ConfigError
+from palimpsa.config.schema import CONFIG_DIR
 from palimpsa.mixers import Mixer
 from palimpsa.model.build import build_model, check_model
 
@@ -70,3 +73,16 @@ def test_a_model_without_a_seed_is_left_for_a_checkpoint_to_fill(shipped):
     empty, drawn = build_model(shipped, None), build_model(shipped, 1)
     empty.load_state_dict(drawn.state_dict())
     assert empty.num_parameters == drawn.num_parameters
+
+
+def test_to_check_models_takes_no_compiler():
+    """What PyTorch does on the device "meta" in Python imports it: a second and more of every command."""
+    code = (
+        "import sys; from omegaconf import OmegaConf; from palimpsa.config.compose import compose_config\n"
+        "from palimpsa.model.build import check_model\n"
+        f"for name in {[path.stem for path in sorted(CONFIG_DIR.glob('model/*.yaml'))]}:\n"
+        "    check_model(OmegaConf.to_container(compose_config([f'model={name}']).model, resolve=True))\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.split()) == (0, ["False"]), done.stderr

@@ -57,8 +57,9 @@ class Decay(nn.Module):
         is_random: bool = False,
     ) -> None:
         super().__init__()
-        self.log_rate = nn.Parameter(rate.log())
-        self.bias = nn.Parameter(softplus_inverse(step_size))
+        device = torch.get_default_device()
+        self.log_rate = nn.Parameter(rate.log().to(device))
+        self.bias = nn.Parameter(softplus_inverse(step_size).to(device))
         self.step_size_limit = step_size_limit
         self.is_random = is_random
 

@@ -28,7 +28,7 @@ RANDOM = "random"
 
 
 def initial_decay(num_heads: int, forgetting: str) -> tuple[Tensor, Tensor]:
-    """Initial A [H] and d [H]: the same decay, exp(-A d), for every model of a comparison.
+    """Initial A [H] and d [H], on the CPU: the same decay, exp(-A d), for every model of a comparison.
 
     Args:
         num_heads: H >= 1.
@@ -40,9 +40,9 @@ def initial_decay(num_heads: int, forgetting: str) -> tuple[Tensor, Tensor]:
     if forgetting not in DECAY_RATE_RANGE:
         raise ValueError(f"forgetting: got {forgetting!r}, expected one of {', '.join(DECAY_RATE_RANGE)} here")
     first, last = STEP_SIZE_RANGE
-    rate = torch.linspace(*DECAY_RATE_RANGE[forgetting], num_heads)
-    # transformers has linspace on the CPU where all else is on the device "meta".
-    step_size = torch.logspace(math.log10(first), math.log10(last), num_heads, device=rate.device)
+    # Wherever a model is built: arithmetic on the device "meta" imports PyTorch's compiler, which takes seconds.
+    rate = torch.linspace(*DECAY_RATE_RANGE[forgetting], num_heads, device="cpu")
+    step_size = torch.logspace(math.log10(first), math.log10(last), num_heads, device="cpu")
     return rate, step_size
 
 
@@ -64,7 +64,7 @@ def initial_decay_bias(num_heads: int, forgetting: str, temperature: float) -> T
     """b [H] with logsigmoid(b) / temperature = -A d: `initial_decay` in GLA's parametrisation."""
     rate, step_size = initial_decay(num_heads, forgetting)
     # logsigmoid(b) = -c has the solution b = -log(expm1(c)).
-    return -torch.log(torch.expm1(temperature * rate * step_size))
+    return (-torch.log(torch.expm1(temperature * rate * step_size))).to(torch.get_default_device())
 
 
 @torch.no_grad()

@@ -25,6 +25,11 @@ class TokenEmbedding(nn.Embedding):
     def __init__(self, vocab_size: int, d_model: int) -> None:
         super().__init__(vocab_size, d_model)
 
+    def reset_parameters(self) -> None:
+        """Nothing without memory, where a model is only checked: PyTorch would import its compiler for it, seconds."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
     def forward(self, input: Tensor) -> Tensor:
         has_kernel = self.weight.is_cuda and self.weight.dtype != torch.float64
         # A compiler sees what it knows; torch.func has no rule for the kernel.
