@@ -257,6 +257,14 @@ def test_a_directory_that_cannot_be_made_is_named(tiny_config, tmp_path):
         run(tiny_config(f"results_dir={tmp_path}/file"))
 
 
+def time_of(file):
+    """When it was written; None where it is not there, as for a moment while another takes its place."""
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
 @pytest.mark.parametrize("model", ["palimpsa_d", "mamba2"])
 def test_a_run_killed_at_any_moment_resumes_to_the_identical_result(
     start_script, tiny_config, tiny_overrides, tmp_path, model
@@ -275,11 +283,11 @@ def test_a_run_killed_at_any_moment_resumes_to_the_identical_result(
     checkpoint = directory / "checkpoints/last.ckpt"
     kills = 0
     for _ in range(2):
-        seen = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+        seen = time_of(checkpoint)
         process = start_script(*command)
         deadline = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < deadline:
-            if checkpoint.exists() and checkpoint.stat().st_mtime_ns != seen:
+            if time_of(checkpoint) not in (None, seen):
                 os.kill(process.pid, signal.SIGKILL)
                 break
             time.sleep(0.002)
