@@ -157,6 +157,10 @@ def test_what_pages_say_of_conversion_is_what_the_rows_say():
     sure = [one for one in own if one.interval[0] > 0 or one.interval[1] < 0]
     assert (len(own), len(sure), {one.measure for one in sure} & {"phonebook", "repeat_copy"}) == (48, 7, set())
     assert max(one.difference for one in sure) < 0
+    twins = [one for one in compare(rows) if one.model == "lm/palimpsa_d_nometa_44m"]
+    sizes = [abs(one.difference) for one in twins if one.interval[0] > 0 or one.interval[1] < 0]
+    assert (len(twins), len(sizes), f"{max(sizes):.4f}") == (48, 2, "0.0014")
+    assert "two of Palimpsa-D, of 0.0014 and less" in page
     strengths = pd.read_csv(folder / "strength.csv").pivot_table("value", ["metric", "name", "at"], "strength")
     worth = strengths.loc["loss"].query("name.str.contains('_44m_')").diff(axis=1, periods=7)[1.0]
     assert {f"{-one:.4f}" for one in worth} == {"0.0001", "0.0002"}
@@ -192,6 +196,29 @@ def test_what_is_said_of_forced_forgetting_is_what_the_rows_say():
     best = runs.groupby("model")["test_accuracy"].mean().sort_values()
     assert (best.index[-1], f"{100 * best.iloc[-1]:.1f}") == ("gated_deltanet", "81.9")
     assert "Gated DeltaNet, at 81.9, is ahead of all" in results
+
+
+def test_a_control_of_language_differs_from_its_pair_in_rate_and_freezing_alone():
+    def what_trains(path):
+        config = json.loads(path.read_text())
+        optimizer = {name: value for name, value in config["optimizer"].items() if name not in ("lr", "freeze")}
+        task = {name: value for name, value in config["task"].items() if name not in ("name", "directory", "data")}
+        mixer = config["model"]["mixer"]
+        return {
+            "optimizer": optimizer,
+            "task": task,
+            "mixer": mixer,
+            **{name: config[name] for name in ("seed", "recipe", "scale")},
+            **{"weights": config["start"]["digest"], "precision": config["trainer"]["precision"]},
+        }
+
+    folder = REPOSITORY / "results/finetuning"
+    controls = [path for path in tracked("results/finetuning/controls") if path.name == "config.json"]
+    assert len(controls) == 6
+    for path in controls:
+        kind = "metaplastic_converted" if "metaplastic" in str(path) else "continued"
+        pair = folder / f"runs/language_further/h200/mamba2_44m_{kind}/lr_0.001" / path.parent.name / path.name
+        assert what_trains(path) == what_trains(pair), path
 
 
 def test_what_is_said_of_the_controls_of_language_is_what_the_runs_say():

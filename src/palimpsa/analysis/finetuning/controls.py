@@ -60,8 +60,8 @@ def _runs(root: Path) -> list[dict[str, Any]]:
     for directory in find_run_dirs(root)[0] if root.exists() else []:
         result = read_result(directory / "result.json")
         config, run = result["config"], result["run"]
-        is_converted = config["model"]["mixer"]["metaplastic"]
-        kind = (FROZEN if config["optimizer"]["freeze"] else TRAINED) if is_converted else AS_IT_WAS
+        is_converted = config["model"]["mixer"].get("metaplastic", False)
+        kind = (FROZEN if config["optimizer"].get("freeze") else TRAINED) if is_converted else AS_IT_WAS
         found.append(
             {
                 "label": config["model"]["label"].removesuffix(", metaplastic"),
