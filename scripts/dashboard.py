@@ -73,13 +73,15 @@ def main(given: Sequence[str] | None = None) -> int:
         if arguments.pictures:
             for path in take_pictures(page, arguments.pictures):
                 print(path)
+
+        def tell() -> None:
+            print(page.absolute().as_uri(), flush=True)
+
         if not arguments.watch:
-            print(page.absolute().as_uri(), flush=True)
+            tell()
             return 0
-        # Before the address is told: whoever reads it may end this at once.
         with terminated_as_interrupted():
-            print(page.absolute().as_uri(), flush=True)
-            follow(dashboard)
+            follow(dashboard, tell)
     except (ResultError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -141,6 +141,15 @@ def test_a_failure_of_which_a_directory_tells_too_is_told_once(add_run, tmp_path
     assert len(progress["not_finished"]) == 1
 
 
+def test_an_interrupt_as_the_address_is_told_ends_the_following_in_order(build, tmp_path, capsys):
+    def tell() -> None:
+        raise KeyboardInterrupt
+
+    assert follow(build(tmp_path, watched=True).dashboard, tell).page.exists()
+    assert capsys.readouterr().err == "no longer following\n"
+    assert '"watched":false' in (tmp_path / "dashboard/data/version.js").read_text()
+
+
 def test_following_that_is_terminated_tells_the_open_page(tmp_path):
     """As a scheduler ends it, and not a terminal."""
     script = Path(__file__).resolve().parents[3] / "scripts/dashboard.py"

@@ -11,11 +11,17 @@ from palimpsa.analysis.dashboard.build import Built, Dashboard
 INTERVAL_S = 3.0
 
 
-def follow(dashboard: Dashboard, interval: float = INTERVAL_S, wait: Callable[[float], None] = time.sleep) -> Built:
+def follow(
+    dashboard: Dashboard,
+    tell: Callable[[], None] = lambda: None,
+    interval: float = INTERVAL_S,
+    wait: Callable[[float], None] = time.sleep,
+) -> Built:
     """Builds until it is interrupted, and a last time then, so that an open page knows that nobody follows any more.
 
     Args:
         dashboard: whose page looks for new data.
+        tell: says where the page is, once; whoever hears it may interrupt at once.
         interval: seconds between the end of a build and the next.
         wait: for so many seconds; raises KeyboardInterrupt to end.
 
@@ -23,6 +29,7 @@ def follow(dashboard: Dashboard, interval: float = INTERVAL_S, wait: Callable[[f
         OSError: the folder cannot be written.
     """
     try:
+        tell()
         while True:
             dashboard.build()
             wait(interval)
