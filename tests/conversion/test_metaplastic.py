@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import resource
+import warnings
 from pathlib import Path
 
 import pytest
@@ -181,7 +183,7 @@ def test_every_tensor_is_in_the_report_and_the_folder_says_where_it_came_from(so
     assert "output norm: over each of 8 groups" in printed
     assert "tokenizer: copied tokenizer.json" in printed
     assert (tmp_path / "new/tokenizer.json").read_text() == "{}"
-    assert (model.config.name, model.config.eos_token_id) == ("mamba2_metaplastic", 256)
+    assert (model.config.name, model.config.eos_token_id) == ("mamba2-small_metaplastic", 256)
     assert model.config.mixer["num_norm_groups"] == 8
     card = (tmp_path / "new/README.md").read_text()
     assert "parameters, converted by the repository" in card
@@ -299,6 +301,14 @@ def test_our_models_without_metaplasticity_are_converted_from_runs_and_folders(n
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", SOURCES)
+def test_without_precisions_it_is_the_control_in_our_layout(name, source, expected, tokens, tmp_path):
+    model = metaplastic(source(name), tmp_path / "new", "--form", "none")
+    assert (model.config.name, model.config.mixer["metaplastic"]) == ("mamba2-small", False)
+    assert not [key for key in model.state_dict() if "plasticity" in key]
+    assert error(model(tokens).logits, expected(name)) < 1e-4
+
+
 def test_without_the_new_tensors_it_is_the_source_again(source, tokens, tmp_path):
     """How docs/finetuning.md undoes a conversion."""
     from palimpsa.model.hf import PalimpsaConfig, PalimpsaForCausalLM
@@ -365,6 +375,17 @@ def with_pickle(folder: Path, content: object) -> None:
     torch.save(content, folder / "pytorch_model.bin")
 
 
+SHARD = "model-1.safetensors"
+
+
+def with_index(folder: Path, changes: dict) -> None:
+    """One shard, and an index that differs from it; None: says nothing of a tensor."""
+    names = dict.fromkeys(load_file(folder / "model.safetensors"), SHARD) | changes
+    (folder / "model.safetensors").rename(folder / SHARD)
+    places = {name: file for name, file in names.items() if file}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
 class Planted:
     def __reduce__(self):
         return os.mkdir, ("planted",)
@@ -422,7 +443,28 @@ WRONG = {
     "damaged": (lambda f: (f / "model.safetensors").write_bytes(b"nothing"), "cannot be read"),
     "code": (
         lambda f: with_pickle(f, {"a": Planted()}),
-        "refused by torch.load(weights_only=True), which",
+        "takes tensors and runs no code (Trying to load unsupported GLOBAL posix.mkdir)",
+    ),
+    "code of no archive": (
+        lambda f: [
+            (f / "model.safetensors").unlink(),
+            (f / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Planted()}, protocol=4)),
+        ],
+        "refused by torch.load(weights_only=True), which takes tensors and runs no code (Unsupported operand 149)",
+    ),
+    "no list": (lambda f: with_config(f, architectures=5), "architectures: got 5, expected ['Mamba2ForCausalLM']"),
+    "a word": (
+        lambda f: with_config(f, architectures="Mamba2ForCausalLM"),
+        "architectures: got 'Mamba2ForCausalLM', expected ['Mamba2ForCausalLM']",
+    ),
+    "layers without number": (
+        lambda f: with_config(f, num_hidden_layers=10_000_000),
+        "got weights of 1 layers, expected 10000000, as its config.json says",
+    ),
+    "an index that says more": (lambda f: with_index(f, {"b": SHARD}), f"{SHARD}: has no b, expected the tensors that"),
+    "an index that says less": (
+        lambda f: with_index(f, {"backbone.norm_f.weight": None}),
+        f"{SHARD}: has backbone.norm_f.weight, expected the tensors that model.safetensors.index.json says",
     ),
     "no tensors": (lambda f: with_pickle(f, {"a": [1]}), "expected tensors by their names"),
     "sparse tensors": (
@@ -457,7 +499,10 @@ def test_a_wrong_source_is_one_line_and_nothing_is_written(what, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     draw_source(folder, {"num_hidden_layers": 1})
     damage(folder)
-    assert is_refused(folder, told, capsys, tmp_path)
+    with warnings.catch_warnings():
+        # One would be told beside the error.
+        warnings.simplefilter("error")
+        assert is_refused(folder, told, capsys, tmp_path)
 
 
 def is_refused(folder: Path, told: str, capsys, below: Path, *options: str) -> bool:
@@ -480,7 +525,15 @@ def is_refused(folder: Path, told: str, capsys, below: Path, *options: str) -> b
         ({"ssm_cfg": {"layer": "Mamba2", "headdim": 48}}, "ssm_cfg.headdim: got 48, expected a divisor of 64"),
         ({"ssm_cfg": {"layer": "Mamba2", "d_stat": 4}}, "ssm_cfg.d_stat: nothing here has such an option"),
         ({"ssm_cfg": {"layer": "Mamba2", "ngroups": 3}}, "num_groups: got 3, expected a divisor of num_heads = 1"),
-        ({"ssm_cfg": {"layer": "Mamba2", "headdim": "8"}}, "got sizes that make no model"),
+        ({"ssm_cfg": {"layer": "Mamba2", "headdim": "8"}}, "ssm_cfg.headdim: got '8', expected a whole number above 0"),
+        ({"ssm_cfg": {"layer": "Mamba2", "headdim": 0}}, "ssm_cfg.headdim: got 0, expected a whole number above 0"),
+        ({"ssm_cfg": {"layer": "Mamba2", "expand": 1e308}}, "got sizes that make no model"),
+        ({"ssm_cfg": {"layer": "Mamba2", "expand": "2"}}, "ssm_cfg.expand: got '2', expected a number above 0"),
+        ({"ssm_cfg": {"layer": "Mamba2", "dt_limit": None}}, "ssm_cfg.dt_limit: got None, expected the least and"),
+        ({"n_layer": "2"}, "n_layer: got '2', expected a whole number above 0"),
+        ({"d_model": None}, "d_model: got None, expected a whole number above 0"),
+        ({"tie_embeddings": None}, "tie_embeddings: got None, expected true or false"),
+        ({"pad_vocab_size_multiple": "8"}, "pad_vocab_size_multiple: got '8', expected a whole number"),
         ({"ssm_cfg": [1]}, "ssm_cfg: got [1], expected the arguments of a Mamba-2"),
         ({"attn_layer_idx": [3]}, "attn_layer_idx: got [3], expected []"),
         ({"d_intermediate": 128}, "d_intermediate: got 128, expected 0"),
@@ -500,14 +553,19 @@ def test_wrong_options_another_mixer_a_taken_place_and_a_full_disk_are_one_line(
     origin, new = source("G1-tied"), tmp_path / "new"
     for options, told in (
         (("--form", "constant"), "--form: got 'constant', expected one of vector, grouped, scalar"),
-        (("--form", "grouped"), "--num-precisions: got None with --form grouped"),
+        (("--form", "grouped"), "--num-precisions: got none with --form grouped, expected a divisor of the 8 rows"),
+        (("--form", "none", "--strength", "1"), "--strength: got 1.0 with --form none, expected none"),
         (("--num-precisions", "2"), "--num-precisions: got 2 with --form vector"),
-        (("--form", "grouped", "--num-precisions", "3"), "--num-precisions: got 3, expected a divisor of the 8 rows"),
+        (
+            ("--form", "grouped", "--num-precisions", "3"),
+            "--num-precisions: got 3 with --form grouped, expected a divisor",
+        ),
         (("--strength", "0"), "--strength: got 0.0, expected above 0 and at most 1"),
         (("--strength", "nan"), "--strength: got nan, expected above 0 and at most 1"),
         (("--seed", str(2**64)), "--seed: got 18446744073709551616, expected 0 to"),
         (("--seed", "-1"), "--seed: got -1, expected 0 to"),
-        (("--norm-groups", "5"), "num_norm_groups: got 5, expected a divisor"),
+        (("--norm-groups", "5"), "--norm-groups: got 5, expected a divisor of the inner width"),
+        (("--norm-groups", "0"), "--norm-groups: got 0, expected a divisor of the inner width"),
         (("--name", "../x"), "--name: got '../x', expected letters"),
         (("--tokenizer", "gone"), "--tokenizer: got 'gone', expected a folder"),
     ):

@@ -67,7 +67,7 @@ def test_bad_input_is_one_line_and_nothing_is_left_half_written(convert, run, tm
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_is_one_line_and_leaves_nothing(number, convert, run, tmp_path, capsys, monkeypatch):
+def test_an_interrupt_is_one_line_and_leaves_nothing(number, convert, run, tmp_path, capsys, monkeypatch, request):
     from palimpsa.conversion import folder as room
 
     directory = run("palimpsa_d_nometa_tiny")
@@ -77,6 +77,9 @@ def test_an_interrupt_is_one_line_and_leaves_nothing(number, convert, run, tmp_p
         os.kill(os.getpid(), number)
         time.sleep(5)
 
+    # Whoever started the tests may have had SIGINT ignored, as a shell does in the background.
+    before_sigint = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before_sigint))
     # After the weights.
     monkeypatch.setattr(room, "storable", interrupted)
     for command in ("export", "metaplastic"):

@@ -101,6 +101,26 @@ def test_a_run_goes_on_with_its_own_task_converted_or_as_it_is(trained, finetune
     assert {one["task"]["directory"] for one in stored} == {"finetune"}
 
 
+def test_a_mamba2_of_transformers_has_its_control_too(mamba2, finetune, write_text, tmp_path, capsys):
+    """Of the same weights as what becomes metaplastic, and without what that gets."""
+    from palimpsa.conversion.folder import load_folder
+
+    data = write_text(tmp_path / "text")
+    command = (mamba2, "--as-it-is", "task=commonsense", f"task.data={data}", f"results_dir={tmp_path}/out", *TEXT)
+    assert finetune(*command, "--convert", "x") == 2
+    assert "--convert: got 'x' (unrecognized arguments: x)" in capsys.readouterr().err
+    assert finetune(*command, "--convert", "--norm-groups 1") == 0
+    folder = exported(capsys.readouterr().out)
+    (start,) = (tmp_path / "out/converted").glob("mamba2_*[0-9a-f]")
+    before, after = load_folder(start).model.state_dict(), load_folder(folder).model.state_dict()
+    assert before.keys() == after.keys()
+    assert not [name for name in before if "plasticity" in name]
+    assert not torch.equal(before["blocks.0.mixer.in_proj.weight"], after["blocks.0.mixer.in_proj.weight"])
+    stored = json.loads((folder.parent / "config.json").read_text())
+    assert stored["optimizer"]["new_lr"] is None
+    assert (stored["model"]["name"], stored["model"]["mixer"]["metaplastic"]) == ("mamba2", False)
+
+
 def test_text_of_another_tokenizer_is_refused(finetune, write_text, compose_config, tmp_path, capsys):
     """The folder of a run on bytes, on shards that another tokenizer made."""
     from palimpsa.config.schema import typed
@@ -156,7 +176,7 @@ def test_text_of_more_ids_than_the_model_has_is_refused(mamba2, finetune, tmp_pa
             ("PALIMPSA", "--convert", "--form scalar"),
             "--convert: got '--form scalar' with a source",
         ),
-        (("MAMBA2", "--as-it-is", "--convert", "x"), "--convert: got 'x' with --as-it-is"),
+        (("PALIMPSA", "--as-it-is", "--convert", "x"), "--convert: got 'x' with --as-it-is"),
         (
             ("MAMBA2", "--convert", "--form 'scalar"),
             '--convert: got "--form \'scalar" (No closing quotation), expected',

@@ -103,7 +103,9 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
         "source", type=Path, help="a folder of transformers', state-spaces' or ours, a run's directory, or a checkpoint"
     )
     metaplastic.add_argument("folder", type=Path, help="to be made")
-    metaplastic.add_argument("--form", default="vector", help="of the precisions: vector, grouped or scalar")
+    metaplastic.add_argument(
+        "--form", default="vector", help="of the precisions: vector, grouped or scalar; none: as it is"
+    )
     metaplastic.add_argument("--num-precisions", type=int, help="of a head, with --form grouped")
     metaplastic.add_argument(
         "--strength", type=float, help="of the precisions at first, in (0, 1]; chosen if not given"

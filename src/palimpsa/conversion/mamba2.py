@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from palimpsa.config.errors import ConfigError
+from palimpsa.config.keys import is_file_name
 from palimpsa.conversion.mamba2_options import Mamba2Options
 from palimpsa.conversion.weight_files import check_one_floating_dtype, read_weights
 from palimpsa.mixers.parameters import MASTER_DTYPE
@@ -55,12 +56,18 @@ def read_mamba2(folder: Path, options: Mamba2Options, num_norm_groups: int | Non
     Raises:
         ConfigError: in one line: tensors are missing, left over, of other shapes or several dtypes, or cannot be read.
     """
-    model_config = _model_config(options, num_norm_groups)
+    model_config = _model_config(folder.resolve().name, options, num_norm_groups)
     try:
-        check_model(model_config)
+        # Of one layer: how many there are the weights say too.
+        check_model({**model_config, "num_layers": min(options.num_layers, 1)})
     except ConfigError as error:
         raise ConfigError(f"{folder / 'config.json'}: {error}") from error
     found, how = read_weights(folder)
+    num_layers = len({name.split(".")[2] for name in found if name.startswith("backbone.layers.")})
+    if options.num_layers > num_layers:
+        raise ConfigError(
+            f"{folder}: got weights of {num_layers} layers, expected {options.num_layers}, as its config.json says"
+        )
     check_one_floating_dtype(found, folder)
     weights, origins, dropped = _by_our_names(folder, options, model_config, found)
     norm = model_config["mixer"]["num_norm_groups"]
@@ -74,10 +81,14 @@ def read_mamba2(folder: Path, options: Mamba2Options, num_norm_groups: int | Non
     return Mamba2(model_config, weights, origins, dropped, notes)
 
 
-def _model_config(options: Mamba2Options, num_norm_groups: int | None) -> dict[str, Any]:
+def _model_config(name: str, options: Mamba2Options, num_norm_groups: int | None) -> dict[str, Any]:
     is_limited = options.time_step_limit != (0.0, math.inf)
+    width = options.num_heads * options.head_width
+    if num_norm_groups is not None and (num_norm_groups < 1 or width % num_norm_groups):
+        raise ConfigError(f"--norm-groups: got {num_norm_groups}, expected a divisor of the inner width {width}")
     return {
-        "name": "mamba2",
+        # Runs of it lie in a directory of the name.
+        "name": name if is_file_name(name) else "mamba2",
         "label": "Mamba-2",
         "vocab_size": options.vocab_size,
         "d_model": options.d_model,

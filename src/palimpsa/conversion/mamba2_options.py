@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,30 @@ SSM_DEFAULTS = {
 ONLY_OF_SSM = {"layer": "Mamba2", "D_has_hdim": False, "rmsnorm": True, "norm_before_gate": False}
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# What both groups of keys may be, and how that is said.
+STATE_SPACES_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("d_model", "n_layer", "vocab_size", "d_state", "d_conv", "headdim", "ngroups"),
+        (_is_count, "a whole number above 0"),
+    ),
+    "pad_vocab_size_multiple": (lambda value: value == 0 or _is_count(value), "a whole number"),
+    "expand": (lambda value: _is_number(value) and value > 0, "a number above 0"),
+    "dt_limit": (
+        lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)),
+        "the least and the largest step size",
+    ),
+    **dict.fromkeys(("tie_embeddings", "bias", "conv_bias"), (lambda value: isinstance(value, bool), "true or false")),
+}
+
+
 @dataclass(frozen=True)
 class Mamba2Options:
     """What both layouts say of a model; time_step_limit is (0, inf) for none, token_ids are of the ends of texts."""
@@ -84,8 +108,8 @@ def read_transformers_options(folder: Path) -> Mamba2Options:
         # Whatever its checks raise.
         raise ConfigError(f"{path}: got no config of Mamba-2 ({' '.join(str(error).split())})") from error
     architectures = said.get("architectures") or ["Mamba2ForCausalLM"]
-    if "Mamba2ForCausalLM" not in architectures:
-        raise ConfigError(f"{path}: architectures: got {architectures}, expected Mamba2ForCausalLM")
+    if not isinstance(architectures, list) or "Mamba2ForCausalLM" not in architectures:
+        raise ConfigError(f"{path}: architectures: got {architectures!r}, expected ['Mamba2ForCausalLM']")
     if config.hidden_act not in ("silu", "swish"):
         raise ConfigError(f"{path}: hidden_act: got {config.hidden_act!r}, expected 'silu'")
     return Mamba2Options(
@@ -116,6 +140,10 @@ def read_state_spaces_options(folder: Path) -> Mamba2Options:
         raise ConfigError(f"{path}: ssm_cfg: got {config['ssm_cfg']!r}, expected the arguments of a Mamba-2")
     ssm = _with_defaults(path, "ssm_cfg.", config["ssm_cfg"], SSM_DEFAULTS)
     _refuse_others(path, "ssm_cfg.", ssm, ONLY_OF_SSM)
+    for group, values in (("", config), ("ssm_cfg.", ssm)):
+        for name, (is_one, expected) in STATE_SPACES_KINDS.items():
+            if name in values and not is_one(values[name]):
+                raise ConfigError(f"{path}: {group}{name}: got {values[name]!r}, expected {expected}")
     try:
         inner = round(ssm["expand"] * config["d_model"])
         multiple = max(1, config["pad_vocab_size_multiple"])
@@ -135,7 +163,7 @@ def read_state_spaces_options(folder: Path) -> Mamba2Options:
             eps=STATE_SPACES_EPS,
             is_tied=config["tie_embeddings"],
         )
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except OverflowError as error:
         raise ConfigError(f"{path}: got sizes that make no model ({error})") from error
     if ssm["d_ssm"] not in (None, inner):
         raise ConfigError(

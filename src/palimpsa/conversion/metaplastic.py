@@ -27,6 +27,8 @@ from palimpsa.model.hf import PalimpsaConfig, PalimpsaForCausalLM
 from palimpsa.model.language_model import Block, LanguageModel
 
 FORMS = ("vector", "grouped", "scalar")
+# The form of a model that stays without precisions, in this repository's layout: the control of a conversion.
+NO_PRECISIONS = "none"
 # Of the new model's name, after the source's.
 SUFFIX = "_metaplastic"
 
@@ -36,7 +38,7 @@ class Conversion:
     """What is asked for.
 
     Args:
-        form: of `FORMS`: a precision a row of the memory, one for each of several rows, or one a head.
+        form: of `FORMS`: a precision a row of the memory, one for each of several rows, or one a head; or "none".
         num_precisions: a head, of "grouped" alone.
         strength: in (0, 1]: see `initial_scales`; None: see `choose_strength`.
         seed: of the new matrices.
@@ -84,13 +86,16 @@ def convert_metaplastic(path: Path, folder: Path, conversion: Conversion) -> lis
     config = PalimpsaConfig.of_model(model_config, context=source.facts.get("context"), **source.token_ids)
     model = PalimpsaForCausalLM(config).eval()
     created = _fill(model.model, source, conversion)
-    try:
-        check = LogitsCheck(model.model)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    strength = choose_strength(model.model, check) if conversion.strength is None else conversion.strength
-    set_initial_scales(model.model, strength)
-    difference = check.difference()
+    become: dict[str, Any] = {"precisions": conversion.form}
+    said = []
+    if conversion.form != NO_PRECISIONS:
+        strength, line = _start_small(model.model, path, conversion.strength)
+        become |= {
+            "precisions_a_head": next(model.model.mixers()).state_shapes()[1][2],
+            "strength_at_conversion": strength,
+            "seed_of_the_new_matrices": conversion.seed,
+        }
+        said.append(line)
     facts = {
         **source.facts,
         # Of another model.
@@ -100,10 +105,7 @@ def convert_metaplastic(path: Path, folder: Path, conversion: Conversion) -> lis
         CONVERTED_FROM: {
             "converted_from": path.resolve().name,
             "kind_of_the_source": source.kind,
-            "precisions": conversion.form,
-            "precisions_a_head": next(model.model.mixers()).state_shapes()[1][2],
-            "strength_at_conversion": strength,
-            "seed_of_the_new_matrices": conversion.seed,
+            **become,
         },
     }
     told = write_folder(
@@ -118,9 +120,21 @@ def convert_metaplastic(path: Path, folder: Path, conversion: Conversion) -> lis
         *source.notes,
         told,
         *_costs(model.model, created),
-        f"strength: {strength:g}; logits on {check.num_tokens} random tokens within {difference:.1e} of the source's",
+        *said,
         str(folder),
     ]
+
+
+def _start_small(model: LanguageModel, path: Path, given: float | None) -> tuple[float, str]:
+    """Gives the precisions the strength that they begin with; returns it, and what it does to the logits."""
+    try:
+        check = LogitsCheck(model)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    strength = choose_strength(model, check) if given is None else given
+    set_initial_scales(model, strength)
+    told = f"logits on {check.num_tokens} random tokens within {check.difference():.1e} of the source's"
+    return strength, f"strength: {strength:g}; {told}"
 
 
 def metaplastic_config(source: dict[str, Any], conversion: Conversion) -> dict[str, Any]:
@@ -129,20 +143,29 @@ def metaplastic_config(source: dict[str, Any], conversion: Conversion) -> dict[s
     Raises:
         ConfigError: for another form, a num_precisions that does not go with it, or a name that is none of a file.
     """
-    if conversion.form not in FORMS:
-        raise ConfigError(f"--form: got {conversion.form!r}, expected one of {', '.join(FORMS)}")
+    is_plain = conversion.form == NO_PRECISIONS
+    if not is_plain and conversion.form not in FORMS:
+        raise ConfigError(f"--form: got {conversion.form!r}, expected one of {', '.join((*FORMS, NO_PRECISIONS))}")
+    if is_plain and conversion.strength is not None:
+        raise ConfigError(
+            f"--strength: got {conversion.strength} with --form none, expected none: there is none to start"
+        )
     width, G = source["mixer"]["head_v_dim"], conversion.num_precisions
-    if (conversion.form == "grouped") != (G is not None):
+    if conversion.form != "grouped" and G is not None:
         raise ConfigError(f"--num-precisions: got {G} with --form {conversion.form}, expected it with grouped alone")
-    if G is not None and (G < 1 or width % G):
-        raise ConfigError(f"--num-precisions: got {G}, expected a divisor of the {width} rows of a head's memory")
-    name = conversion.name or f"{source['name']}{SUFFIX}"
+    if conversion.form == "grouped" and (G is None or G < 1 or width % G):
+        raise ConfigError(
+            f"--num-precisions: got {'none' if G is None else G} with --form grouped, expected a divisor of the "
+            f"{width} rows of a head's memory"
+        )
+    name = conversion.name or (source["name"] if is_plain else f"{source['name']}{SUFFIX}")
     if not is_file_name(name):
         raise ConfigError(f"--name: got {name!r}, expected letters, digits, '_', '-', '+' and '.'")
-    mixer = {**source["mixer"], "metaplastic": True, "plasticity": conversion.form, "num_precisions": G}
+    becomes = {} if is_plain else {"metaplastic": True, "plasticity": conversion.form, "num_precisions": G}
+    mixer = {**source["mixer"], **becomes}
     return {
         "name": name,
-        "label": conversion.label or f"{source['label']}, metaplastic",
+        "label": conversion.label or (source["label"] if is_plain else f"{source['label']}, metaplastic"),
         **skeleton_keys(source),
         "mixer": mixer,
     }
@@ -163,6 +186,8 @@ def _fill(model: LanguageModel, source: Source, conversion: Conversion) -> list[
             "the weights of its config"
         )
     model.load_state_dict({name: weight.to(MASTER_DTYPE) for name, weight in source.weights.items()}, strict=False)
+    if conversion.form == NO_PRECISIONS:
+        return created
     generator = torch.Generator().manual_seed(conversion.seed)
     for block in model.blocks:
         assert isinstance(block, Block)

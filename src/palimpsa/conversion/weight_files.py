@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -15,6 +17,8 @@ from palimpsa.runs.result import read_json_object
 # As transformers looks for them: of several the first one counts.
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")
+# The reasons within errors of torch.load's, whose other words advise to run the code.
+REFUSED_BY_TORCH = re.compile(r"(Trying to load unsupported|Unsupported global:) GLOBAL \S+|Unsupported operand \d+")
 # What Megatron leaves, whose checkpoints are pickles of objects.
 MEGATRON = ("latest_checkpointed_iteration.txt", "mp_rank_00", "release")
 
@@ -40,13 +44,16 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], str]:
     found = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if found is None:
         raise ConfigError(f"{folder}: got no weights in it, expected one of {', '.join(WEIGHT_FILES)}")
-    paths = _shards(found) if found.suffix == ".json" else [found]
+    places = _places(found) if found.suffix == ".json" else {}
+    paths = [found.parent / name for name in sorted(set(places.values()))] or [found]
     weights: dict[str, Tensor] = {}
     for path in paths:
         part = _read_pickle(path) if path.suffix == ".bin" else _read_safetensors(path)
         twice = sorted(part.keys() & weights.keys())
         if twice:
             raise ConfigError(f"{path}: got {twice[0]}, which another file of {found} has too")
+        if places:
+            _check_agrees(path, part, found, places)
         weights |= part
     how = "torch.load(weights_only=True), which runs no code of theirs" if paths[0].suffix == ".bin" else "safetensors"
     return weights, f"{', '.join(path.name for path in paths)}: read by {how}"
@@ -68,8 +75,8 @@ def check_one_floating_dtype(weights: dict[str, Tensor], path: Path) -> None:
             )
 
 
-def _shards(index: Path) -> list[Path]:
-    """The files that an index names, in its folder."""
+def _places(index: Path) -> dict[str, str]:
+    """The file of each tensor that an index names, in its folder."""
     named = read_json_object(index, "expected an index of weights").get("weight_map")
     if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
         raise ConfigError(f"{index}: weight_map: got {type(named).__name__}, expected files by the names of tensors")
@@ -79,7 +86,15 @@ def _shards(index: Path) -> list[Path]:
             raise ConfigError(f"{index}: weight_map: got {name!r}, expected a {kind} file beside it")
         if not (index.parent / name).is_file():
             raise ConfigError(f"{index}: weight_map: got {name!r}, which is not there")
-    return [index.parent / name for name in files]
+    return named
+
+
+def _check_agrees(path: Path, part: dict[str, Tensor], index: Path, places: dict[str, str]) -> None:
+    """Raises ConfigError for a file that has other tensors than its index says: one of the two is of another model."""
+    said = {name for name, place in places.items() if place == path.name}
+    for names, what in ((said - part.keys(), "has no"), (part.keys() - said, "has")):
+        if names:
+            raise ConfigError(f"{path}: {what} {min(names)}, expected the tensors that {index.name} says")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -91,12 +106,16 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Of a pickle's protocol, before the error.
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # Whatever a file that is none makes of the library.
-        reason = " ".join(str(error).split())
+        found = REFUSED_BY_TORCH.search(str(error))
+        reason = found[0] if found else type(error).__name__
         raise ConfigError(
-            f"{path}: refused by torch.load(weights_only=True), which takes tensors and runs no code ({reason[:200]})"
+            f"{path}: refused by torch.load(weights_only=True), which takes tensors and runs no code ({reason})"
         ) from error
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(weight, Tensor) for name, weight in content.items()

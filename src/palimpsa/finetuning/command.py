@@ -89,15 +89,20 @@ def starting_point(source: Path, results_dir: Path, options: str, *, as_it_is: b
     Raises:
         ConfigError, RunDirectoryError, ResultError, OSError: for a source that is none, or cannot be converted.
     """
+    from palimpsa.conversion.command import metaplastic_words
     from palimpsa.finetuning.source import converted, is_metaplastic, model_of
 
     source = source.expanduser()
     model = model_of(source)
-    if as_it_is or (model is not None and is_metaplastic(model)):
+    if model is not None and (as_it_is or is_metaplastic(model)):
         if options:
             reason = "--as-it-is" if as_it_is else "a source that is metaplastic"
             raise ConfigError(f"--convert: got {options!r} with {reason}, expected none")
         return source
+    if as_it_is:
+        # A model of other programs, which a run builds of this repository's parts.
+        metaplastic_words(options, "--convert")
+        options = f"{options} --form none".lstrip()
     place = converted(source, results_dir / "converted", options)
     print(f"converted: {place}, every tensor in {place.name}.txt beside it", flush=True)
     return place
