@@ -15,6 +15,15 @@ _VARIANTS = {
     "mqar_kept": "curriculum protocol, again",
     "mqar_long": "curriculum protocol with four times the steps at the last length",
     "mqar_scratch_1024": "scratch protocol, L 1,024",
+    "recall_further": "trained on, converted and as they were",
+    "recall_source": "models before they are converted",
+}
+
+
+_OF_LANGUAGE = {
+    "commonsense": "Pretraining of language models",
+    "language_source": "Language models before they are converted",
+    "language_further": "Language models that are trained on, converted and as they were",
 }
 
 
@@ -28,8 +37,8 @@ def title(task: str) -> str:
     >>> title("commonsense")
     'Pretraining of language models'
     """
-    if task == "commonsense":
-        return "Pretraining of language models"
+    if task in _OF_LANGUAGE:
+        return _OF_LANGUAGE[task]
     protocol = f"{task.removeprefix('mqar_')} protocol"
     return f"MQAR (associative recall), {_VARIANTS.get(task, protocol)}"
 

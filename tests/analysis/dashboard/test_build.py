@@ -113,6 +113,8 @@ def test_runs_that_have_a_loss_and_no_accuracy_are_compared_by_it(add_run, tmp_p
     (experiment,) = built.index["experiments"]
     assert experiment["losses"] == [{"label": "Palimpsa-D", "rates": [[0.001, 3.5, 1], [0.01, 3, 1]]}]
     assert (experiment["stages"], experiment["bars"], experiment["dots"]) == ([], [], [])
+    # They are finished.
+    assert experiment["notes"] == []
     assert [(run["loss"], run["accuracy"]) for run in built.runs] == [(3.5, None), (3, None)]
 
 
@@ -280,13 +282,29 @@ def test_a_csv_of_an_older_version_is_named_and_the_rest_is_there(name, example_
     assert {run["source"] for run in built.runs} == ({"pilot"} if name == "runs.csv" else {"mqar", "pilot"})
 
 
-def test_finished_runs_of_two_protocols_are_told_and_listed(add_run, tmp_path, build):
+def test_finished_runs_of_two_protocols_are_told_and_drawn_apart(add_run, tmp_path, build):
     add_run(seed=1)
     add_run(seed=2, stop_accuracy=0.5)
     built = build(tmp_path)
     assert "different protocols" in built.problems()
-    assert built.index["experiments"] == []
+    first, second = built.index["experiments"]
+    assert (first["num_runs"], second["num_runs"]) == (1, 1)
+    assert {dot[3] for dot in first["dots"]} != {dot[3] for dot in second["dots"]}
+    assert first["id"] != second["id"]
+    assert all(re.fullmatch(r".*, protocol [0-9a-f]{16}", one["subtitle"]) for one in (first, second))
     assert len(built.runs) == 2
+
+
+def test_runs_that_begin_with_weights_of_others_are_one_experiment(add_run, tmp_path, build):
+    for seed in (1, 2):
+        folder = add_run(seed=seed)
+        result = json.loads((folder / "result.json").read_text())
+        result["config"]["start"] = {"weights": f"run {seed}", "digest": f"{seed}" * 64}
+        (folder / "result.json").write_text(json.dumps(result))
+    built = build(tmp_path)
+    (experiment,) = built.index["experiments"]
+    assert {dot[3] for dot in experiment["dots"]} == {1, 2}
+    assert "protocol" not in built.problems()
 
 
 def test_labels_are_text_to_the_data_files(add_run, tmp_path, build):

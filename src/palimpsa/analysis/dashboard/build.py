@@ -42,6 +42,8 @@ PICTURES = {
     "illustrations/figure1.png": "Figure 1: the blocks",
     "illustrations/figure4.png": "Figure 4: what a memory recalls",
     "illustrations/capacity.png": "How many pairs a memory holds",
+    "calibration/calibration_h200.png": "Calibration: does the variance know of errors? (h200 scale)",
+    "calibration/calibration_laptop.png": "Calibration: does the variance know of errors? (laptop scale)",
 }
 # Whose colours single heads and runs have, in this order.
 PALETTE = (

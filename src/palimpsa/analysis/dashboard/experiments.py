@@ -19,14 +19,14 @@ from palimpsa.analysis.statistics.learning_rate import (
     choose_learning_rates,
     finished_stages,
     not_compared,
-    one_experiment,
 )
 from palimpsa.analysis.statistics.summary import VALIDATION, summarize
 from palimpsa.analysis.statistics.validation_loss import is_measured_by_loss, losses_by_rate
 from palimpsa.analysis.style import ModelStyle, model_order, model_styles
 from palimpsa.analysis.titles import subtitle, title
+from palimpsa.runs.protocol import one_protocol
 from palimpsa.runs.read import head_columns
-from palimpsa.runs.schema import RUN_KEY, ResultError
+from palimpsa.runs.schema import FINISHED, RUN_KEY, ResultError
 
 # plotly's patterns and dashes for those of matplotlib.
 _PATTERNS = {
@@ -84,7 +84,7 @@ def _on_dark(color: str) -> str:
 def describe_experiments(
     source: Source, ids: Mapping[tuple[Any, ...], str], problems: Problems, folders: Sequence[RunFolder] = ()
 ) -> list[dict[str, Any]]:
-    """Every task and scale of a source that has a figure.
+    """Every task and scale of a source; runs of several protocols, which no figure may mix, are described apart.
 
     Args:
         ids: of the page's runs, by their values of RUN_KEY.
@@ -94,20 +94,39 @@ def describe_experiments(
     """
     described = []
     for task, scale in sorted(set(zip(source.rows["task"], source.rows["scale"], strict=True))):
-        place = f"{source.name}, {task} at scale {scale}"
-        try:
-            rows = one_experiment(source.rows, task, scale)
-            curves = source.curves.loc[(source.curves["task"] == task) & (source.curves["scale"] == scale)]
-            found = _describe(rows, curves, ids)
-        except ResultError as error:
-            problems.add("overview", f"{place}: {error}")
-            continue
-        own = [one.result for one in folders if one.has_ended and _belongs(one, task, scale)]
-        losses = _losses(own) if own and is_measured_by_loss(own) else []
-        names = {"id": f"{source.name}/{task}/{scale}", "source": source.name, "task": task, "scale": scale}
-        names |= {"title": title(task), "subtitle": subtitle(scale)}
-        described.append(names | found | {"losses": losses})
+        own = [one for one in folders if one.has_ended and _belongs(one, task, scale)]
+        names = {"source": source.name, "task": task, "scale": scale, "title": title(task)}
+        for protocol, rows in _protocols(source, task, scale, own, problems):
+            keys = set(rows[RUN_KEY].itertuples(index=False, name=None))
+            curves = source.curves.loc[
+                [key in keys for key in source.curves[RUN_KEY].itertuples(index=False, name=None)]
+            ]
+            results = [one.result for one in own if tuple(one.rows[0][name] for name in RUN_KEY) in keys]
+            names |= {
+                "id": "/".join([source.name, task, scale, *([protocol] if protocol else [])]),
+                "subtitle": f"{subtitle(scale)}, protocol {protocol}" if protocol else subtitle(scale),
+                "losses": _losses(results) if results and is_measured_by_loss(results) else [],
+            }
+            described.append(names | _describe(rows, curves, ids))
     return described
+
+
+def _protocols(
+    source: Source, task: str, scale: str, folders: Sequence[RunFolder], problems: Problems
+) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of one task and scale by protocol; an empty name, and all of them, where they belong together.
+
+    Runs that begin with weights of other runs do, though each begins with others, which its protocol counts.
+    """
+    rows = source.rows.loc[(source.rows["task"] == task) & (source.rows["scale"] == scale)].reset_index(drop=True)
+    if folders and all((one.config.get("start") or {}).get("weights") for one in folders):
+        return [("", rows)]
+    try:
+        one_protocol(rows)
+    except ResultError as error:
+        problems.add("overview", f"{source.name}, {task} at scale {scale}, drawn apart: {error}")
+        return [(str(name), part.reset_index(drop=True)) for name, part in rows.groupby("protocol_hash", dropna=False)]
+    return [("", rows)]
 
 
 def _belongs(folder: RunFolder, task: str, scale: str) -> bool:
@@ -132,7 +151,8 @@ def _describe(rows: pd.DataFrame, curves: pd.DataFrame, ids: Mapping[tuple[Any, 
         look["lr"] = rounded([rates[look["model"]]], 15)[0]
     figure = rows.loc[rows["test_accuracy"].notna(), STAGE].drop_duplicates().sort_values(STAGE)
     stages = [(int(length), int(pairs)) for length, pairs in figure.itertuples(index=False, name=None)]
-    notes = [f"{label}: no finished run" for label in chosen.loc[chosen["lr"].isna(), "label"]] + not_compared(rows)
+    finished = set(rows.loc[rows["status"] == FINISHED, "label"])
+    notes = [f"{label}: no finished run" for label in chosen["label"] if label not in finished] + not_compared(rows)
     every = finished_stages(rows)
     return {
         "models": looks,
