@@ -95,19 +95,18 @@ def describe_experiments(
     described = []
     for task, scale in sorted(set(zip(source.rows["task"], source.rows["scale"], strict=True))):
         own = [one for one in folders if one.has_ended and _belongs(one, task, scale)]
+        curves = source.curves.loc[(source.curves["task"] == task) & (source.curves["scale"] == scale)]
         names = {"source": source.name, "task": task, "scale": scale, "title": title(task)}
         for protocol, rows in _protocols(source, task, scale, own, problems):
             keys = set(rows[RUN_KEY].itertuples(index=False, name=None))
-            curves = source.curves.loc[
-                [key in keys for key in source.curves[RUN_KEY].itertuples(index=False, name=None)]
-            ]
+            is_own = [key in keys for key in curves[RUN_KEY].itertuples(index=False, name=None)]
             results = [one.result for one in own if tuple(one.rows[0][name] for name in RUN_KEY) in keys]
             names |= {
                 "id": "/".join([source.name, task, scale, *([protocol] if protocol else [])]),
                 "subtitle": f"{subtitle(scale)}, protocol {protocol}" if protocol else subtitle(scale),
                 "losses": _losses(results) if results and is_measured_by_loss(results) else [],
             }
-            described.append(names | _describe(rows, curves, ids))
+            described.append(names | _describe(rows, curves.loc[is_own], ids))
     return described
 
 
