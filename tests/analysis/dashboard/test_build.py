@@ -76,7 +76,7 @@ def test_behind_every_dot_is_its_run_with_config_commit_and_curves(example_resul
         assert page["command"] == "train.py -m +sweep=mqar_figure2"
         assert len(page["curve"]["loss"][0]) > 10
         assert page["curve"]["heads"]["names"][0] == "window/layer0/head0"
-        assert built.config_of(run)["lr"] == "0.01"
+        assert built.config_of(run)["optimizer.lr"] == "0.01"
     # The bar counts the seed that failed.
     assert sorted(bar[5:] for bar in experiment["bars"]) == [[2, 1], [2, 1], [3, 0], [3, 0]]
 

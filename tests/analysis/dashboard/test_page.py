@@ -222,10 +222,23 @@ def test_two_runs_are_picked_and_compared_by_what_differs(tab):
     wait_until_drawn(page)
     keys = page.locator("table").first.locator("tbody th").all_inner_texts()
     assert "seed" in keys
-    assert not {"lr", "model"} & set(keys)
+    assert not {"optimizer.lr", "model.name"} & set(keys)
+    assert "Of both only runs.csv is left" in page.locator("main").inner_text()
     address = page.evaluate("location.hash")
     assert tab().go(address).locator("h2").first.inner_text() == page.locator("h2").first.inner_text()
     assert page.locator(".plot").first.evaluate("plot => plot.data.length") == 2
+
+
+def test_what_is_known_of_one_run_alone_counts_as_no_difference(tab):
+    shown = tab()
+    page = shown.go("#runs")
+    known = page.evaluate("Results.runs().map((run) => [run.source, run.label, run.id])")
+    of_csv = next(run for source, label, run in known if (source, label) == ("mqar", "Palimpsa-D"))
+    whole = next(run for source, label, run in known if label == "Palimpsa-M")
+    text = shown.go(f"#compare/{of_csv}/{whole}").locator("main").inner_text()
+    assert re.search(r"Of one of them only runs\.csv is left.* \d+ keys are known of one run alone", text)
+    assert "(no such key)" not in text
+    assert re.search(r"model\.name\s+palimpsa_d\s+palimpsa_m", text)
 
 
 def test_a_field_of_the_map_lists_its_runs(tab):

@@ -50,6 +50,13 @@ MAX_POINTS, MAX_HEAD_POINTS = 80, 24
 RunKey = tuple[Any, ...]
 
 
+# What runs.csv keeps of a config, by the config's own keys; the last two are none of a config.
+KEPT_KEYS = {
+    **{"task": "task.name", "scale": "scale.name", "model": "model.name", "lr": "optimizer.lr", "seed": "seed"},
+    **{"vocab_size": "task.vocab_size", "num_parameters": "num_parameters", "state_size": "state_size"},
+}
+
+
 @dataclass
 class PageRun:
     """One run as the page shows it.
@@ -206,8 +213,9 @@ def _config_of(run: PageRun, scrubber: Scrubber) -> list[list[str]]:
     if run.folder is not None and run.folder.config:
         return scrubber.config(flatten(run.folder.config))
     first = run.rows[0]
-    names = ("task", "scale", "model", "lr", "seed", "run_seq_len", "vocab_size", "num_parameters", "state_size")
-    known = {name: first[name] for name in names if first.get(name) is not None}
+    known = {key: first[name] for name, key in KEPT_KEYS.items() if first.get(name) is not None}
+    if first.get("run_seq_len"):
+        known["task.seq_len"] = first["run_seq_len"]
     versions = (item.partition("=") for item in str(first.get("versions") or "").split(";"))
     known |= {f"version of {name}": version for name, _, version in versions if name}
     return scrubber.config(known | _overrides(str(first.get("command") or "")))

@@ -39,9 +39,14 @@
       // What the config says comes before what the command and the versions do.
       (a, b) => /^(command: |version of )/.test(a) - /^(command: |version of )/.test(b) || (a < b ? -1 : 1),
     );
+    // Of a run that only runs.csv tells of, most keys are not known.
+    const isAlike = pages[0].whole_config === pages[1].whole_config;
+    const isKnown = (key) => isAlike || pages.every((page) => page.config.has(key));
     const value = (page, key) => (page.config.has(key) ? page.config.get(key) : "(no such key)");
-    const rows = keys.map((key) => ({ key, one: value(pages[0], key), other: value(pages[1], key) }));
+    const rows = keys.filter(isKnown).map((key) => ({ key, one: value(pages[0], key), other: value(pages[1], key) }));
     const differing = rows.filter((row) => row.one !== row.other);
+    const kept = pages.filter((page) => !page.whole_config).length;
+    const unknown = keys.length - rows.length;
     const names = [one, other].map((run, place) => `${place ? "second" : "first"}: ${Results.runName(run)}`);
     const list = [
       { name: "key", key: "key" },
@@ -76,18 +81,20 @@
         " · ",
         link("exchange them", Address.write("compare", [other.id, one.id])),
       ),
-      pages[0].whole_config === pages[1].whole_config
-        ? null
-        : element(
+      kept
+        ? element(
             "p",
             { class: "about" },
-            "Of one of them only runs.csv is left, so keys that it does not keep count as differences.",
-          ),
+            `Of ${kept === 2 ? "both" : "one of them"} only runs.csv is left, which keeps few keys and the command. ` +
+              (unknown ? `${unknown} keys are known of one run alone and are not compared. ` : "") +
+              "More may differ: what a model's name stands for is in configs/model.",
+          )
+        : null,
       element("h2", {}, `${differing.length} of ${rows.length} keys differ`),
       sortableTable(list, differing, {
         caption: "Keys that differ",
         quiet: true,
-        empty: "Their configs are equal.",
+        empty: kept ? "What is known of both is equal." : "Their configs are equal.",
         page: 60,
       }),
       element("h2", {}, "Results"),
