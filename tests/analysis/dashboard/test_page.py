@@ -426,3 +426,96 @@ def test_500_runs_draw_few_figures_at_load(browser, tmp_path):
     assert page.locator("tbody tr").count() == 100
     assert own.errors == []
     own.context.close()
+
+
+FOCUS = """() => {
+  const node = document.activeElement;
+  return [node.tagName, node.textContent, node.matches(":focus-visible")];
+}"""
+
+
+def test_the_focus_goes_to_the_heading_of_a_view_that_was_chosen(tab):
+    page = tab().go("#runs")
+    assert page.evaluate(FOCUS)[0] == "BODY"
+    # By the mouse, without a frame around the heading.
+    page.get_by_role("link", name="Speed").click()
+    page.wait_for_selector('#main[data-view="speed"]')
+    assert page.evaluate(FOCUS) == ["H1", "Speed", False]
+    page.get_by_role("link", name="Runs", exact=True).focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector('#main[data-view="runs"]')
+    assert page.evaluate(FOCUS)[:2] == ["H1", "All runs"]
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "search"
+
+
+def test_back_and_forward_lead_to_the_place_that_was_left(tab):
+    page = tab(NARROW).go()
+    page.locator("figure details summary").first.click()
+    chosen = page.locator("figure tbody a").nth(5)
+    chosen.scroll_into_view_if_needed()
+    top = page.evaluate("scrollY")
+    assert top > 300
+    run = chosen.get_attribute("href")
+    chosen.click()
+    page.wait_for_selector('#main[data-view="run"]')
+    assert page.evaluate("scrollY") == 0
+    assert page.evaluate(FOCUS)[0] == "H1"
+    page.evaluate("scrollTo(0, 400)")
+    page.evaluate("history.back()")
+    page.wait_for_selector('#main[data-view="overview"]')
+    assert page.evaluate("scrollY") == pytest.approx(top, abs=2)
+    # The table is unfolded again, and the link that was chosen has the focus.
+    assert page.evaluate("document.activeElement.getAttribute('href')") == run
+    page.evaluate("history.forward()")
+    page.wait_for_selector('#main[data-view="run"]')
+    assert page.evaluate("scrollY") == pytest.approx(400, abs=2)
+    # A page that is loaded again is where it was, and takes no focus.
+    page.reload()
+    page.wait_for_selector('#main[data-view="run"]')
+    assert page.evaluate("scrollY") == pytest.approx(400, abs=2)
+    assert page.evaluate(FOCUS)[0] == "BODY"
+
+
+def test_new_data_and_another_page_between_leave_the_place_as_it_was(browser, run_writer, tmp_path):
+    add_run = run_writer(tmp_path)
+    add_run(seed=1)
+    dashboard = Dashboard(tmp_path, tmp_path / "dashboard", [tmp_path / "runs"], [], watched=True, scrubber=Scrubber())
+    dashboard.build()
+    own = Tab(browser, tmp_path, NARROW)
+    page = own.go("#runs")
+    page.get_by_role("link", name="Overview").click()
+    page.wait_for_selector('#main[data-view="overview"]')
+    page.wait_for_function("document.getElementById('state').textContent.startsWith('following')")
+    page.evaluate("scrollTo(0, 300)")
+    # What the header says may make it higher.
+    top = page.evaluate("main.getBoundingClientRect().top")
+    add_run(seed=2)
+    dashboard.build()
+    page.wait_for_function("document.querySelector('.facts a').textContent === '2'")
+    assert page.evaluate("document.activeElement.tagName") == "H1"
+    assert page.evaluate("main.getBoundingClientRect().top") == pytest.approx(top, abs=2)
+    page.goto("about:blank")
+    page.go_back()
+    page.wait_for_selector('#main[data-view="overview"]')
+    assert page.evaluate("main.getBoundingClientRect().top") == pytest.approx(top, abs=2)
+    own.context.close()
+
+
+def test_a_search_and_a_link_to_the_shown_address_keep_the_place_to_go_back_to(tab):
+    page = tab((390, 400)).go("#runs")
+    page.locator("#search").fill("seed")
+    address = page.evaluate("location.hash")
+    page.locator("tbody a").last.scroll_into_view_if_needed()
+    # The link of the address that is shown.
+    page.evaluate("document.querySelector('[data-view=runs]').href = location.href")
+    page.evaluate("document.querySelector('[data-view=runs]').click()")
+    tops = page.evaluate("[scrollY, document.querySelector('.scroll').scrollTop]")
+    assert tops[0] > 0
+    assert tops[1] > 0
+    page.locator("tbody a").last.click()
+    page.wait_for_selector('#main[data-view="run"]')
+    page.evaluate("history.back()")
+    page.wait_for_selector('#main[data-view="runs"]')
+    assert page.evaluate("location.hash") == address
+    assert page.evaluate("[scrollY, document.querySelector('.scroll').scrollTop]") == pytest.approx(tops, abs=2)

@@ -8,6 +8,8 @@
   const themeButton = document.getElementById("theme");
   let numShown = 0;
   let built = null;
+  // How the view that is to be shown was come to; null: it is shown already, and drawn anew.
+  let arrival = null;
 
   function listViews() {
     const items = Dashboard.views
@@ -16,7 +18,7 @@
     document.getElementById("views").replaceChildren(...items);
   }
 
-  async function show(keepPlace = false) {
+  async function show() {
     numShown += 1;
     const own = numShown;
     const address = Address.read();
@@ -45,20 +47,42 @@
     }
     // Another view was asked for meanwhile.
     if (own !== numShown) return;
+    const came = arrival;
+    arrival = null;
     // A choice of the view that is shown draws it anew, too.
     const isChosen = main.dataset.view === address.view && main.querySelector(".choices :focus") !== null;
-    const keeps = keepPlace || isChosen;
-    const place = keeps ? Place.read(main) : null;
-    const height = main.style.minHeight;
-    if (keeps) main.style.minHeight = `${main.offsetHeight}px`;
+    const keeps = !came || (isChosen && !came.place);
+    const place = keeps ? { ...Place.read(main), height: main.offsetHeight } : came.place;
+    const height = keeps ? main.style.minHeight : "";
+    main.style.minHeight = place ? `${place.height}px` : "";
     main.replaceChildren(...content.flat().filter(Boolean));
     Plots.clear();
-    if (keeps) Place.restore(main, place);
-    main.style.minHeight = height;
     const heading = main.querySelector("h1");
+    if (heading) heading.tabIndex = -1;
+    if (place) Place.restore(main, place);
     document.title = `${heading ? heading.textContent : "Palimpsa"} · Palimpsa dashboard`;
-    if (!keeps) window.scrollTo(0, 0);
+    if (!keeps) {
+      // Who goes back is again at what they left by, where that is still there.
+      if (came.isByUser && heading && !main.querySelector(":focus")) heading.focus({ preventScroll: true });
+      window.scrollTo(0, place ? place.top + main.offsetTop : 0);
+    }
+    // Pictures that are still to be loaded have no height of their own yet.
+    if (keeps || [...main.querySelectorAll("img")].every((one) => one.complete)) main.style.minHeight = height;
     main.dataset.view = address.view;
+  }
+
+  // The first view takes no focus: nobody was anywhere on the page yet.
+  function arriveFirst() {
+    const place = Visits.begin();
+    arrival = { place: place && { ...place, focused: null }, isByUser: false };
+  }
+
+  function goOn() {
+    const isShown = Boolean(main.dataset.view);
+    // A view that did not come to be shown keeps the place of its last visit.
+    if (isShown && !arrival) Visits.end(main);
+    arrival = { place: Visits.begin(), isByUser: isShown };
+    if (Dashboard.get("index")) show();
   }
 
   // ---- light and dark
@@ -116,14 +140,16 @@
     Results.refresh();
     if (!isNew) return;
     Dashboard.forget();
-    show(!isFirst);
+    show();
     if (isFirst && index.watched) poll();
   }
 
   Dashboard.onReceive((key) => key === "index" && receiveIndex());
   listViews();
   setTheme(remembered());
-  window.addEventListener("hashchange", () => Dashboard.get("index") && show());
+  arriveFirst();
+  window.addEventListener("hashchange", goOn);
+  window.addEventListener("pagehide", () => main.dataset.view && !arrival && Visits.end(main));
   document.getElementById("skip").addEventListener("click", () => main.focus());
   window.addEventListener("keydown", (event) => {
     const isTyping = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);

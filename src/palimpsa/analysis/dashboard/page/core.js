@@ -112,6 +112,6 @@ const Address = {
   },
   // Without a new drawing of the view, which has drawn itself.
   replace(view, parts, options) {
-    history.replaceState(null, "", Address.write(view, parts, options));
+    history.replaceState(history.state, "", Address.write(view, parts, options));
   },
 };

@@ -21,7 +21,8 @@ function runLink(id, text) {
   return run ? link(text || Results.runName(run), Address.write("run", [id])) : text || "";
 }
 
-// Where somebody is on a page that is drawn anew: which element has the focus, the cursor in it, and what is unfolded.
+// Where somebody is on a page that is drawn anew: which element has the focus, the cursor in it, what is unfolded, and
+// how far tables are scrolled.
 const Place = (() => {
   const FOCUSED = "a, button, input, select, summary, [tabindex]";
   const OPEN = "details > summary";
@@ -46,13 +47,26 @@ const Place = (() => {
     return {
       focused: focused && focused[0],
       cursor: active.type === "search" ? [active.selectionStart, active.selectionEnd] : null,
-      open: [...named(main, OPEN)].filter(([, node]) => node.parentElement.open).map(([name]) => name),
+      open: [...named(main, OPEN)].map(([name, node]) => [name, node.parentElement.open]),
+      scrolled: [...main.querySelectorAll(".scroll")].map((node) => [
+        node.getAttribute("aria-label"),
+        [node.scrollLeft, node.scrollTop],
+      ]),
     };
   }
 
-  function restore(main, { focused, cursor, open }) {
+  function restore(main, { focused, cursor, open, scrolled }) {
     const folded = named(main, OPEN);
-    for (const name of open) if (folded.has(name)) folded.get(name).parentElement.open = true;
+    for (const [name, isOpen] of open) {
+      if (!folded.has(name)) continue;
+      const details = folded.get(name).parentElement;
+      details.open = isOpen;
+      // The browser tells of it later: what is drawn once it is unfolded is needed now.
+      details.dispatchEvent(new Event("toggle"));
+    }
+    const offsets = new Map(scrolled);
+    for (const node of main.querySelectorAll(".scroll"))
+      node.scrollTo(...(offsets.get(node.getAttribute("aria-label")) || [0, 0]));
     const node = focused && named(main, FOCUSED).get(focused);
     if (!node) return;
     node.focus({ preventScroll: true });
