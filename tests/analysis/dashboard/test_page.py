@@ -519,3 +519,29 @@ def test_a_search_and_a_link_to_the_shown_address_keep_the_place_to_go_back_to(t
     page.wait_for_selector('#main[data-view="runs"]')
     assert page.evaluate("location.hash") == address
     assert page.evaluate("[scrollY, document.querySelector('.scroll').scrollTop]") == pytest.approx(tops, abs=2)
+
+
+def test_axes_count_in_one_notation_which_agrees_with_their_title(tab):
+    page = tab().go("#speed")
+    page.locator("figure", has_text="Prefill throughput").first.scroll_into_view_if_needed()
+    wait_until_drawn(page)
+    ticks = page.evaluate(
+        """() => [...document.querySelectorAll("figure")]
+          .filter((one) => one.querySelector(".ytitle")?.textContent === "1,000 tokens a second")
+          .flatMap((one) => [...one.querySelectorAll(".ytick")].map((tick) => tick.textContent))"""
+    )
+    assert len(ticks) > 1
+    assert all(re.fullmatch(r"[\d,.]+", tick) for tick in ticks), ticks
+    # A window of many decades is told in powers of ten, at 1,000 as at a trillion.
+    page.evaluate(
+        """() => {
+          const line = { label: "a", look: Experiments.palette(0), x: [1, 2, 3], y: [1e3, 1e9, 1e15] };
+          const [x, y] = [{ title: "step", scale: "linear" }, { title: "tokens", scale: "log" }];
+          document.getElementById("main").prepend(Plots.lineFigure({ title: "windows", x, y, lines: [line] }));
+          scrollTo(0, 0);
+        }"""
+    )
+    wait_until_drawn(page)
+    ticks = page.locator(".plot").first.locator(".ytick").all_text_contents()
+    assert len(ticks) > 3
+    assert all(re.fullmatch(r"10\S*", tick.replace("\u200b", "")) for tick in ticks), ticks

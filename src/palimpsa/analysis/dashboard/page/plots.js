@@ -83,7 +83,8 @@ const Plots = (() => {
   }
 
   // options: title, describe (a sentence for who cannot see it), height, traces() and layout(), made anew for each theme;
-  // legend: [{ label, look, kind }] whose place is the `entry` of traces; onClick(point); table: { columns, rows() }.
+  // legend: [{ label, look, kind }] whose place is the `entry` of traces; onClick(point);
+  // table: { columns, rows(), title }, whose title is the figure's unless it has one.
   function figure(options) {
     const area = element("div", { class: "plot", style: `min-height:${options.height || 340}px` });
     area.setAttribute("role", "img");
@@ -168,12 +169,12 @@ const Plots = (() => {
     const details = element("details", { class: "numbers" }, element("summary", {}, "The numbers as a table"));
     details.addEventListener("toggle", () => {
       if (details.open && details.children.length === 1)
-        details.append(sortableTable(table.columns, table.rows(), { caption: title, page: 50 }));
+        details.append(sortableTable(table.columns, table.rows(), { caption: table.title || title, page: 50 }));
     });
     return details;
   }
 
-  // Ticks in plain numbers of a logarithmic axis of up to three decades; plotly's own of more.
+  // Ticks in plain numbers of a logarithmic axis of up to three decades; plotly's powers of ten of more.
   function logTicks(all) {
     const values = all.filter((value) => value > 0);
     const [low, high] = [Math.min(...values), Math.max(...values)];
@@ -183,23 +184,16 @@ const Plots = (() => {
     for (let power = Math.floor(Math.log10(low)) - 1; power <= Math.ceil(Math.log10(high)); power += 1) {
       tickvals.push(...steps.map((step) => Number((step * 10 ** power).toPrecision(3))));
     }
-    const large = (value) =>
-      [
-        [1e9, "G"],
-        [1e6, "M"],
-        [1e4, "k"],
-      ].find(([size]) => value >= size);
-    const ticktext = tickvals.map((value) =>
-      large(value) ? `${value / (large(value)[1] === "k" ? 1e3 : large(value)[0])}${large(value)[1]}` : String(value),
-    );
-    return { tickvals, ticktext };
+    // Without a letter for thousands: an axis may count in thousands itself.
+    return { tickvals, ticktext: tickvals.map((value) => (value >= 1e3 ? Numbers.grouped(value) : String(value))) };
   }
 
-  // Lines: [{ label, look, x, y, low, high, text, id, entry }]; axes: { title, scale }.
-  function lineFigure({ title, x, y, lines, height, describe, onClick, table }) {
+  // Lines: [{ label, look, x, y, low, high, text, id, entry }]; axes: { title, scale };
+  // tableTitle: of the table of its numbers, the figure's title unless given.
+  function lineFigure({ title, x, y, lines, height, describe, onClick, tableTitle }) {
     const scale = {
       log2: { type: "log" },
-      log: { type: "log" },
+      log: { type: "log", exponentformat: "power" },
       linear: {},
       category: { type: "category" },
       percent: { tickformat: ".0%" },
@@ -245,7 +239,7 @@ const Plots = (() => {
     const steps = y.scale === "log" ? logTicks(lines.flatMap((line) => line.y)) : {};
     const layout = () => ({
       xaxis: { title: { text: plain(x.title) }, ...scale[x.scale], ...ticks() },
-      yaxis: { title: { text: plain(y.title) }, ...scale[y.scale], ...steps },
+      yaxis: { title: { text: plain(y.title), standoff: 12 }, ...scale[y.scale], ...steps },
     });
     const columns = [
       { name: "line", key: "label" },
@@ -263,7 +257,7 @@ const Plots = (() => {
       onClick,
       legend: lines.length > 1 ? lines.map((line) => ({ label: line.label, look: line.look })) : [],
       describe: describe || `${title}: ${y.title} against ${x.title}. ${ends}.`.slice(0, 600),
-      table: table || { columns, rows },
+      table: { columns, rows, title: tableTitle },
     });
   }
 
