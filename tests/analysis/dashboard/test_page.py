@@ -428,6 +428,60 @@ def test_500_runs_draw_few_figures_at_load(browser, tmp_path):
     own.context.close()
 
 
+def test_a_page_of_nothing_begins_with_what_is_missing(browser, tmp_path):
+    Dashboard(tmp_path, tmp_path / "dashboard", [tmp_path / "runs"], [], scrubber=Scrubber()).build()
+    own = Tab(browser, tmp_path, WIDE)
+    page = own.go()
+    assert page.evaluate("document.querySelector('h1').nextElementSibling.matches('details.problems[open]')")
+    assert page.locator("details.problems").count() == 1
+    assert page.get_by_text("make mqar").is_visible()
+    # A checkpoint to inspect is one that a run has kept.
+    assert "trainer.keep_final=true" in own.go("#memory").locator("main").inner_text()
+    assert own.errors == []
+    own.context.close()
+
+
+def test_what_is_missing_is_folded_where_there_are_experiments(tab):
+    page = tab().go()
+    assert page.locator("details.problems").count() == 1
+    assert page.locator("details.problems[open]").count() == 0
+
+
+def test_a_run_at_work_without_a_job_or_a_curve_is_told_truly(browser, run_writer, tmp_path):
+    add_run = run_writer(tmp_path)
+    folder = add_run()
+    config = json.loads((folder / "result.json").read_text())["config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("result.json", "history.csv"):
+        (folder / name).rename(tmp_path / name)
+    (tmp_path / "runs/.progress").mkdir()
+    (tmp_path / "runs/.progress/num_jobs").write_text("9")
+    dashboard = Dashboard(tmp_path, tmp_path / "dashboard", [tmp_path / "runs"], [], scrubber=Scrubber())
+    own = Tab(browser, tmp_path, WIDE)
+    with hold_lock(folder / ".lock"):
+        dashboard.build()
+        text = own.go("#running").locator("main").inner_text()
+        assert "No run is at work now" not in text
+        assert "A run's curve comes from its history.csv" in text
+        assert "writes none" not in text
+        (tmp_path / "history.csv").rename(folder / "history.csv")
+        dashboard.build()
+        assert own.go("#running").locator(".plot").count() == 1
+    dashboard.build()
+    assert "No run is at work now" in own.go("#running").locator("main").inner_text()
+    own.context.close()
+
+
+@pytest.mark.parametrize("view", ["rates", "dynamics"])
+def test_an_address_of_an_experiment_that_is_gone_says_so_and_lists_the_others(view, tab):
+    page = tab().go(f"#{view}/nosuch")
+    assert page.locator("h1").inner_text() == "No such experiment"
+    assert page.locator(".plot").count() == 0
+    page.locator("main li a").first.click()
+    page.wait_for_selector("main .plot")
+    assert page.evaluate("Address.read().parts[0] === Results.experiments()[0].id")
+
+
 FOCUS = """() => {
   const node = document.activeElement;
   return [node.tagName, node.textContent, node.matches(":focus-visible")];
@@ -545,3 +599,13 @@ def test_axes_count_in_one_notation_which_agrees_with_their_title(tab):
     ticks = page.locator(".plot").first.locator(".ytick").all_text_contents()
     assert len(ticks) > 3
     assert all(re.fullmatch(r"10\S*", tick.replace("\u200b", "")) for tick in ticks), ticks
+
+
+@pytest.mark.parametrize("view", ["overview", "speed"])
+def test_every_table_of_a_view_has_a_name_of_its_own(view, tab):
+    page = tab().go(f"#{view}")
+    page.evaluate("[...document.querySelectorAll('details')].forEach((one) => (one.open = true))")
+    page.wait_for_timeout(50)
+    names = page.locator("[role=region]").evaluate_all("nodes => nodes.map((node) => node.getAttribute('aria-label'))")
+    assert names
+    assert sorted(set(names)) == sorted(names)

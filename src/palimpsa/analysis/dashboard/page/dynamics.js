@@ -4,6 +4,7 @@
 (() => {
   async function drawDynamics({ parts, options }) {
     const [own, known] = Experiments.find(parts[0], (one) => one.dynamics !== null);
+    if (!own && known.length) return Experiments.noSuch(known, "dynamics");
     const head = [
       element("h1", {}, "Learning dynamics"),
       element(

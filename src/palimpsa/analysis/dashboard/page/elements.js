@@ -99,8 +99,8 @@ function facts(pairs) {
   );
 }
 
-// What is missing or could not be read, of one view or of all.
-function problemList(view = null) {
+// What is missing or could not be read, of one view or of all; of all it is folded unless isOpen.
+function problemList(view = null, isOpen = false) {
   const rows = Dashboard.get("index").problems.filter(([own]) => view === null || own === view);
   if (!rows.length) return null;
   const items = rows.map(([, what, command]) =>
@@ -115,7 +115,7 @@ function problemList(view = null) {
     );
   return element(
     "details",
-    { class: "problems" },
+    { class: "problems", open: isOpen },
     element(
       "summary",
       {},

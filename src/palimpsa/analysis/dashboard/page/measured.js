@@ -63,7 +63,7 @@
               jobs.map((job) => bar(job.name, job.step, job.total, job.note)),
             )
           : element("p", {}, "No sweep is at work in these run directories."),
-        total > ended && !jobs.length
+        total > ended && !jobs.length && !statuses.some(([status]) => status === "running")
           ? element("p", {}, "No run is at work now. A sweep that was killed goes on by its same command.")
           : null,
       ),
@@ -106,13 +106,15 @@
           ? element(
               "p",
               {},
-              "Curves of runs that have not ended come from their offline W&B files; logger=csv writes none.",
+              "No run that has not ended has a curve here yet. A run's curve comes from its history.csv, and from its " +
+                "offline W&B files as long as it has none.",
             )
           : null,
     ];
   }
 
   function entries(list) {
+    const named = (entry, title) => `${title}, ${entry.subtitle}`;
     return list.map((entry) =>
       element(
         "section",
@@ -122,19 +124,20 @@
         element(
           "div",
           { class: "grid" },
-          entry.charts.map((chart) => Plots.indexChart(chart)),
+          entry.charts.map((chart) => Plots.indexChart({ ...chart, tableTitle: named(entry, chart.title) })),
         ),
-        entry.tables.map(folded),
+        entry.tables.map((table) => folded(table, named(entry, table.title))),
       ),
     );
   }
 
-  function folded(table) {
+  // Of several devices each has a table of the same title.
+  function folded(table, caption) {
     return element(
       "details",
       { class: "numbers" },
       element("summary", {}, `${table.title}: the whole table`),
-      plainTable(table),
+      plainTable({ ...table, title: caption }),
     );
   }
 
@@ -204,6 +207,15 @@
           "token? Each inspection has a page of its own.",
       ),
       problemList("memory"),
+      inspections.length
+        ? null
+        : element(
+            "p",
+            {},
+            "A finished run of text keeps its checkpoint. Any other keeps it where it was started with ",
+            element("code", {}, "trainer.keep_final=true"),
+            ".",
+          ),
       element(
         "div",
         { class: "pictures" },

@@ -24,8 +24,10 @@
       ],
       ["built", Dashboard.get("index").built.replace("T", " ").replace("+00:00", " UTC")],
     ]);
+    const hasNone = experiments.length === 0;
     return [
       element("h1", {}, "What was trained, and what came out"),
+      hasNone ? problemList(null, true) : null,
       element(
         "p",
         { class: "answer" },
@@ -33,7 +35,7 @@
           "a dot to see its config, commit and curves.",
       ),
       counts,
-      problemList(),
+      hasNone ? null : problemList(),
       ...experiments.map(card),
       pictures(),
     ];
@@ -181,7 +183,7 @@
         typeof point.customdata === "string" &&
         Results.run(point.customdata) &&
         (location.hash = Address.write("run", [point.customdata])),
-      table: { columns, rows },
+      table: { columns, rows, title: `Test accuracy: ${Experiments.name(experiment)}` },
     });
   }
 

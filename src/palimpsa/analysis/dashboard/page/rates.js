@@ -6,6 +6,7 @@
 
   function drawRates({ parts, options }) {
     const [own, known] = Experiments.find(parts[0], (one) => one.cells.length || one.losses.length);
+    if (!own && known.length) return Experiments.noSuch(known, "rates");
     const head = [
       element("h1", {}, "Learning rates"),
       element(
