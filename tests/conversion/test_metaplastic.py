@@ -301,6 +301,28 @@ def test_our_models_without_metaplasticity_are_converted_from_runs_and_folders(n
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("form", "G"), [("vector", None), ("grouped", 4), ("scalar", None)])
+def test_it_costs_what_the_page_says(form, G):
+    """Of the shape of Mamba-2's 130M, by its row of the table in docs/finetuning.md."""
+    from palimpsa.conversion.mamba2 import _model_config
+    from palimpsa.conversion.mamba2_options import Mamba2Options
+    from palimpsa.conversion.metaplastic import Conversion, metaplastic_config
+    from palimpsa.model.build import build_skeleton
+
+    sizes = {"vocab_size": 50288, "d_model": 768, "num_layers": 24, "num_heads": 24, "head_width": 64}
+    sizes |= {"state_size": 128, "num_groups": 1, "conv_width": 4, "conv_bias": True, "projection_bias": False}
+    options = Mamba2Options(**sizes, time_step_limit=(0.0, float("inf")), eps=1e-5, is_tied=True)
+    source = _model_config("mamba2", options, None)
+    own = metaplastic_config(source, Conversion(form=form, num_precisions=G))
+    with torch.device("meta"):
+        models = [build_skeleton(config) for config in (source, own)]
+    before, after = (model.num_parameters for model in models)
+    old, new = (next(model.mixers()).state_size for model in models)
+    grown = "twice the source's" if new == 2 * old else f"{100 * (new / old - 1):.2g}% more"
+    row = f"{(after - before) / 1e6:.2f}M, {100 * (after / before - 1):.1f}% | {new:,}, {grown} |"
+    assert row in (Path(__file__).resolve().parents[2] / "docs/finetuning.md").read_text()
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_without_precisions_it_is_the_control_in_our_layout(name, source, expected, tokens, tmp_path):
     model = metaplastic(source(name), tmp_path / "new", "--form", "none")
@@ -451,6 +473,17 @@ WRONG = {
             (f / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Planted()}, protocol=4)),
         ],
         "refused by torch.load(weights_only=True), which takes tensors and runs no code (Unsupported operand 149)",
+    ),
+    "a pickle cut short": (
+        lambda f: [
+            with_pickle(f, {"a": torch.ones(1000)}),
+            (f / "pytorch_model.bin").write_bytes((f / "pytorch_model.bin").read_bytes()[:2000]),
+        ],
+        "runs no code (PytorchStreamReader failed",
+    ),
+    "an empty pickle": (
+        lambda f: [with_pickle(f, {}), (f / "pytorch_model.bin").write_bytes(b"")],
+        "runs no code (EOFError)",
     ),
     "no list": (lambda f: with_config(f, architectures=5), "architectures: got 5, expected ['Mamba2ForCausalLM']"),
     "a word": (

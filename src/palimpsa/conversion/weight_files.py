@@ -113,7 +113,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         # Whatever a file that is none makes of the library.
         found = REFUSED_BY_TORCH.search(str(error))
-        reason = found[0] if found else type(error).__name__
+        first = str(error).partition("\n")[0]
+        reason = found[0] if found else type(error).__name__ if "weights_only" in first or not first else first[:200]
         raise ConfigError(
             f"{path}: refused by torch.load(weights_only=True), which takes tensors and runs no code ({reason})"
         ) from error
